@@ -1,0 +1,44 @@
+# make demo    set everything up and run the main job on the embedded default
+# make test    every test but those that need SLURM; sets everything up as well
+# make check   lint, types, unit tests
+# make bench   every benchmark, one table each
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+
+.PHONY: demo test check bench clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	@$(BIN)/python tuning/run_sweetspot_pipeline.py --model tiny --dataset arith --task math \
+		--total_data 3000 --sft_data 2000 --perplexity_thresholds 2.0 1.6 1.4 \
+		--do_sft --do_dpo --do_inference --do_evaluation
+
+test: $(READY_DEV)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests
+
+check: $(READY_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m unit tests
+
+bench: $(READY_DEV)
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+$(READY): requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(READY_DEV): $(READY) requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,52 @@
+"""A disk that fills up in the middle of a checkpoint leaves the last whole one, and the run says
+so.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import environment
+from tuning.config import PACKAGE
+from tuning.runs import manifest
+
+FLAGS = ("--model", "tiny", "--dataset", "arith", "--task", "math", "--train_size", "160",
+         "--do_training", "--save_steps", "4")  # fmt: skip
+
+LIMITED = """
+import resource, runpy, sys, threading, time, pathlib
+run = pathlib.Path(sys.argv[1])
+def limit():
+    while not (run / "checkpoint-8" / "manifest.json").exists():
+        time.sleep(0.005)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+threading.Thread(target=limit, daemon=True).start()
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_last_whole_checkpoint_is_left_and_named(tiny_home: Path) -> None:
+    run = tiny_home / "models" / "tiny_sft-arith-160"
+    command = [str(PACKAGE / "run_sft.py"), *FLAGS]
+    full = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(run), *command],
+        env=environment(tiny_home), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    said = full.stderr.strip().splitlines()[-1]
+    assert full.returncode == 1, full.stderr[-3000:]
+    assert "could not be written" in said
+    newest = manifest.newest_whole(run)
+    assert newest is not None
+    assert f"the last whole checkpoint is {newest.name}" in said
+    assert "Traceback" not in full.stderr
+    assert [path for _, path in manifest.checkpoints(run) if not manifest.is_whole(path)] == []
+
+    again = subprocess.run(
+        [sys.executable, *command],
+        env=environment(tiny_home), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert (run / "model" / "adapter_model.safetensors").exists()

@@ -1,0 +1,151 @@
+"""Whatever is killed at any moment continues when started again, and ends with the same results.
+
+One plan, with SFT, a sweetspot, and forks by DPO and KTO, is run undisturbed and then under fire:
+SIGTERM and SIGKILL of the launcher, of the supervisor and of the stage process, each at three
+moments drawn from a seed that is printed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import copy_home, environment
+from tuning.config import PACKAGE
+
+FLAGS = (
+    "--model", "tiny", "--dataset", "arith", "--task", "math",
+    "--total_data", "240", "--sft_data", "160", "--perplexity_thresholds", "5.0",
+    "--pft_method", "dpo", "kto", "--no_early_stop", "--no_references",
+    "--do_sft", "--do_dpo", "--do_inference", "--do_evaluation", "--experiment", "fire",
+)  # fmt: skip
+TARGETS = ("launcher", "supervisor", "stage")
+ROLES = ("sft", "dpo", "kto")
+TIMES = ("train_seconds",)
+
+
+def start(home: Path, log: Path) -> subprocess.Popen[bytes]:
+    """The pipeline in the background."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, str(PACKAGE / "run_sweetspot_pipeline.py"), *FLAGS],
+            env=environment(home), stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+
+
+def finish(home: Path, log: Path) -> None:
+    """Start the plan again until it is done; a stage that stopped without progress may take two."""
+    for _ in range(3):
+        if start(home, log).wait(timeout=600) == 0:
+            return
+    pytest.fail(log.read_text()[-4000:])
+
+
+def results(home: Path) -> list[dict[str, str]]:
+    """results.csv without times."""
+    with (home / "outputs/reports/fire/results.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of an experiment that nobody disturbed."""
+    home = copy_home(trained_home, tmp_path_factory.mktemp("undisturbed") / "home")
+    finish(home, home.parent / "log.txt")
+    return home
+
+
+def progress_of(home: Path, role: str) -> tuple[str, int]:
+    """(phase, position) of the stage that trains by `role`."""
+    for path in (home / "outputs/reports/fire/stages").glob("*.progress.json"):
+        if f"_{role}-arith" in path.name and "sweetspot-ppl" not in path.name.partition(role)[2]:
+            try:
+                told = json.loads(path.read_text())
+            except (OSError, json.JSONDecodeError):
+                continue
+            return told["phase"], told["at"]
+    return "", 0
+
+
+def children(pid: int) -> Iterator[int]:
+    """The processes that a process started."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
+    yield from map(int, listed.stdout.split())
+
+
+def victim(launcher: int, target: str, role: str) -> int | None:
+    """The process to aim at: the launcher, or the supervisor or stage of the run by `role`."""
+    if target == "launcher":
+        return launcher
+    for supervisor in children(launcher):
+        command = Path(f"/proc/{supervisor}/cmdline").read_bytes().decode().replace("\0", " ")
+        if (role == "sft" and "run_sft.py" in command) or f"--pft_method {role} " in command:
+            return supervisor if target == "supervisor" else next(children(supervisor), None)
+    return None
+
+
+class Fire:
+    """One experiment under fire: signals at moments, and a launcher that is started when there is
+    none.
+    """
+
+    def __init__(self, home: Path, log: Path) -> None:
+        self.home = home
+        self.log = log
+        self.launcher = start(home, log)
+        self.struck = 0
+
+    def strike(self, number: signal.Signals, target: str, role: str, step: int) -> None:
+        """Send a signal once the run by `role` has trained `step` steps; nothing if it is over."""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            if self.launcher.poll() is not None:
+                if self.launcher.returncode == 0:
+                    return
+                self.launcher = start(self.home, self.log)
+            phase, at = progress_of(self.home, role)
+            if (phase == "train" and at >= step) or phase in ("infer", "evaluate"):
+                aim = victim(self.launcher.pid, target, role)
+                if aim is not None:
+                    os.kill(aim, number)
+                    self.struck += 1
+                    break
+            time.sleep(0.02)
+        if target == "launcher":
+            code = self.launcher.wait(timeout=120)
+            assert code == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+
+    def cease(self) -> None:
+        """Let the experiment come to its end."""
+        if self.launcher.wait(timeout=600) != 0:
+            finish(self.home, self.log)
+
+
+@pytest.mark.xdist_group("kills")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+@pytest.mark.parametrize("target", TARGETS)
+def test_results_are_those_of_an_undisturbed_run(
+    undisturbed: Path, trained_home: Path, tmp_path: Path, target: str, number: signal.Signals
+) -> None:
+    seed = int(os.environ.get("TUNING_TEST_SEED") or random.SystemRandom().randrange(10**6))
+    rng = random.Random(f"{seed}{target}{number}")
+    moments = [(role, rng.randint(1, 15)) for role in ROLES]
+    print(f"TUNING_TEST_SEED={seed}: {number.name} to the {target} at {moments}")
+    fire = Fire(copy_home(trained_home, tmp_path / "home"), tmp_path / "log.txt")
+    for role, step in moments:
+        fire.strike(number, target, role, step)
+    fire.cease()
+    assert fire.struck >= 2, fire.log.read_text()[-4000:]
+    assert results(fire.home) == results(undisturbed)

@@ -1,0 +1,113 @@
+"""The one door to training and test data: a pool of a dataset by name, as plain rows in one seeded
+order.
+
+    sft, validation   {"prompt": [messages], "completion": [messages]} preference        {"prompt":
+    [messages], "chosen": [messages], "rejected": [messages], "answer"?} test
+    {"prompt": [messages], "answer": str}
+
+A subset is a prefix of its pool, so that subsets are nested. No pool shares a prompt with another.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Protocol
+
+from tuning import config
+from tuning.runs.errors import UserError, choose
+
+Row = dict[str, Any]
+
+POOL_OF_TYPE = {"sft": "sft", "pt": "preference"}
+LATER = ("gsm8k", "tuluif")
+
+
+class Loader(Protocol):
+    """What a dataset brings: a version that changes with its content, and its pools."""
+
+    def version(self) -> str: ...
+
+    def pool(self, name: str) -> list[Row]: ...
+
+    def size(self, name: str) -> int: ...
+
+
+class _Arith:
+    """The synthetic dataset, made once a process."""
+
+    def __init__(self) -> None:
+        from tuning.data import arith
+
+        self._arith = arith
+        self._pools: dict[str, list[Row]] = {}
+
+    def version(self) -> str:
+        return self._arith.VERSION
+
+    def pool(self, name: str) -> list[Row]:
+        self._pools = self._pools or self._arith.pools()
+        return self._pools[name]
+
+    def size(self, name: str) -> int:
+        return {
+            "sft": self._arith.SFT,
+            "preference": self._arith.PREFERENCE,
+            "validation": self._arith.VALIDATION,
+            "test": self._arith.TEST,
+        }[name]
+
+
+@lru_cache(maxsize=8)
+def _loader(entry_name: str, path: str) -> Loader:
+    from tuning.data import hf_dataset
+
+    entry = config.collections().datasets[entry_name]
+    if entry.loader == "arith":
+        return _Arith()
+    if entry.loader == "jsonl":
+        return hf_dataset.JsonLines(entry, config.collections_path().parent)
+    if entry.loader in LATER:
+        raise UserError(
+            f"dataset '{entry_name}' has no loader yet in this version; 'arith' works, and "
+            f"your own files do with 'loader: jsonl' in {config.collections_path().name}."
+        )
+    choose(f"loader of dataset '{entry_name}':", entry.loader, ("arith", "jsonl", *LATER))
+    raise AssertionError("choose() raises for what is not listed")
+
+
+def loader(dataset: str) -> Loader:
+    """The loader of a dataset of collections.yaml."""
+    config.collections().dataset(dataset)
+    return _loader(dataset, str(config.collections_path()))
+
+
+def version(dataset: str) -> str:
+    """Changes when the content of the dataset does; part of a run's hash."""
+    return loader(dataset).version()
+
+
+def pool_size(dataset: str, pool: str) -> int:
+    """How many rows a pool has."""
+    return loader(dataset).size(pool)
+
+
+def require(dataset: str, pool: str, size: int, what: str) -> None:
+    """Raise UserError unless `size` is at least one and the pool has that many rows."""
+    if size < 1:
+        raise UserError(f"{what} is {size}; it must be at least 1.")
+    if size > (there := pool_size(dataset, pool)):
+        raise UserError(
+            f"{what} is {size}, but the {pool} pool of '{dataset}' has only {there} examples."
+        )
+
+
+def rows(dataset: str, pool: str, size: int | None = None) -> list[Row]:
+    """The first `size` rows of a pool; all without a size."""
+    if size is not None:
+        require(dataset, pool, size, f"the size asked of '{dataset}'")
+    return loader(dataset).pool(pool)[:size]
+
+
+def prompt_text(row: Row) -> str:
+    """The words of a prompt without its chat template; what makes two rows the same problem."""
+    return "\n".join(message["content"] for message in row["prompt"])

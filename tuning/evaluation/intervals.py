@@ -1,0 +1,64 @@
+"""How sure a score is: 95% intervals over prompts, and paired comparisons on the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Z = 1.959963984540054
+"""The 97.5% quantile of the standard normal distribution."""
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its 95% interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """The mean over prompts of scores in [0, 1], with 1.96 standard errors on either side.
+
+    Prompts are the independent units, not samples (Miller 2024, "Adding Error Bars to Evals",
+    section 2). Where all prompts score alike the standard error says nothing and Wilson's interval
+    is taken.
+    """
+    scores = np.asarray(values, dtype=float)
+    if scores.size == 0:
+        raise ValueError("an interval needs at least one prompt")
+    mean = float(scores.mean())
+    if scores.size == 1 or np.ptp(scores) == 0:
+        return wilson(mean, scores.size)
+    error = Z * float(scores.std(ddof=1)) / np.sqrt(scores.size)
+    return Interval(estimate=mean, low=max(0.0, mean - error), high=min(1.0, mean + error))
+
+
+def wilson(share: float, trials: int) -> Interval:
+    """Wilson's score interval of a binomial share (Wilson 1927)."""
+    centre = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
+    half = Z * np.sqrt(share * (1 - share) / trials + Z**2 / (4 * trials**2)) / (1 + Z**2 / trials)
+    return Interval(
+        estimate=share,
+        low=max(0.0, min(share, float(centre - half))),
+        high=min(1.0, max(share, float(centre + half))),
+    )
+
+
+def paired_difference(
+    ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray, seed: int = 0
+) -> Interval:
+    """Mean of ours - theirs over the same prompts, with a percentile bootstrap over prompts."""
+    differences = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    if differences.size == 0:
+        raise ValueError("a comparison needs at least one prompt")
+    draw = np.random.default_rng(seed).integers(
+        0, differences.size, size=(RESAMPLES, differences.size)
+    )
+    means = differences[draw].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(estimate=float(differences.mean()), low=float(low), high=float(high))

@@ -1,0 +1,84 @@
+"""Perplexity of the responses of a pool: one forward pass, both definitions.
+
+Token-level: exp of the negative log-likelihood summed over all response tokens, divided by their
+number. Sample mean: the mean over samples of each sample's own perplexity; long and short answers
+weigh the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A prompt and its response as token ids."""
+
+    prompt: list[int]
+    response: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """What was measured on a pool."""
+
+    token_level: float
+    sample_mean: float
+    tokens: int
+    samples: int
+
+
+def measure(model: PreTrainedModel, pool: Sequence[Encoded], *, batch_size: int = 64) -> Perplexity:
+    """The perplexity of the responses in `pool` under `model`; dropout is off while it measures."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    losses, counts = [], []
+    order = sorted(range(len(pool)), key=lambda i: len(pool[i].prompt) + len(pool[i].response))
+    with torch.no_grad():
+        for start in range(0, len(pool), batch_size):
+            nll, tokens = _batch(model, [pool[i] for i in order[start : start + batch_size]])
+            losses += nll.tolist()
+            counts += tokens.tolist()
+    model.train(was_training)
+    return Perplexity(
+        token_level=_exp(math.fsum(losses) / sum(counts)),
+        sample_mean=math.fsum(_exp(a / b) for a, b in zip(losses, counts, strict=True)) / len(pool),
+        tokens=sum(counts),
+        samples=len(pool),
+    )
+
+
+def _batch(model: PreTrainedModel, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed negative log-likelihood and number of response tokens of each row; both of shape
+    (rows,).
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = [torch.tensor(row.prompt + row.response) for row in rows]
+    labels = [torch.tensor([-100] * len(row.prompt) + row.response) for row in rows]
+    mask = [torch.ones_like(sequence) for sequence in ids]
+    device = next(model.parameters()).device
+    batch, target, attention = (
+        pad_sequence(list(part), batch_first=True, padding_value=fill).to(device)
+        for part, fill in ((ids, 0), (labels, -100), (mask, 0))
+    )
+    logits = model(input_ids=batch, attention_mask=attention, use_cache=False).logits[:, :-1]
+    target = target[:, 1:]
+    nll = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), target, ignore_index=-100, reduction="none"
+    )
+    return nll.double().sum(dim=1).cpu(), (target != -100).sum(dim=1).cpu()
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))

@@ -1,0 +1,230 @@
+"""Configs are dataclasses; flags, YAML overrides and command lines are derived from them, never
+written twice.
+
+A config is a dataclass, and a run config is a dataclass of such parts. Field names are unique
+across the parts of a run, so that every setting has one flat name: the flag `--learning_rate` and
+the YAML key `learning_rate`. The line of documentation under a field is its `--help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from functools import cache
+from typing import Any, TypeVar
+
+from tuning.runs.errors import UserError, choose
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line and whose flags take `-` and `_` alike."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(**kwargs)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        import sys
+
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_args([_underscored(word) for word in given], namespace)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        for word in unknown:
+            if word.startswith("--"):
+                flags = [f for action in self._actions for f in action.option_strings]
+                choose("flag", word.partition("=")[0], [f for f in flags if f.startswith("--")])
+        return found, unknown
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}. See --help.")
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+@cache
+def documentation(config: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass and of those that it extends."""
+    found: dict[str, str] = {}
+    for owner in reversed(config.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, below in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                found[statement.target.id] = " ".join(str(below.value.value).split())
+    return found
+
+
+@cache
+def _hints(config: type) -> dict[str, Any]:
+    return typing.get_type_hints(config)
+
+
+def settable(config: type) -> list[Field[Any]]:
+    """The fields of a dataclass that a person may set."""
+    return [f for f in fields(config) if f.metadata.get("flag", True)]
+
+
+def _scalar(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
+    """(type, whether it takes several values, allowed values) of a field."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return _scalar(typing.get_args(hint)[0])[0], True, ()
+    if typing.get_origin(hint) is typing.Literal:
+        return str, False, typing.get_args(hint)
+    return hint, False, ()
+
+
+def coerce(config: type, name: str, value: Any, where: str) -> Any:
+    """`value` as the type of a field; a UserError says where one that does not fit came from."""
+    kind, several, allowed = _scalar(_hints(config)[name])
+    if value is None:
+        return None
+    if several:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_one(kind, v, name, where) for v in values)
+    if allowed:
+        return choose(f"{where}{name}", str(value), [str(option) for option in allowed])
+    return _one(kind, value, name, where)
+
+
+def _one(kind: type, value: Any, name: str, where: str) -> Any:
+    try:
+        if kind is bool:
+            return _truth(value)
+        if kind is int and (isinstance(value, bool) or float(value) != int(float(value))):
+            raise ValueError
+        return int(float(value)) if kind is int else kind(value)
+    except (TypeError, ValueError, OverflowError):
+        words = {int: "a whole number", float: "a number", bool: "true or false"}
+        raise UserError(
+            f"{where}{name} is '{value}'; it must be {words.get(kind, kind.__name__)}."
+        ) from None
+
+
+def _truth(value: Any) -> bool:
+    text = str(value).lower()
+    if text in ("true", "yes", "y", "1", "on"):
+        return True
+    if text in ("false", "no", "n", "0", "off"):
+        return False
+    raise ValueError
+
+
+def add_flags(
+    parser: argparse.ArgumentParser,
+    config: type,
+    *,
+    prefix: str = "",
+    skip: Iterable[str] = (),
+    title: str | None = None,
+) -> None:
+    """A flag for every settable field; none has a default, so that what was given can be told."""
+    group = parser.add_argument_group(title or f"{config.__name__} settings")
+    for entry in settable(config):
+        if entry.name in skip:
+            continue
+        _, several, allowed = _scalar(_hints(config)[entry.name])
+        group.add_argument(
+            f"--{prefix}{entry.name}",
+            nargs="+" if several else None,
+            default=argparse.SUPPRESS,
+            metavar="|".join(str(a) for a in allowed) if allowed else entry.name.upper(),
+            help=_help(config, entry),
+        )
+
+
+def _help(config: type, entry: Field[Any]) -> str:
+    text = documentation(config).get(entry.name, "").replace("%", "%%")
+    default = entry.default
+    if default is MISSING or default in (None, ()):
+        return text
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{text} (default: {shown})"
+
+
+def given(args: argparse.Namespace, configs: Iterable[type], prefix: str = "") -> dict[str, Any]:
+    """What the command line set of the fields of `configs`, typed."""
+    found = {}
+    for config in configs:
+        for entry in settable(config):
+            flag = prefix + entry.name
+            if hasattr(args, flag):
+                found[entry.name] = coerce(config, entry.name, getattr(args, flag), "--" + prefix)
+    return found
+
+
+def build(config: type[T], values: Mapping[str, Any], **fixed: Any) -> T:
+    """A config from those of `values` that are its fields, and from `fixed`."""
+    names = {f.name for f in fields(config)}  # type: ignore[arg-type]
+    return config(**({k: v for k, v in values.items() if k in names} | fixed))
+
+
+def override(configs: Sequence[type], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`values` of a YAML mapping as typed settings of `configs`; an unknown name is a UserError."""
+    owners = {f.name: config for config in configs for f in settable(config)}
+    found = {}
+    for name, value in values.items():
+        choose(f"setting in {where}:", name, sorted(owners))
+        found[name] = coerce(owners[name], name, value, f"{where}: ")
+    return found
+
+
+def restore(config: type[T], values: Mapping[str, Any]) -> T:
+    """A config from what `plain()` made of it."""
+    hints = _hints(typing.cast(type, config))
+    arguments = {}
+    for entry in fields(config):  # type: ignore[arg-type]
+        if entry.name not in values:
+            continue
+        value, hint = values[entry.name], hints[entry.name]
+        arms = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
+        nested = next((arm for arm in arms if hasattr(arm, "__dataclass_fields__")), None)
+        if value is not None and nested is not None:
+            value = restore(nested, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[entry.name] = value
+    return config(**arguments)
+
+
+def plain(config: Any) -> Any:
+    """A config as JSON values, with every field."""
+    if hasattr(config, "__dataclass_fields__"):
+        return {f.name: plain(getattr(config, f.name)) for f in fields(config)}
+    return [plain(v) for v in config] if isinstance(config, tuple) else config
+
+
+def command_line(configs: Mapping[str, tuple[Any, Any]] | Sequence[tuple[Any, Any]]) -> list[str]:
+    """The flags that lead from the defaults to a config, for (config, default) pairs."""
+    pairs = configs.values() if isinstance(configs, Mapping) else configs
+    words: list[str] = []
+    for config, default in pairs:
+        for entry in settable(type(config)):
+            value = getattr(config, entry.name)
+            if value == getattr(default, entry.name) or value is None:
+                continue
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{entry.name}", *(str(v) for v in values)]
+    return words

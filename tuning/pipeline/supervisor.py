@@ -1,0 +1,195 @@
+"""Starts one stage command, outlives it, and decides what its end means. The same under every
+launcher; no torch.
+
+    python -m tuning.pipeline.supervisor --record FILE --log FILE -- python tuning/run_sft.py ...
+
+Passes SIGTERM, SIGINT and SIGUSR1 on, and ends with its own parent. Starts the stage again when it
+saved and stopped (75) without this process having been asked to stop, and when it was killed by
+signal 9 with progress since it began and no sign of memory exhaustion. Writes how the stage ended,
+and why, to the record and to the run's status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tuning.runs import atomic
+from tuning.runs.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR
+from tuning.runs.interrupt import PARENT_VARIABLE
+from tuning.runs.lock import Lock
+from tuning.runs.rundir import PROGRESS_VARIABLE, RunDirectory
+
+POLL_SECONDS = 0.1
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a stage ended: its state, the exit code to pass on, and why."""
+
+    state: str
+    code: int
+    reason: str = ""
+
+
+def decide(code: int, *, asked: bool, progressed: bool, out_of_memory: bool) -> str:
+    """`again`, or the state in which a stage is left, from its exit code (-N for signal N).
+
+    `asked`: whether this supervisor was asked to stop; `progressed`: since the stage was started.
+    """
+    if code == EXIT_DONE:
+        return "done"
+    if code == EXIT_AGAIN or code == -signal.SIGTERM:
+        if asked:
+            return "stopped"
+        return "again" if progressed else "failed"
+    if code == -signal.SIGKILL and not out_of_memory:
+        return "stopped" if asked else "again" if progressed else "failed"
+    return "failed"
+
+
+class Supervisor:
+    """One stage from its first start to its end."""
+
+    def __init__(self, command: Sequence[str], record: Path, log: Path) -> None:
+        self.command = list(command)
+        self.record = record
+        self.log = log
+        self.asked = False
+        self._child: subprocess.Popen[bytes] | None = None
+        self._parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid())
+
+    @property
+    def progress_file(self) -> Path:
+        """Where the stage says how far it is."""
+        return self.record.with_suffix(".progress.json")
+
+    def run(self) -> Ending:
+        """Run the stage to its end; the record is written whole."""
+        for number in PASSED_ON:
+            signal.signal(number, lambda number, _frame: self._pass_on(number))
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        attempts = 0
+        while True:
+            attempts += 1
+            before, memory = self._progress(), oom_kills()
+            with self.log.open("ab") as log:
+                code = self._attempt(log)
+            verdict = decide(
+                code,
+                asked=self.asked,
+                progressed=self._progress() != before,
+                out_of_memory=oom_kills() > memory,
+            )
+            if verdict != "again":
+                break
+        ending = self._ending(verdict, code, out_of_memory=oom_kills() > memory)
+        atomic.write_json(self.record, asdict(ending) | {"attempts": attempts})
+        self._mark_run(ending)
+        return ending
+
+    def _attempt(self, log: IO[bytes]) -> int:
+        environment = os.environ | {
+            PARENT_VARIABLE: str(os.getpid()),
+            PROGRESS_VARIABLE: str(self.progress_file),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._child = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+        if self.asked:
+            self._child.terminate()
+        while (code := self._child.poll()) is None:
+            if os.getppid() != self._parent and not self.asked:
+                self._pass_on(signal.SIGTERM)
+            time.sleep(POLL_SECONDS)
+        return code
+
+    def _pass_on(self, number: int) -> None:
+        self.asked = True
+        if self._child is not None and self._child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    def _progress(self) -> Any:
+        found = atomic.read_json(self.progress_file) or {}
+        return (found.get("directory"), found.get("phase"), found.get("at"))
+
+    def _ending(self, verdict: str, code: int, *, out_of_memory: bool) -> Ending:
+        if verdict == "done":
+            said = last_line(self.log)
+            if said.startswith("skipped: "):
+                return Ending(state="skipped", code=0, reason=said.removeprefix("skipped: "))
+            return Ending(state="done", code=0)
+        if verdict == "stopped":
+            return Ending(state="pending", code=EXIT_AGAIN, reason="stopped on request")
+        if out_of_memory:
+            return Ending(state="failed", code=EXIT_FAILED, reason="out of memory")
+        if code < 0:
+            name = signal.Signals(-code).name
+            return Ending(state="failed", code=EXIT_FAILED, reason=f"killed by {name}")
+        if code == EXIT_AGAIN:
+            return Ending(state="failed", code=1, reason="stopped twice without progress")
+        reason = last_line(self.log).removeprefix("error: ")
+        return Ending(
+            state="failed", code=code if code == EXIT_USER_ERROR else EXIT_FAILED, reason=reason
+        )
+
+    def _mark_run(self, ending: Ending) -> None:
+        """A stage that was killed could not say so itself."""
+        found = atomic.read_json(self.progress_file) or {}
+        if ending.state != "failed" or not found.get("directory"):
+            return
+        directory = RunDirectory(Path(found["directory"]))
+        if directory.status["state"] == "running" and Lock(directory.path).holder() is None:
+            directory.write_status("failed", ending.reason)
+
+
+def last_line(log: Path) -> str:
+    """The last line that was printed; what a progress bar overwrote does not count."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 8192))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+        return lines[-1].rpartition("\r")[2].strip() if lines else ""
+    return ""
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for memory in this process's cgroup; 0 where it cannot be
+    told.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        group = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].partition("::")[2]
+        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text().split()
+        return int(events[events.index("oom_kill") + 1])
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of the stage, as decided."""
+    from tuning.flags import Parser
+
+    parser = Parser(prog="python -m tuning.pipeline.supervisor", description=__doc__)
+    parser.add_argument("--record", type=Path, required=True, help="where to write how it ended")
+    parser.add_argument("--log", type=Path, required=True, help="where the stage's output goes")
+    words = list(sys.argv[1:] if argv is None else argv)
+    split = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:split])
+    return Supervisor(words[split + 1 :], args.record, args.log).run().code
+
+
+if __name__ == "__main__":
+    from tuning.entry import run
+
+    run(main)

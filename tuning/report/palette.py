@@ -1,0 +1,77 @@
+"""One colour a run, the same in every figure and table of the page, on light and dark paper.
+
+The hues are those of Okabe and Ito (2008), which people with any colour vision can tell apart.
+Figures are drawn in the light colours; on the page each becomes a CSS variable, so that a dark page
+takes the dark ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tuning.report.rows import Row
+
+NEUTRAL = {
+    "ink": ("#1b1f24", "#e8eaed"),
+    "muted": ("#626a73", "#a3abb5"),
+    "grid": ("#dde1e6", "#343b44"),
+    "card": ("#fffffe", "#1a1e24"),
+}
+SERIES = {
+    "base": ("#83898f", "#9aa1a9"),
+    "sft": ("#0072b2", "#56b4e9"),
+    "whole": ("#23406f", "#aac4f2"),
+    "pref": ("#b0528d", "#de97c3"),
+    "spot-0": ("#d98900", "#f0b13c"),
+    "spot-1": ("#009e73", "#3cc9a0"),
+    "spot-2": ("#d5480a", "#f58a55"),
+    "spot-3": ("#7a5bc0", "#b7a0ee"),
+    "spot-4": ("#8a7a1f", "#d3c25c"),
+    "spot-5": ("#4aa3d9", "#8fd0f7"),
+}
+COLOURS = NEUTRAL | SERIES
+INK, MUTED, GRID, CARD = (NEUTRAL[name][0] for name in ("ink", "muted", "grid", "card"))
+MARKERS = {"dpo": "o", "kto": "s", "grpo": "^"}
+DASHES = {"dpo": "-", "kto": (0, (5, 1.6)), "grpo": (0, (1.5, 1.3))}
+
+
+def with_variables(svg: str) -> str:
+    """Replace the light colours by the variables of the page."""
+    for name, (light, _) in COLOURS.items():
+        svg = svg.replace(light, f"var(--{name})")
+    return svg
+
+
+def css_variables(dark: bool) -> str:
+    """The declarations of all colours."""
+    return " ".join(f"--{name}: {pair[dark]};" for name, pair in COLOURS.items())
+
+
+class Palette:
+    """Which run has which colour: a sweetspot and its forks share one."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        spots = [row.threshold for row in rows if row.role in ("sweetspot", "fork")]
+        self._spots = list(dict.fromkeys(spots))
+
+    def name(self, row: Row) -> str:
+        """The name of the CSS variable."""
+        if row.role in ("sweetspot", "fork"):
+            return f"spot-{self._spots.index(row.threshold) % 6}"
+        return {"sft": "sft", "reference_sft": "whole", "reference_pt": "pref"}.get(
+            row.role, "base"
+        )
+
+    def __getitem__(self, row: Row) -> str:
+        """The colour on light paper."""
+        return SERIES[self.name(row)][0]
+
+
+def marker(method: str | None) -> str:
+    """The marker of a preference method."""
+    return MARKERS.get(method or "", "D")
+
+
+def dashes(method: str | None) -> object:
+    """The line style of a preference method."""
+    return DASHES.get(method or "", "-")

@@ -1,0 +1,141 @@
+"""The rows as text: results.csv for programs, and an aligned table for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from tuning.report.rows import Row
+
+COLUMNS = (
+    "run_name", "stage", "pft_method", "parent", "threshold", "perplexity", "sft_data_used",
+    "pft_data", "total_data", "pass_at_1", "pass_at_1_low", "pass_at_1_high", "pass_at_k",
+    "prompts", "samples", "train_tokens", "train_seconds", "config_hash", "seed", "note",
+)  # fmt: skip
+NAME_WIDTH = 46
+NOTE_WIDTH = 56
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """results.csv; an empty field stands for what is not known."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        values = _values(row)
+        writer.writerow([_plain(values[column]) for column in COLUMNS])
+    return buffer.getvalue()
+
+
+def _values(row: Row) -> dict[str, Any]:
+    scores = row.scores
+    first = scores.first if scores else (None, None, None)
+    return {
+        "run_name": row.run_name,
+        "stage": row.role,
+        "pft_method": row.pft_method,
+        "parent": row.parent,
+        "threshold": row.threshold,
+        "perplexity": row.perplexity,
+        "sft_data_used": row.sft_data_used,
+        "pft_data": row.pft_data,
+        "total_data": row.total_data,
+        "pass_at_1": first[0],
+        "pass_at_1_low": first[1],
+        "pass_at_1_high": first[2],
+        "pass_at_k": scores.pass_at_k[scores.largest_k][0] if scores else None,
+        "prompts": scores.prompts if scores else None,
+        "samples": scores.samples if scores else None,
+        "train_tokens": row.cost.tokens if row.cost else None,
+        "train_seconds": row.cost.seconds if row.cost else None,
+        "config_hash": row.config_hash,
+        "seed": row.seed,
+        "note": row.note,
+    }
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    return repr(round(value, 6)) if isinstance(value, float) else str(value)
+
+
+def terminal_table(rows: Sequence[Row]) -> str:
+    """The table for people: numbers under each other, a reason where there are none."""
+    largest = max((row.scores.largest_k for row in rows if row.scores), default=1)
+    header = [
+        "run",
+        "ppl",
+        "SFT",
+        "pref",
+        "pass@1 [95% interval]",
+        f"pass@{largest}",
+        "tokens",
+        "s",
+    ]
+    if largest == 1:
+        header[5] = ""
+    cells = [_cells(row) for row in rows]
+    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+    lines = [_line(header, widths), "  ".join("─" * width for width in widths if width)]
+    for row, line in zip(rows, cells, strict=True):
+        if row.note and row.scores is None:
+            known = line[:4] if row.sft_data_used is not None else line[:1]
+            lines.append(f"{_line(known, widths)}  {shorten(row.note, NOTE_WIDTH)}")
+        else:
+            lines.append(_line(line, widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cells(row: Row) -> list[str]:
+    scores, cost = row.scores, row.cost
+    name = shorten(row.run_name, NAME_WIDTH)
+    first = "{:.3f} [{:.3f}, {:.3f}]".format(*scores.first) if scores else "–"
+    several = scores is not None and scores.largest_k > 1
+    return [
+        name,
+        perplexity(row.perplexity),
+        count(row.sft_data_used),
+        count(row.pft_data),
+        first,
+        f"{scores.pass_at_k[scores.largest_k][0]:.3f}" if scores and several else "",
+        tokens(cost.tokens) if cost else "–",
+        f"{cost.seconds:.0f}" if cost else "–",
+    ]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    right = [
+        f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=False) if width
+    ]
+    return "  ".join([f"{cells[0]:<{widths[0]}}", *right])
+
+
+def perplexity(value: float | None) -> str:
+    """1.3847 -> 1.38, 1234.5 -> 1234"""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if value < 100 else f"{value:.4g}"
+
+
+def count(value: int | None) -> str:
+    """1234 -> 1,234"""
+    return f"{value:,}" if value is not None else "–"
+
+
+def tokens(value: int) -> str:
+    """1234567 -> 1.23M"""
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return str(value)
+
+
+def shorten(text: str, width: int) -> str:
+    """Text of at most `width` characters, with an ellipsis in its middle where it is longer."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"

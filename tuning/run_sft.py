@@ -1,0 +1,88 @@
+"""Supervised fine-tuning of a base model, with sweetspot checkpoints where thresholds are given.
+
+    python tuning/run_sft.py --model tiny --dataset arith --task math --train_size 2000 \\
+        --do_training --do_inference --do_evaluation
+
+Writes TUNING_HOME/models/{run}/ (the adapter in model/, sweetspots in checkpoint-sweetspot-*/) and
+TUNING_HOME/outputs/{task}/{run}/ (responses.jsonl, scores.json). Run again, it does what is
+missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tuning import config as site
+from tuning.flags import Parser, add_flags, given
+
+
+def parser() -> Parser:
+    """The flags: what to train on, what to do, and every setting."""
+    from tuning.evaluation.config import PassAtKConfig
+    from tuning.training import stage
+    from tuning.training.config_training import SFT_PARTS
+
+    made = Parser(prog="run_sft.py", description=__doc__)
+    made.add_argument("--model", required=True, help="collections.yaml key, hub id or local folder")
+    made.add_argument("--dataset", required=True, help="a dataset of the task")
+    made.add_argument("--task", required=True, help="math or instruction (gsm8k, ifeval)")
+    made.add_argument("--train_size", required=True, type=int, help="SFT examples")
+    stage.add_options(made)
+    for part in (*SFT_PARTS, PassAtKConfig):
+        add_flags(made, part)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of the stage."""
+    args = parser().parse_args(argv)
+    from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
+    from tuning.runs import interrupt
+    from tuning.runs.rundir import RunDirectory, locate
+    from tuning.training import parents, stage
+    from tuning.training.config_training import SFT_PARTS, sft_config
+
+    options = stage.options(args)
+    config = sft_config(
+        model=args.model, dataset=args.dataset, task=args.task, train_size=args.train_size,
+        values=given(args, SFT_PARTS),
+    )  # fmt: skip
+    sampling = sampling_config(args.model, given(args, (PassAtKConfig,)))
+    parents.require_base(config.model)
+    site.require_writable_home()
+    interrupt.install()
+    directory = RunDirectory(locate(site.models_dir(), config.run_name, config.hash))
+    if options.do_training:
+
+        def body(directory: RunDirectory, report_to: list[str]) -> None:
+            from tuning.training.sft_training import train
+
+            train(config, directory, report_to)
+
+        directory = stage.train(config.identity(config.run_name, None), body, options)
+    if options.do_inference or options.do_evaluation:
+        stage.require_trained(directory, parents.sft_command(config))
+
+        def load() -> tuple[Any, Any]:
+            from tuning.training import models
+
+            return models.load_artifact(config.model, directory), models.load_tokenizer(
+                config.model
+            )
+
+        stage.evaluate(
+            evaluation_config(
+                model=args.model, artifact=directory.name, artifact_hash=config.hash,
+                dataset=args.dataset, task=config.task, sampling=sampling,
+            ),
+            load,
+            options,
+        )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    from tuning.entry import run
+
+    run(main)

@@ -1,0 +1,179 @@
+"""The sweetspot experiment: SFT with checkpoints at perplexity sweetspots, a fork from each, and
+what it was worth.
+
+    python tuning/run_sweetspot_pipeline.py --model tiny --dataset arith --task math \\
+        --total_data 3000 --sft_data 2000 --perplexity_thresholds 2.0 1.6 1.4 \\
+        --do_sft --do_dpo --do_inference --do_evaluation
+
+Each fork is preference-tuned on the examples that SFT left of the budget. Beside the forks: SFT
+alone and preference tuning alone on the whole budget. Writes runs under TUNING_HOME/models and
+outputs, and the report under TUNING_HOME/outputs/reports/{experiment}/. Whatever is stopped
+continues when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tuning import config as site
+from tuning.flags import Parser, add_flags, given
+from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError, choose
+
+if TYPE_CHECKING:
+    from tuning.pipeline.plan import Wanted
+    from tuning.runs.stages import Plan, Stage
+
+
+def parser() -> Parser:
+    """The flags: the experiment, what to do, and settings of SFT, preference tuning, evaluation."""
+    from tuning.evaluation.config import PassAtKConfig
+    from tuning.training import config_training as training
+
+    made = Parser(prog="run_sweetspot_pipeline.py", description=__doc__)
+    made.add_argument("--model", required=True, help="collections.yaml key, hub id or local folder")
+    made.add_argument("--dataset", required=True, help="a dataset of the task")
+    made.add_argument("--task", required=True, help="math or instruction (gsm8k, ifeval)")
+    made.add_argument("--total_data", required=True, type=int, help="the whole budget in examples")
+    made.add_argument("--sft_data", required=True, type=int, help="examples that SFT may use of it")
+    made.add_argument(
+        "--pft_method", nargs="+", default=["dpo"], help="dpo, kto, grpo: a fork each (dpo)"
+    )
+    _add_what_to_do(made)
+    rules = training.PerplexityConfig
+    add_flags(made, rules, skip=("early_stop",), title="sweetspots")
+    made.add_argument("--no_early_stop", action="store_true", help="train on after the last rule")
+    made.add_argument("--seed", type=int, help="of SFT and preference tuning")
+    sft, pft = training.TrainingArgumentsConfig, training.DPOTrainingConfig
+    add_flags(made, sft, prefix="sft_", title="SFT")
+    add_flags(made, training.LoraConfig, prefix="sft_", title="the adapter of SFT")
+    add_flags(made, pft, prefix="pft_", title="preference tuning")
+    add_flags(made, training.LoraConfig, prefix="pft_", title="the adapter of preference tuning")
+    add_flags(made, training.ModelLoadConfig, title="the model")
+    add_flags(made, PassAtKConfig, title="inference and evaluation")
+    return made
+
+
+def _add_what_to_do(made: Parser) -> None:
+    group = made.add_argument_group("what to do")
+    group.add_argument("--do_sft", action="store_true", help="SFT with sweetspot checkpoints")
+    group.add_argument("--do_dpo", action="store_true", help="the forks, by the given methods")
+    group.add_argument("--do_inference", action="store_true", help="sample answers of every model")
+    group.add_argument("--do_evaluation", action="store_true", help="score them")
+    group.add_argument("--no_references", action="store_true", help="leave out the reference runs")
+    group.add_argument("--experiment", help="the name of the experiment and its report")
+    group.add_argument("--dry_run", action="store_true", help="print the stages and start nothing")
+    group.add_argument("--max_parallel", type=int, help="stages side by side (default: 2, or GPUs)")
+    group.add_argument("--no_wait", action="store_true", help="fail where another process is at it")
+    group.add_argument("--wandb", default="off", help="off, offline or online (default: off)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
+    args = parser().parse_args(argv)
+    from tuning.pipeline.plan import sweetspot_plan
+    from tuning.runs.stages import standing
+
+    choose("--wandb mode", args.wandb, ("off", "offline", "online"))
+    if args.max_parallel is not None and args.max_parallel < 1:
+        raise UserError(f"max_parallel is {args.max_parallel}; it must be at least 1.")
+    plan = sweetspot_plan(_wanted(args))
+    if args.dry_run:
+        return _dry_run(plan)
+    if args.do_dpo and not args.do_sft:
+        _require_sft(plan)
+    site.require_writable_home()
+    return _launch(plan, args, standing)
+
+
+def _launch(plan: Plan, args: argparse.Namespace, standing: Any) -> int:
+    from tuning.pipeline.local import LocalLauncher
+    from tuning.report.build import write_report
+    from tuning.runs import atomic
+
+    folder = site.reports_dir() / plan.experiment
+    atomic.write_json(folder / "plan.json", plan.to_json())
+    print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)
+    launcher = LocalLauncher(
+        plan, max_parallel=args.max_parallel, wait=not args.no_wait, wandb=args.wandb
+    )
+    states = launcher.launch()
+    print(write_report(plan, site.home(), states))
+    failed = [name for name, (state, _) in states.items() if state in ("failed", "blocked")]
+    for name in failed:
+        reason = f"{states[name][1]} (log: {folder / 'logs' / name}.txt)"
+        print(f"error: {name}: {reason}", file=sys.stderr)
+    if launcher.stopping:
+        return EXIT_AGAIN
+    return EXIT_FAILED if failed else 0
+
+
+def _wanted(args: argparse.Namespace) -> Wanted:
+    from tuning.evaluation.config import PassAtKConfig
+    from tuning.pipeline.plan import Wanted
+    from tuning.training import config_training as training
+
+    collections = site.collections()
+    rules = given(args, (training.PerplexityConfig,))
+    patience = rules.pop("perplexity_patience", ())
+    thresholds = rules.pop("perplexity_thresholds", None)
+    if thresholds is None:
+        thresholds = () if patience else collections.thresholds(collections.model(args.model))
+    seed = {} if args.seed is None else {"seed": args.seed}
+    model = given(args, (training.ModelLoadConfig,))
+    sft = given(args, (training.TrainingArgumentsConfig, training.LoraConfig), "sft_")
+    pft = given(args, (training.DPOTrainingConfig, training.LoraConfig), "pft_")
+    return Wanted(
+        model=args.model, dataset=args.dataset, task=args.task, total_data=args.total_data,
+        sft_data=args.sft_data, thresholds=thresholds, patience=patience,
+        early_stop=not args.no_early_stop, methods=tuple(args.pft_method),
+        do_sft=args.do_sft, do_dpo=args.do_dpo, do_inference=args.do_inference,
+        do_evaluation=args.do_evaluation, references=not args.no_references,
+        experiment=args.experiment, sft_values=seed | model | rules | sft,
+        pft_values=seed | model | pft, evaluation_values=given(args, (PassAtKConfig,)),
+    )  # fmt: skip
+
+
+def _require_sft(plan: Plan) -> None:
+    """Forks alone stand on the checkpoints of an SFT run that is done."""
+    from tuning.runs.rundir import RunDirectory, locate
+
+    sft = next(stage for stage in plan.stages if stage.role == "sft")
+    directory = RunDirectory(locate(site.models_dir(), sft.name, sft.hash))
+    if not directory.done("train"):
+        command = shlex.join(["python", "tuning/run_sft.py", *_bare(sft), "--do_training"])
+        raise UserError(
+            f"the SFT run '{sft.name}' that the forks start from is not trained; "
+            f"add --do_sft, or make it with: {command}"
+        )
+
+
+def _bare(stage: Stage) -> tuple[str, ...]:
+    """The flags of a stage without its phases."""
+    flags = stage.command[1:]
+    ends = [flags.index(flag) for flag in flags if flag.startswith("--do_")]
+    return flags[: min(ends, default=len(flags))]
+
+
+def _dry_run(plan: Plan) -> int:
+    from tuning.runs.stages import standing
+
+    print(f"experiment {plan.experiment}")
+    for stage in plan.stages:
+        if not stage.command:
+            continue
+        found = standing(plan, stage, site.home())
+        why = f" ({found.reason})" if found.reason else ""
+        after = f"  after {', '.join(stage.parents)}" if stage.parents else ""
+        print(f"\n{stage.name}  [{found.state}{why}]{after}")
+        print(f"    python tuning/{shlex.join(stage.command)}")
+    return 0
+
+
+if __name__ == "__main__":
+    from tuning.entry import run
+
+    run(main)

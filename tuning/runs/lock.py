@@ -1,0 +1,177 @@
+"""One writer a run directory, across processes, hosts and SLURM jobs.
+
+The lock is a JSON file that names its holder and carries a heartbeat. It is stale when the holder
+is gone (same host: no such process, or another one with its number), its SLURM job is no longer
+known to run, or the heartbeat is older than two minutes. Looking and taking happen under an flock,
+so two never take it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from tuning.runs.atomic import read_json, write_json
+from tuning.runs.errors import StageFailed
+
+HEARTBEAT_SECONDS = 15.0
+STALE_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who has a run directory."""
+
+    host: str
+    pid: int
+    started: str
+    job: str | None
+    heartbeat: float
+
+    def __str__(self) -> str:
+        job = f", SLURM job {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}"
+
+
+def process_start(pid: int) -> str:
+    """A token that tells a process from a later one with its number; "" where there is none.
+
+    A zombie counts as gone: it can hold nothing.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if stat[0] in "ZX" else stat[19]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return ""
+    listed = subprocess.run(
+        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.strip()
+
+
+def ourselves() -> Holder:
+    """This process as a holder."""
+    return Holder(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started=process_start(os.getpid()),
+        job=os.environ.get("SLURM_JOB_ID"),
+        heartbeat=time.time(),
+    )
+
+
+def is_stale(holder: Holder) -> bool:
+    """Whether nobody stands behind a lock any more."""
+    if holder.host == socket.gethostname():
+        return process_start(holder.pid) != holder.started
+    if time.time() - holder.heartbeat > STALE_SECONDS:
+        return True
+    return holder.job is not None and _job_ended(holder.job)
+
+
+def _job_ended(job: str) -> bool:
+    """Whether SLURM says for certain that a job does not run; no answer means it may."""
+    if shutil.which("squeue") is None:
+        return False
+    with contextlib.suppress(subprocess.SubprocessError, OSError):
+        asked = subprocess.run(
+            ["squeue", "-h", "-j", job, "-o", "%T"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+        if asked.returncode == 0:
+            return asked.stdout.strip() not in ("RUNNING", "COMPLETING", "SUSPENDED")
+        return "Invalid job id" in asked.stderr
+    return False
+
+
+class Lock:
+    """The lock of one directory; use `holding()`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "lock.json"
+        self._guard = directory / ".lock"
+        self._me: Holder | None = None
+        self._stop = threading.Event()
+
+    def holder(self) -> Holder | None:
+        """The living holder, or None."""
+        try:
+            found = read_json(self.path)
+            holder = Holder(**found) if found else None
+        except (TypeError, json.JSONDecodeError):
+            return None
+        return None if holder is None or is_stale(holder) else holder
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        self._guard.parent.mkdir(parents=True, exist_ok=True)
+        with self._guard.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def try_acquire(self) -> Holder | None:
+        """Take the lock; the other holder is returned where there is one."""
+        with self._guarded():
+            other = self.holder()
+            if other is not None:
+                return other
+            self._me = ourselves()
+            write_json(self.path, asdict(self._me))
+        threading.Thread(target=self._beat, daemon=True).start()
+        return None
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with self._guarded():
+                if self._me is None:
+                    return
+                with contextlib.suppress(OSError):
+                    self._me = replace(self._me, heartbeat=time.time())
+                    write_json(self.path, asdict(self._me))
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._stop.set()
+        with self._guarded():
+            self._me = None
+            self.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def holding(
+        self,
+        *,
+        wait: bool = True,
+        say: Callable[[str], None] = print,
+        check: Callable[[], None] = lambda: None,
+        poll_seconds: float = 0.5,
+    ) -> Iterator[None]:
+        """Hold the lock for a block; wait for another holder, or raise StageFailed with
+        `wait=False`.
+
+        `check` is called while waiting and may raise, to stop waiting.
+        """
+        named: Holder | None = None
+        while (other := self.try_acquire()) is not None:
+            if not wait:
+                raise StageFailed(f"{self.path.parent} is in use by {other}.")
+            if named is None or (other.host, other.pid) != (named.host, named.pid):
+                say(f"{self.path.parent.name}: in use by {other}; waiting for it")
+                named = other
+            check()
+            time.sleep(poll_seconds)
+        try:
+            yield
+        finally:
+            self.release()

@@ -1,0 +1,60 @@
+"""Where a result came from: code, versions, machine. Recorded, never hashed; a difference is a
+warning.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+def collect() -> dict[str, Any]:
+    """Git revision, package versions, host, command and time; what cannot be had is None."""
+    return {
+        "git": _git_revision(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "host": socket.gethostname(),
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def drift(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    """`name then -> now` for the git revision and package versions that changed since."""
+    before, after = then.get("packages") or {}, now["packages"]
+    changed = [f"{n} {before.get(n)} -> {v}" for n, v in after.items() if before.get(n) != v]
+    if then.get("git") != now["git"]:
+        changed.append(f"git {then.get('git')} -> {now['git']}")
+    return changed
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty",
+            "--abbrev=12"], capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

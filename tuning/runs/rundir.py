@@ -1,0 +1,274 @@
+"""The run directory: the contract between the code that trains and everything that reads its
+results.
+
+    config.json    what was asked: settings, hash, parent, artifact, provenance status.json    how
+    it stands: pending, running, done, failed, skipped; the reason; each phase result.json    what
+    the training phase says of itself (steps, examples, tokens, seconds, perplexity) metrics.jsonl
+    one object a step or evaluation progress.json  where the running phase is, for people who look
+    lock.json      who writes here log.txt        what the stage printed
+
+All but the log are written whole. `done` is written last, so that a directory that says done is
+complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tuning.runs import atomic, provenance
+from tuning.runs.errors import StageFailed
+from tuning.runs.identity import differences
+from tuning.runs.lock import Lock
+
+SHORT = 8
+PROGRESS_VARIABLE = "TUNING_PROGRESS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What makes a run this run: written to config.json when its directory is made."""
+
+    run_name: str
+    kind: str
+    hash: str
+    hashed: dict[str, Any]
+    settings: dict[str, Any]
+    parent: dict[str, Any] | None = None
+    artifact: str | None = None
+    """`adapter` or `full`: the form of the model that the run leaves; None where it leaves none."""
+
+
+def locate(root: Path, run_name: str, hash_: str) -> Path:
+    """`root/run_name`, with `-{hash8}` behind where another run has the name."""
+    plain = root / run_name
+    found = RunDirectory(plain).hash
+    suffix = f"-{hash_[:SHORT]}"
+    if found in (None, hash_) or run_name.endswith(suffix):
+        return plain
+    return root / f"{run_name}{suffix}"
+
+
+class RunDirectory:
+    """Reads a run directory; writes through `claim()` only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._last_progress = 0.0
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({self.path})"
+
+    @property
+    def name(self) -> str:
+        """The run's name as its directory has it."""
+        return self.path.name
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """config.json, or None where nothing was claimed."""
+        config: dict[str, Any] | None = atomic.read_json(self.path / "config.json")
+        return config
+
+    @property
+    def hash(self) -> str | None:
+        """The hash of the run that stands here."""
+        config = self.config
+        return config["hash"] if config else None
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """status.json; a directory without one is pending."""
+        found = atomic.read_json(self.path / "status.json")
+        return found or {"state": "pending", "reason": "", "phases": {}}
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """result.json, or {}."""
+        return atomic.read_json(self.path / "result.json") or {}
+
+    def done(self, phase: str) -> bool:
+        """Whether a phase has ended well."""
+        entry = self.status["phases"].get(phase)
+        return bool(entry and entry["state"] == "done")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that a kill cut in half is left out."""
+        return read_lines(self.path / "metrics.jsonl")
+
+    def write_status(
+        self, state: str, reason: str = "", phases: dict[str, dict[str, Any]] | None = None
+    ) -> None:
+        """Set the state, and the entries of the phases that are given."""
+        status = self.status
+        status |= {"state": state, "reason": reason, "updated": _now()}
+        status["phases"] = status["phases"] | (phases or {})
+        atomic.write_json(self.path / "status.json", status)
+
+    def write_result(self, **values: Any) -> None:
+        """Add to result.json."""
+        atomic.write_json(self.path / "result.json", self.result | values)
+
+    def log_metrics(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop what was logged after `step`, so that a resumed run counts no step twice."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        atomic.write_text(
+            self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept)
+        )
+
+    def progress(
+        self, phase: str, at: int, of: int, note: str = "", *, final: bool = False
+    ) -> None:
+        """Say where the running phase is; at most two writes a second."""
+        now = time.monotonic()
+        if not final and now - self._last_progress < 0.5:
+            return
+        self._last_progress = now
+        record = {"phase": phase, "at": at, "of": of, "note": note, "time": time.time()}
+        with contextlib.suppress(OSError):
+            atomic.write_json(self.path / "progress.json", record)
+        tell(directory=str(self.path), **record)
+
+    @contextlib.contextmanager
+    def phase(self, name: str, *, last: bool = True) -> Iterator[None]:
+        """Run a phase: running, then done with its seconds, added up over interruptions.
+
+        The run itself is done with its `last` phase.
+        """
+        before = self.status["phases"].get(name, {}).get("seconds", 0.0)
+        start = time.monotonic()
+
+        def entry(state: str) -> dict[str, Any]:
+            return {"state": state, "seconds": round(before + time.monotonic() - start, 2)}
+
+        self.write_status("running", "", {name: entry("running")})
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                self.write_status(*_ending(error), {name: entry("pending")})
+            raise
+        self.write_status("done" if last else "running", "", {name: entry("done")})
+
+
+def tell(**record: Any) -> None:
+    """Say where a stage is to whoever started it, by way of the file that TUNING_PROGRESS names."""
+    path = os.environ.get(PROGRESS_VARIABLE)
+    if path:
+        with contextlib.suppress(OSError):
+            atomic.write_json(Path(path), record)
+
+
+def _ending(error: BaseException) -> tuple[str, str]:
+    """The state and reason that an exception leaves behind."""
+    from tuning.runs.errors import Interrupted
+
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return "pending", "stopped on request; the same command continues"
+    message = " ".join(str(error).split()) or type(error).__name__
+    return "failed", message[:500]
+
+
+@contextlib.contextmanager
+def claim(
+    root: Path,
+    identity: Identity,
+    *,
+    wait: bool = True,
+    force: bool = False,
+    check: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = print,
+) -> Iterator[RunDirectory]:
+    """Hold the directory of a run for writing; it is made on the first claim.
+
+    `wait=False` raises StageFailed where another process has it. `force` empties it first.
+    `check` is called while waiting and may raise.
+    """
+    path = locate(root, identity.run_name, identity.hash)
+    while True:
+        with Lock(path).holding(wait=wait, check=check, say=say):
+            settled = locate(root, identity.run_name, identity.hash)
+            if settled == path:
+                directory = RunDirectory(path)
+                _prepare(directory, identity, force=force, say=say)
+                yield directory
+                return
+        path = settled
+
+
+def _prepare(
+    directory: RunDirectory, identity: Identity, *, force: bool, say: Callable[[str], None]
+) -> None:
+    if force:
+        _empty(directory.path)
+    now = provenance.collect()
+    standing = directory.config
+    if standing is None:
+        atomic.write_json(
+            directory.path / "config.json",
+            {
+                "run_name": directory.name,
+                "kind": identity.kind,
+                "hash": identity.hash,
+                "parent": identity.parent,
+                "artifact": identity.artifact,
+                "settings": identity.settings,
+                "hashed": identity.hashed,
+                "provenance": now,
+            },
+        )
+        return
+    if standing["hash"] != identity.hash:
+        changed = "; ".join(differences(identity.hashed, standing["hashed"]))
+        raise StageFailed(f"{directory.path} holds another configuration ({changed}).")
+    if directory.status["state"] != "done" and (
+        drifted := provenance.drift(now, standing["provenance"])
+    ):
+        say(f"warning: {directory.name} was begun with other versions: {', '.join(drifted)}")
+
+
+def _empty(path: Path) -> None:
+    """Remove what a run left, but the lock that is being held."""
+    for entry in path.iterdir():
+        if entry.name in ("lock.json", ".lock"):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file up to the first line that is not whole."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in text.splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"warning: {path} has a damaged line; the rest is ignored", file=sys.stderr)
+            break
+    return rows
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,136 @@
+"""A stage of an experiment as plain data, and how it stands on disk.
+
+A plan is a list of these, in order. It is written to plan.json, from which the report reads which
+runs belong to an experiment; the launchers read from the run directories what is done, what is
+skipped and what is still to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuning.runs.rundir import RunDirectory, locate
+from tuning.runs.sweetspot import Skipped, find_sweetspot
+
+REMAINING = "remaining"
+"""Stands in a fork's name for its size until its parent's checkpoint is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One run and what is to be done with it: one command, one process, one job."""
+
+    name: str
+    """The run's name, unique in the plan; of a fork with `remaining` for its size."""
+    role: str
+    """pretrain, base, sft, sweetspot, fork, reference_sft or reference_pt."""
+    hash: str
+    """Of the run that is trained, or of the artifact that is evaluated."""
+    command: tuple[str, ...] = ()
+    """The entry point and its flags; empty where the stage only stands for a row."""
+    parents: tuple[str, ...] = ()
+    """Stages that must have ended well before."""
+    trains: bool = True
+    """Whether there is a run under models/."""
+    artifact: str = ""
+    """What is evaluated where nothing is trained; names its outputs."""
+    phases: tuple[str, ...] = ()
+    """Of train, infer and evaluate, those that are asked for."""
+    task: str = ""
+    """The task of the evaluation."""
+    evaluation_hash: str | None = None
+    evaluation_suffix: str = ""
+    parent: str | None = None
+    """The stage whose artifact this one continues or belongs to."""
+    sweetspot: str | None = None
+    """The label of the parent's checkpoint."""
+    pft_method: str | None = None
+    train_size: int | None = None
+    total_data: int | None = None
+    seed: int | None = None
+    wide: bool = False
+    """Whether it runs alone, with all cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a stage stands: pending, done or skipped, and where its directories are."""
+
+    state: str
+    reason: str = ""
+    run: RunDirectory | None = None
+    evaluation: RunDirectory | None = None
+    train_size: int | None = None
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """An experiment: its name, its stages in order, and the choices that it was made from."""
+
+    experiment: str
+    stages: tuple[Stage, ...]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def stage(self, name: str) -> Stage:
+        """A stage by its name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plan.json has it."""
+        stages = [asdict(stage) for stage in self.stages]
+        return {"experiment": self.experiment, "about": self.about, "stages": stages}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Plan:
+        """Back from plan.json."""
+        stages = []
+        for entry in value["stages"]:
+            fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+            stages.append(Stage(**fields))
+        return cls(experiment=value["experiment"], stages=tuple(stages), about=dict(value["about"]))
+
+
+def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
+    """How a stage stands in the run directories under `home`; never writes."""
+    name, size = stage.name, stage.train_size
+    if stage.sweetspot is not None:
+        parent = standing(plan, plan.stage(stage.parent or ""), home).run
+        assert parent is not None
+        try:
+            spot = find_sweetspot(parent, stage.sweetspot)
+            if stage.role == "fork":
+                size = spot.left_of(stage.total_data or 0)
+                name = name.replace(REMAINING, str(size))
+        except Skipped as reason:
+            return Standing(state="skipped", reason=str(reason))
+        except Exception:
+            return Standing(state="pending")
+    run = RunDirectory(locate(home / "models", name, stage.hash)) if stage.trains else None
+    evaluation = None
+    if stage.evaluation_hash is not None:
+        artifact = run.name if run is not None else stage.artifact
+        root = home / "outputs" / stage.task
+        evaluation = RunDirectory(
+            locate(root, artifact + stage.evaluation_suffix, stage.evaluation_hash)
+        )
+    done = all(_done(phase, run, evaluation) for phase in stage.phases)
+    return Standing(
+        state="done" if done else "pending", run=run, evaluation=evaluation, train_size=size
+    )
+
+
+def _done(phase: str, run: RunDirectory | None, evaluation: RunDirectory | None) -> bool:
+    directory = run if phase == "train" else evaluation
+    return directory is not None and directory.done(phase)
+
+
+def descendants(stages: Iterable[Stage], name: str) -> set[str]:
+    """The names of all stages that stand on one."""
+    found = {name}
+    for stage in stages:
+        if found & set(stage.parents):
+            found.add(stage.name)
+    return found - {name}

@@ -1,0 +1,207 @@
+"""Checkpoints of the Hugging Face Trainer that are whole or not there, and that resume exactly.
+
+The Trainer writes a checkpoint file by file. The callback below seals it with a manifest once all
+is written; what a kill or a full disk cut short has none and is passed over. With the seal goes
+what the Trainer does not keep: how far the sweetspot rules are, and the seconds that training took.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tuning.runs import atomic, interrupt, manifest
+from tuning.runs.errors import StageFailed
+from tuning.runs.rundir import RunDirectory
+
+RUN_STATE = "run_state.json"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Stateful(Protocol):
+    """What a checkpoint carries beside the Trainer's own files."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Resume:
+    """Where a run continues: a whole checkpoint, or the start."""
+
+    checkpoint: Path | None = None
+    step: int = 0
+    seconds: float = 0.0
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def resume_point(directory: RunDirectory) -> Resume:
+    """The newest whole checkpoint of a run; later ones and later metrics are removed."""
+    newest = manifest.newest_whole(directory.path)
+    resume = Resume()
+    if newest is not None:
+        saved = atomic.read_json(newest / RUN_STATE) or {}
+        step = int(newest.name.rpartition("-")[2])
+        resume = Resume(checkpoint=newest, step=step, seconds=saved["seconds"], state=saved)
+    for step, path in manifest.checkpoints(directory.path):
+        if step > resume.step:
+            shutil.rmtree(path)
+    directory.rewind_metrics(resume.step if newest is not None else -1)
+    return resume
+
+
+class RunCallback(TrainerCallback):
+    """Seals checkpoints, writes metrics and progress, and turns signals into a save and a stop."""
+
+    def __init__(
+        self, directory: RunDirectory, resume: Resume, stateful: Stateful | None = None
+    ) -> None:
+        self.directory = directory
+        self.stateful = stateful
+        self.note = ""
+        self._before = resume.seconds
+        self._start = time.monotonic()
+        self._bar: tqdm | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Training time, over interruptions."""
+        return self._before + time.monotonic() - self._start
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="training", unit="step",
+            mininterval=2.0,
+        )  # fmt: skip
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if interrupt.asked_to_stop():
+            control.should_save = True
+            control.should_training_stop = True
+        self.directory.progress("train", state.global_step, state.max_steps, self.note)
+        if self._bar is not None:
+            self._bar.update(1)
+            self._bar.set_postfix_str(self.note, refresh=False)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        record = {key: value for key, value in logs.items() if isinstance(value, int | float)}
+        record.pop("num_tokens", None)
+        self.directory.log_metrics(
+            {
+                "step": state.global_step,
+                **record,
+                "tokens": int(state.num_input_tokens_seen),
+                "seconds": round(self.seconds, 2),
+            }
+        )
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        folder = manifest.checkpoint_directory(self.directory.path, state.global_step)
+        saved = self.stateful.state() if self.stateful else {}
+        with reporting_full_disk(self.directory, folder):
+            atomic.write_json(folder / RUN_STATE, saved | self._counted(state))
+            manifest.write_manifest(folder)
+        manifest.prune(self.directory.path)
+
+    def _counted(self, state: TrainerState) -> dict[str, Any]:
+        return {"seconds": round(self.seconds, 2), "tokens": int(state.num_input_tokens_seen)}
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextlib.contextmanager
+def reporting_full_disk(directory: RunDirectory, folder: Path) -> Iterator[None]:
+    """Turn a write that failed into one line that says what is left; the cut-short folder is
+    removed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_error(error):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        newest = manifest.newest_whole(directory.path)
+        left = f"the last whole checkpoint is {newest.name}" if newest else "there is none yet"
+        raise StageFailed(
+            f"{folder.name} could not be written ({' '.join(str(error).split())[:120]}); {left}. "
+            "Free space and run the same command again."
+        ) from error
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an exception, or one behind it, says that a file could not be written."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return True
+    text = str(error).lower()
+    signs = (
+        "no space left",
+        "file too large",
+        "disk quota",
+        "pytorchstreamwriter",
+        "unexpected pos",
+    )
+    if isinstance(error, Exception) and any(sign in text for sign in signs):
+        return True
+    return error.__context__ is not None and is_disk_error(error.__context__)
+
+
+class WholeCheckpoints:
+    """Mixed into a Trainer: saves only the trained adapter, and says so when the disk is full.
+
+    Preference trainers keep a frozen copy of the parent as a second adapter. Saved beside the
+    trained one, it makes the Trainer restore neither on resume; left out, the trained one is
+    restored and the copy is rebuilt.
+    """
+
+    model: Any
+    directory: RunDirectory
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        model = self.model
+        original = model.save_pretrained
+        if hasattr(model, "peft_config"):
+            model.save_pretrained = lambda folder, **kwargs: original(
+                folder, selected_adapters=["default"], save_embedding_layers=False, **kwargs
+            )
+        try:
+            super()._save(output_dir, state_dict)  # type: ignore[misc]
+        finally:
+            model.__dict__.pop("save_pretrained", None)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: config.json says what the run is."""
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        step = self.state.global_step  # type: ignore[attr-defined]
+        folder = manifest.checkpoint_directory(self.directory.path, step)
+        with reporting_full_disk(self.directory, folder):
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]

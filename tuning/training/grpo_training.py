@@ -1,0 +1,83 @@
+"""Group relative policy optimization (Shao et al. 2024) with TRL, on the prompts of the preference
+pool.
+
+The reward is the task's own. Only prompts and reference answers are used; chosen and rejected are
+not looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from tuning.runs.errors import UserError
+from tuning.runs.rundir import RunDirectory
+from tuning.tasks.base import task
+from tuning.training import preference, trainers
+from tuning.training.checkpoints import WholeCheckpoints
+from tuning.training.config_training import PTRunConfig
+
+
+class _EpochSampler(RepeatSampler):
+    """TRL's sampler with an order that depends on the epoch alone, so that a resumed run has the
+    same.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed((self.seed or 0) + epoch)
+
+
+class _Trainer(WholeCheckpoints, GRPOTrainer):
+    """TRL's trainer with checkpoints that are whole and epochs that resume."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        sampler.__class__ = _EpochSampler
+        return sampler
+
+
+def train(
+    config: PTRunConfig, directory: RunDirectory, start: preference.Start, report_to: list[str]
+) -> None:
+    """Train, or continue, the run in `directory` and leave its model there."""
+    prepared = preference.prepare(config, directory, start)
+    t = config.training
+    if any("answer" not in row for row in prepared.rows):
+        raise UserError(
+            f"grpo needs a reference answer a prompt; the preference pool of "
+            f"'{config.dataset.dataset}' has none in column 'answer'."
+        )
+    whole_batches = start.train_size // prepared.batch
+    steps = max(1, round(t.num_train_epochs * whole_batches))
+    arguments = trainers.arguments(config, directory, report_to, steps, prepared.batch)
+    arguments["per_device_train_batch_size"] *= t.num_generations
+    arguments["include_num_input_tokens_seen"] = "no"
+    reward = task(config.task).reward
+
+    def task_reward(completions: Any, answer: list[str], **_: Any) -> list[float | None]:
+        return [reward(c[0]["content"], a) for c, a in zip(completions, answer, strict=True)]
+
+    trainer = _Trainer(
+        model=prepared.model,
+        reward_funcs=[task_reward],
+        args=GRPOConfig(
+            **arguments,
+            beta=t.grpo_beta,
+            num_generations=t.num_generations,
+            max_completion_length=t.max_completion_length,
+            temperature=t.grpo_temperature,
+            disable_dropout=True,
+        ),
+        train_dataset=Dataset.from_list(
+            [{"prompt": row["prompt"], "answer": row["answer"]} for row in prepared.rows]
+        ),
+        processing_class=prepared.tokenizer,
+        peft_config=prepared.peft_config,
+        callbacks=[prepared.callback],
+    )
+    trainer.directory = directory
+    trainers.run(trainer, prepared.callback, prepared.resume)
+    preference.finish(trainer, prepared, config, directory, start)

@@ -1,0 +1,161 @@
+"""One door to weights: the base model, and a run's artifact, adapter or whole, for training and for
+inference.
+
+An adapter lies over the nearest ancestor that left whole weights, or else over the base model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuning import config as site
+from tuning.runs.atomic import whole_directory
+from tuning.runs.errors import UserError
+from tuning.runs.rundir import RunDirectory
+from tuning.training.config_training import LoraConfig, ModelLoadConfig
+from tuning.training.parents import base_directory, require_base
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL = "model"
+"""The folder of a run that holds its final weights."""
+
+
+def base_location(model: ModelLoadConfig) -> str:
+    """A folder or hub id that from_pretrained takes; UserError where the run that makes it is not
+    done.
+    """
+    directory = base_directory(model)
+    if directory is None:
+        return model.source
+    require_base(model)
+    return str(directory.path / MODEL)
+
+
+def load_tokenizer(model: ModelLoadConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer with the run's chat template; its end-of-sequence token ends a turn."""
+    from transformers import AutoTokenizer
+
+    location = base_location(model)
+    tokenizer = _from_pretrained(AutoTokenizer, location)
+    if model.chat_template:
+        template = site.CHAT_TEMPLATES / f"{model.chat_template}.jinja"
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"model '{model.model}' brings no chat template; give --chat_template NAME, one of: "
+            f"{', '.join(sorted(path.stem for path in site.CHAT_TEMPLATES.glob('*.jinja')))}."
+        )
+    _end_turns(tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _end_turns(tokenizer: Any) -> None:
+    """Make the special token that ends an assistant's turn the end of a sequence."""
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False)
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    last = next((token for token in reversed(ids[-3:]) if token in special), None)
+    if last is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(last)
+
+
+def load_base(model: ModelLoadConfig, location: str | None = None) -> PreTrainedModel:
+    """The base model on this machine's device, in the precision that the config asks for."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    loaded = _from_pretrained(
+        AutoModelForCausalLM, location or base_location(model), dtype=_dtype(model)
+    )
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(model: ModelLoadConfig) -> Any:
+    import torch
+
+    if model.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, model.dtype)
+
+
+def _from_pretrained(cls: Any, location: str, **kwargs: Any) -> Any:
+    try:
+        return cls.from_pretrained(location, **kwargs)
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"'{location}' cannot be loaded: {first} Fetch it where there is a network, "
+            "or name a local folder."
+        ) from None
+
+
+def foundation(directory: RunDirectory | None, model: ModelLoadConfig) -> str:
+    """Where the whole weights lie on which a run's adapter stands."""
+    while directory is not None and directory.config is not None:
+        if directory.config["artifact"] == "full":
+            return str(directory.path / MODEL)
+        parent = directory.config["parent"]
+        directory = RunDirectory(directory.path.parent / parent["run_name"]) if parent else None
+    return base_location(model)
+
+
+def load_artifact(
+    model: ModelLoadConfig,
+    directory: RunDirectory | None,
+    checkpoint: Path | None = None,
+    *,
+    trainable: bool = False,
+) -> PreTrainedModel | PeftModel:
+    """The weights of a run, or of one of its checkpoints; of the base where `directory` is None."""
+    if directory is None:
+        return load_base(model)
+    where = checkpoint or directory.path / MODEL
+    loaded = load_base(model, foundation(directory, model))
+    if not (where / "adapter_config.json").exists():
+        return loaded
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(loaded, str(where), is_trainable=trainable)
+
+
+def is_adapter(model: Any) -> bool:
+    """Whether a loaded model carries an adapter."""
+    return hasattr(model, "peft_config")
+
+
+def peft_config(lora: LoraConfig) -> Any:
+    """The adapter as peft wants it."""
+    import peft
+
+    return peft.LoraConfig(
+        r=lora.lora_r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(lora.target_modules),
+        modules_to_save=list(lora.full_modules) or None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def save(model: Any, tokenizer: Any, target: Path) -> None:
+    """Write the trained adapter, or whole weights, and the tokenizer: whole or not at all."""
+    with whole_directory(target) as folder:
+        write(model, folder)
+        tokenizer.save_pretrained(folder)
+
+
+def write(model: Any, folder: Path) -> None:
+    """The weights of a run without frozen copies of its parent."""
+    if is_adapter(model):
+        model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)

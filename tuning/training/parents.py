@@ -1,0 +1,123 @@
+"""What a run stands on, looked up before anything heavy is imported: its base, its parent, its
+parent's sweetspots.
+
+What is missing is an error that gives the command which makes it.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from tuning import config as site
+from tuning.flags import command_line, restore
+from tuning.runs.errors import UserError, nearest
+from tuning.runs.rundir import RunDirectory, locate
+from tuning.training.config_training import (
+    ModelLoadConfig,
+    Parent,
+    PTRunConfig,
+    SFTRunConfig,
+    model_config,
+    preference_config,
+)
+
+
+def base_directory(model: ModelLoadConfig) -> RunDirectory | None:
+    """The run that makes the base model; None for a model from elsewhere."""
+    kind, _, name = model.source.partition(":")
+    if kind != "run":
+        return None
+    return RunDirectory(locate(site.models_dir(), name, model.base_hash or ""))
+
+
+def require_base(model: ModelLoadConfig) -> None:
+    """Raise UserError where the base is a run of this project that is not done."""
+    directory = base_directory(model)
+    if directory is not None and not directory.done("train"):
+        raise UserError(
+            f"model '{model.model}' has not been pre-trained yet; make it with: "
+            f"python tuning/run_pretrain.py --model {model.source.partition(':')[2]}"
+        )
+
+
+def require_same_base(parent: SFTRunConfig, model: str) -> None:
+    """Raise UserError where a parent stands on other weights than those that `model` names now."""
+    base = model_config(model)
+    if (parent.model.source, parent.model.base_hash) != (base.source, base.base_hash):
+        raise UserError(
+            f"the parent stands on another '{parent.model.source}', but --model {model} "
+            "is another base model now; train the parent anew."
+        )
+
+
+def sft_command(config: SFTRunConfig) -> str:
+    """The command that makes an SFT run."""
+    return shlex.join(["python", "tuning/run_sft.py", *sft_flags(config), "--do_training"])
+
+
+def sft_flags(config: SFTRunConfig) -> list[str]:
+    """The flags from which run_sft.py makes this very config."""
+    default = config.default()
+    parts = [(getattr(config, p), getattr(default, p)) for p in
+             ("model", "lora", "training", "perplexity")]  # fmt: skip
+    return [
+        "--model", config.model.model, "--dataset", config.dataset.dataset, "--task", config.task,
+        "--train_size", str(config.dataset.train_size), *command_line(parts),
+    ]  # fmt: skip
+
+
+def preference_flags(config: PTRunConfig) -> list[str]:
+    """The flags from which run_dpo.py makes this very config."""
+    default = preference_config(
+        model=config.model.model, dataset=config.dataset.dataset, task=config.task,
+        pft_method=config.pft_method, train_size=config.dataset.train_size, parent=config.parent,
+    )  # fmt: skip
+    words = [
+        "--model", config.model.model, "--dataset", config.dataset.dataset, "--task", config.task,
+        "--pft_method", config.pft_method,
+    ]  # fmt: skip
+    if config.dataset.train_size is not None:
+        words += ["--train_size", str(config.dataset.train_size)]
+    if config.parent:
+        words += ["--parent_run", config.parent.run_name]
+        if config.parent.sweetspot:
+            words += ["--sweetspot", config.parent.sweetspot]
+            words += ["--total_data", str(config.parent.total_data)]
+    parts = [(getattr(config, p), getattr(default, p)) for p in ("model", "lora", "training")]
+    return words + command_line(parts)
+
+
+def parent_of(
+    config: SFTRunConfig, name: str, sweetspot: str | None = None, total_data: int | None = None
+) -> Parent:
+    """An SFT run as the parent of a preference run; `name` is that of its directory."""
+    return Parent(
+        run_name=name,
+        hash=config.hash,
+        sweetspot=sweetspot,
+        total_data=total_data,
+        model_defaults=config.model_defaults,
+    )
+
+
+def sft_parent(config: SFTRunConfig) -> RunDirectory:
+    """The directory of a finished SFT run; UserError with the command that makes it."""
+    directory = RunDirectory(locate(site.models_dir(), config.run_name, config.hash))
+    if not directory.done("train"):
+        raise UserError(
+            f"run '{directory.name}' is not trained yet; make it with: {sft_command(config)}"
+        )
+    return directory
+
+
+def named_sft(name: str) -> tuple[SFTRunConfig, RunDirectory]:
+    """An SFT run by the name of its directory."""
+    directory = RunDirectory(site.models_dir() / name)
+    found = directory.config
+    if found is None or found["kind"] != "sft":
+        models = site.models_dir()
+        there = sorted(p.name for p in models.iterdir()) if models.is_dir() else []
+        raise UserError(
+            f"there is no SFT run '{name}' under {site.models_dir()}.{nearest(name, there)}"
+        )
+    return restore(SFTRunConfig, found["settings"]), directory

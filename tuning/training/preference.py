@@ -1,0 +1,88 @@
+"""Where a preference run starts: its rows, its policy and what it is compared with.
+
+From a parent's adapter: the adapter is trained further over the untouched base, and TRL keeps a
+frozen copy as the reference. From a base, or a parent that left whole weights or is merged: a new
+adapter, the reference being that adapter switched off. There is never a second base model in
+memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from tuning.data import train_dataset
+from tuning.runs.rundir import RunDirectory
+from tuning.training import models, trainers
+from tuning.training.budget import total_steps
+from tuning.training.checkpoints import Resume, RunCallback, resume_point
+from tuning.training.config_training import PTRunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a preference run continues: the parent's run and, for a fork, the checkpoint in it."""
+
+    parent: RunDirectory | None
+    checkpoint: Path | None
+    train_size: int
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """Everything but the trainer itself."""
+
+    rows: list[dict[str, Any]]
+    model: Any
+    peft_config: Any
+    tokenizer: Any
+    resume: Resume
+    callback: RunCallback
+    batch: int
+    steps: int
+
+
+def prepare(config: PTRunConfig, directory: RunDirectory, start: Start) -> Prepared:
+    """Load the policy and the first `train_size` rows of the preference pool."""
+    batch = min(config.training.effective_batch_size, start.train_size)
+    resume = resume_point(directory)
+    trainers.seeded(config)
+    model, new_adapter = _policy(config, start)
+    return Prepared(
+        rows=train_dataset.rows(config.dataset.dataset, "preference", start.train_size),
+        model=model,
+        peft_config=new_adapter,
+        tokenizer=models.load_tokenizer(config.model),
+        resume=resume,
+        callback=RunCallback(directory, resume),
+        batch=batch,
+        steps=total_steps(start.train_size, batch, config.training.num_train_epochs),
+    )
+
+
+def _policy(config: PTRunConfig, start: Start) -> tuple[Any, Any]:
+    """(model, config of a new adapter or None where the parent's is trained further)."""
+    model = models.load_artifact(
+        config.model, start.parent, start.checkpoint, trainable=not config.training.merge_parent
+    )
+    if not models.is_adapter(model):
+        return model, models.peft_config(config.lora)
+    if config.training.merge_parent:
+        assert isinstance(model, PeftModel)
+        return model.merge_and_unload(), models.peft_config(config.lora)
+    return model, None
+
+
+def finish(
+    trainer: Any, prepared: Prepared, config: PTRunConfig, directory: RunDirectory, start: Start
+) -> None:
+    """Write the adapter, or the merged weights where the parent was merged."""
+    merge = config.artifact == "full"
+    trainers.finish(
+        trainer, prepared.tokenizer, config, directory, prepared.callback,
+        start.train_size, prepared.batch,
+        prepare=lambda model: model.merge_and_unload() if merge else model,
+    )  # fmt: skip

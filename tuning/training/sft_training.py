@@ -1,0 +1,81 @@
+"""Supervised fine-tuning with TRL: response-only loss, a LoRA adapter, sweetspots on the way."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from peft import get_peft_model
+from trl import SFTConfig, SFTTrainer
+
+from tuning.data import train_dataset
+from tuning.evaluation.perplexity import Encoded
+from tuning.runs.rundir import RunDirectory
+from tuning.training import models, trainers
+from tuning.training.budget import total_steps
+from tuning.training.checkpoints import RunCallback, WholeCheckpoints, resume_point
+from tuning.training.config_training import SFTRunConfig, parse_patience
+from tuning.training.encoding import encode
+from tuning.training.perplexity_callback import PerplexityStoppingCallback
+from tuning.training.sweetspots import Patience, SweetspotRules, Threshold
+
+
+class _Trainer(WholeCheckpoints, SFTTrainer):
+    """TRL's trainer with checkpoints that are whole."""
+
+
+def rules_of(config: SFTRunConfig) -> SweetspotRules:
+    """The rules of a config, thresholds first."""
+    thresholds = [Threshold(value=v) for v in config.perplexity.perplexity_thresholds]
+    patience = [
+        Patience(evaluations=n, decrease=d)
+        for n, d in map(parse_patience, config.perplexity.perplexity_patience)
+    ]
+    return SweetspotRules([*thresholds, *patience])
+
+
+def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -> None:
+    """Train, or continue, the run in `directory` and leave its model there."""
+    size, batch = config.dataset.train_size or 0, config.training.effective_batch_size
+    steps = total_steps(size, batch, config.training.num_train_epochs)
+    tokenizer = models.load_tokenizer(config.model)
+    length = config.model.max_seq_length
+    rows = encode(tokenizer, train_dataset.rows(config.dataset.dataset, "sft", size), length)
+    validation = train_dataset.rows(config.dataset.dataset, "validation")
+    pool = encode(tokenizer, validation[: config.perplexity.validation_size], length)
+
+    resume = resume_point(directory)
+    rules = rules_of(config)
+    if resume.checkpoint:
+        rules.load(resume.state)
+    trainers.seeded(config)
+    model = get_peft_model(models.load_base(config.model), models.peft_config(config.lora))
+    callback = RunCallback(directory, resume, stateful=rules)
+    perplexity = PerplexityStoppingCallback(config, rules, pool, directory)
+    trainer = _Trainer(
+        model=model,
+        args=SFTConfig(
+            **trainers.arguments(config, directory, report_to, steps, batch),
+            max_length=None,
+            loss_type="nll",
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=Dataset.from_list([_labelled(row) for row in rows]),
+        processing_class=tokenizer,
+        callbacks=[perplexity, callback],
+    )
+    trainer.directory = directory
+    stopped = config.perplexity.early_stop and rules.finished
+    trainers.run(trainer, callback, resume, finished=stopped)
+    trainers.finish(
+        trainer, tokenizer, config, directory, callback, size, batch,
+        perplexity=rules.history[-1],
+        base_perplexity=rules.history[0],
+        sweetspots=rules.outcome(),
+    )  # fmt: skip
+
+
+def _labelled(row: Encoded) -> dict[str, list[int]]:
+    """Token ids with the loss on the response only."""
+    return {
+        "input_ids": row.prompt + row.response,
+        "labels": [-100] * len(row.prompt) + row.response,
+    }

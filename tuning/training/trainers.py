@@ -1,0 +1,113 @@
+"""What the four trainers have in common: arguments, resuming, the run through, what is written at
+the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from tuning.runs import interrupt
+from tuning.runs.errors import Interrupted
+from tuning.runs.rundir import RunDirectory
+from tuning.training.budget import data_points_seen, data_used
+from tuning.training.checkpoints import Resume, RunCallback
+from tuning.training.config_training import PTRunConfig, SFTRunConfig
+from tuning.training.models import MODEL, save
+
+
+def arguments(
+    config: SFTRunConfig | PTRunConfig,
+    directory: RunDirectory,
+    report_to: list[str],
+    steps: int,
+    batch: int,
+) -> dict[str, Any]:
+    """The training arguments that every TRL config takes; `batch` examples an optimizer step."""
+    t = config.training
+    micro = largest_divisor(batch, t.micro_batch_size)
+    cuda = torch.cuda.is_available()
+    optimizer = t.optimizer if t.optimizer != "auto" else "adamw_8bit" if cuda else "adamw_torch"
+    return {
+        "output_dir": str(directory.path),
+        "run_name": directory.name,
+        "report_to": report_to,
+        "max_steps": steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": batch // micro,
+        "learning_rate": t.learning_rate,
+        "lr_scheduler_type": t.lr_scheduler,
+        "warmup_steps": t.warmup_ratio,
+        "weight_decay": t.weight_decay,
+        "max_grad_norm": t.max_grad_norm,
+        "optim": optimizer,
+        "seed": t.seed,
+        "data_seed": t.seed,
+        "save_strategy": "steps",
+        "save_steps": t.save_steps,
+        "logging_steps": 1,
+        "use_cpu": not cuda,
+        "bf16": cuda,
+        "gradient_checkpointing": cuda,
+        "dataloader_pin_memory": cuda,
+        "disable_tqdm": True,
+        "include_num_input_tokens_seen": "non_padding",
+    }
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is not above `at_most`."""
+    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+
+
+def seeded(config: SFTRunConfig | PTRunConfig) -> None:
+    """Seed every generator; before anything is initialised at random."""
+    set_seed(config.training.seed)
+
+
+def run(trainer: Any, callback: RunCallback, resume: Resume, *, finished: bool = False) -> None:
+    """Train from the resume point to the end; raises Interrupted when everything was saved on
+    request.
+
+    `finished` says that the resumed run has nothing left to train.
+    """
+    trainer.remove_callback(PrinterCallback)
+    steps = trainer.args.max_steps
+    if finished or resume.step >= steps:
+        trainer.state.global_step = resume.step
+        trainer._load_from_checkpoint(str(resume.checkpoint))
+        trainer.state.num_input_tokens_seen = resume.state.get("tokens", 0)
+        return
+    trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
+    if interrupt.asked_to_stop() and trainer.state.global_step < steps:
+        raise Interrupted
+
+
+def finish(
+    trainer: Any,
+    tokenizer: Any,
+    config: SFTRunConfig | PTRunConfig,
+    directory: RunDirectory,
+    callback: RunCallback,
+    train_size: int,
+    batch: int,
+    prepare: Callable[[Any], Any] = lambda model: model,
+    **more: Any,
+) -> None:
+    """Write the model and result.json. Checkpoints stay until the phase is marked done."""
+    step = trainer.state.global_step
+    directory.write_result(
+        global_step=step,
+        train_size=train_size,
+        data_points_seen=data_points_seen(step, train_size, batch),
+        data_used=data_used(step, train_size, batch),
+        train_tokens=int(trainer.state.num_input_tokens_seen),
+        train_seconds=round(callback.seconds, 2),
+        device=trainer.model.device.type,
+        **more,
+    )
+    save(prepare(trainer.model), tokenizer, directory.path / MODEL)

@@ -1,0 +1,59 @@
+"""Weights & Biases: on when it is asked for and can be had, offline otherwise, and never a prompt
+or a hang.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+PROJECT = "tuning"
+
+
+def report_to(
+    mode: str, directory: Path, run_hash: str, say: Callable[[str], None] = print
+) -> list[str]:
+    """What the Trainer reports to; sets wandb's environment. `mode`: off, offline or online.
+
+    A run keeps its id over interruptions. `online` without a key, or without a way to the server,
+    is offline.
+    """
+    if mode == "off":
+        os.environ["WANDB_MODE"] = "disabled"
+        return []
+    if mode == "online" and (missing := _missing()):
+        say(f"W&B: {missing}; this run is kept offline, `wandb sync` uploads it later")
+        mode = "offline"
+    os.environ |= {
+        "WANDB_MODE": mode,
+        "WANDB_PROJECT": os.environ.get("WANDB_PROJECT", PROJECT),
+        "WANDB_RUN_ID": run_hash[:16],
+        "WANDB_RESUME": "allow",
+        "WANDB_DIR": str(directory),
+        "WANDB_SILENT": "true",
+    }
+    return ["wandb"]
+
+
+def _missing() -> str | None:
+    """What stands in the way of going online, or None."""
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    host = server.hostname or "api.wandb.ai"
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
+        return "no key is set (WANDB_API_KEY)"
+    try:
+        with socket.create_connection((host, server.port or 443), timeout=3):
+            return None
+    except OSError:
+        return f"{host} cannot be reached"
+
+
+def _in_netrc(host: str) -> bool:
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
