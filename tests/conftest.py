@@ -37,7 +37,7 @@ def run_entry(
     return subprocess.run(
         [sys.executable, str(PACKAGE / script), *map(str, flags)],
         env=environment(home), capture_output=True, text=True, timeout=timeout, check=False,
-        cwd=home.parent,
+        cwd=home.anchor,
     )  # fmt: skip
 
 
@@ -54,15 +54,17 @@ def check(
 
 @pytest.fixture(scope="session")
 def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A TUNING_HOME with the pre-trained `tiny`; copy it, do not write to it."""
+    """A TUNING_HOME with `tiny`, pre-trained and evaluated; copy it, do not write to it."""
     root = tmp_path_factory.getbasetemp()
     shared = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
     home = shared / "trained-home"
     with (shared / "trained-home.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (home / "models" / "tiny" / "result.json").exists():
+        if not (home / "outputs/math/tiny/scores.json").exists():
             home.mkdir(exist_ok=True)
             check(run_entry(home, "run_pretrain.py", "--model", "tiny"))
+            data = ("--model", "tiny", "--dataset", "arith", "--task", "math")
+            check(run_entry(home, "run_inference.py", *data, "--do_inference", "--do_evaluation"))
     return home
 
 

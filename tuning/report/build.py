@@ -8,11 +8,15 @@ Reads run directories only. Cheap to import: what draws and computes is imported
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 from tuning.runs import atomic
 from tuning.runs.stages import Plan
+
+WIDTH = 100
+"""Columns of the words below the table."""
 
 
 def write_report(
@@ -23,10 +27,18 @@ def write_report(
     `states` says of each stage how the launcher saw it end, (state, reason); what the run
     directories themselves say is done goes first.
     """
+    from tuning.report.comparisons import compare
+    from tuning.report.page import page
     from tuning.report.rows import gather
     from tuning.report.table import csv_text, terminal_table
+    from tuning.report.words import answer
 
     rows = gather(plan, home, states)
     folder = home / "outputs" / "reports" / plan.experiment
     atomic.write_text(folder / "results.csv", csv_text(rows))
-    return f"{terminal_table(rows)}\n\nresults: {folder / 'results.csv'}"
+    found = compare(rows)
+    said = answer(rows, found)
+    html = page(plan.experiment, plan.about, rows, found, said)
+    atomic.write_text(folder / "report.html", html)
+    words = textwrap.fill(f"{said.title}. {said.text}", WIDTH)
+    return f"{terminal_table(rows)}\n\n{words}\n\nreport: {folder / 'report.html'}"

@@ -56,11 +56,12 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
     pairs += [("whole_budget", fork, whole) for fork in forks]
     trained = [row for row in rows if row.role in ("sft", "reference_sft", "reference_pt")]
     pairs += [("base", row, base) for row in trained]
-    found = (_pair(question, ours, theirs) for question, ours, theirs in pairs)
+    found = (against(question, ours, theirs) for question, ours, theirs in pairs)
     return [comparison for comparison in found if comparison is not None]
 
 
-def _pair(question: Question, ours: Row, theirs: Row | None) -> Comparison | None:
+def against(question: Question, ours: Row, theirs: Row | None) -> Comparison | None:
+    """A comparison, or None where the two were not scored on the same prompts."""
     if theirs is None or ours.scores is None or theirs.scores is None:
         return None
     if not ours.scores.correct or len(ours.scores.correct) != len(theirs.scores.correct):

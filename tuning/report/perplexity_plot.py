@@ -1,5 +1,4 @@
-"""The figure of SFT: perplexity over examples, the thresholds that it met, the forks that left there.
-"""
+"""The figure of SFT: perplexity over examples, the thresholds that it met and what forked there."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 from tuning.report.palette import CARD, INK, MUTED, SERIES, Palette, dashes, marker
-from tuning.report.rows import Cost, Row, of_role
+from tuning.report.rows import Cost, Row, of_role, same_weights
 from tuning.report.svg import Drawing, drawing, end_labels, halo, spread
 from tuning.report.table import count, tokens
 
@@ -42,7 +42,10 @@ def score_figure(rows: Sequence[Row], budget: int | None) -> str | None:
         handles = _sft_only(made, ax, scored, budget, palette)
         handles += _whole_budget(made, ax, scored, budget, palette)
         _spot_labels(ax, scored, budget, palette)
-        ax.legend(handles=handles, loc="best", handlelength=2.6, borderaxespad=1.6)
+        made.figure.legend(
+            handles=handles, loc="outside lower center", handlelength=2.6,
+            ncols=2 if len(handles) > 3 else max(1, len(handles)),
+        )  # fmt: skip
     return made.svg
 
 
@@ -78,8 +81,9 @@ def _sft_only(
 ) -> list[Line2D]:
     """Models that saw SFT alone and left the rest of the budget unspent."""
     spots = of_role(scored, "sweetspot")
-    used = {row.sft_data_used for row in spots}
-    ends = [row for row in of_role(scored, "sft") if row.sft_data_used not in used]
+    ends = [
+        row for row in of_role(scored, "sft") if not any(same_weights(spot, row) for spot in spots)
+    ]
     points = sorted([*spots, *ends], key=lambda row: row.sft_data_used or 0)
     line = [*of_role(scored, "base"), *points]
     if not points:

@@ -130,6 +130,18 @@ class Row:
         }[self.role]
 
     @property
+    def prose(self) -> str:
+        """What it is called in a sentence."""
+        on = "on the whole budget"
+        method = (self.pft_method or "").upper()
+        names = {
+            "base": "the base model",
+            "reference_sft": f"SFT {on}",
+            "reference_pt": f"{method} alone {on}",
+        }
+        return names.get(self.role, self.label)
+
+    @property
     def spot(self) -> str:
         """The sweetspot in words: `ppl 2.0` or `patience 2@0.02`."""
         kind = "patience" if "@" in (self.threshold or "") else "ppl"
@@ -139,6 +151,13 @@ class Row:
 def of_role(rows: Sequence[Row], *roles: str) -> list[Row]:
     """The rows of some roles."""
     return [row for row in rows if row.role in roles]
+
+
+def same_weights(spot: Row, sft: Row) -> bool:
+    """Whether an SFT run ended at a sweetspot, so that the two are one model."""
+    if spot.role != "sweetspot" or spot.cost is None or sft.cost is None:
+        return False
+    return spot.cost.tokens == sft.cost.tokens
 
 
 def gather(plan: Plan, home: Path, states: States | None = None) -> list[Row]:
@@ -200,8 +219,8 @@ class _Reader:
             status = directory.status if directory else {"state": "pending", "reason": ""}
             if status["state"] == "failed":
                 return "failed", f"failed: {status['reason']}"
-            if status["state"] == "running" and stage.name not in self.states:
-                return "running", "running, or stopped without a word"
+            if status["state"] == "running":
+                return "running", "begun and not finished"
             if status["reason"]:
                 return "pending", status["reason"]
         return "pending", reason or "not run yet"

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.rundir import RunDirectory, locate
 from tuning.runs.sweetspot import Skipped, find_sweetspot
 
@@ -106,7 +107,7 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
                 name = name.replace(REMAINING, str(size))
         except Skipped as reason:
             return Standing(state="skipped", reason=str(reason))
-        except Exception:
+        except (StageFailed, UserError):
             return Standing(state="pending")
     run = RunDirectory(locate(home / "models", name, stage.hash)) if stage.trains else None
     evaluation = None

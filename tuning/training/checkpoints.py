@@ -131,9 +131,8 @@ class RunCallback(TrainerCallback):
     def _counted(self, state: TrainerState) -> dict[str, Any]:
         return {"seconds": round(self.seconds, 2), "tokens": int(state.num_input_tokens_seen)}
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def close(self) -> None:
+        """End the progress bar, however training ended."""
         if self._bar is not None:
             self._bar.close()
 

@@ -142,6 +142,7 @@ def peft_config(lora: LoraConfig) -> Any:
         lora_dropout=lora.lora_dropout,
         target_modules=list(lora.target_modules),
         modules_to_save=list(lora.full_modules) or None,
+        ensure_weight_tying=bool(lora.full_modules),
         task_type="CAUSAL_LM",
     )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tuning import config as site
@@ -156,8 +155,3 @@ def require_trained(directory: RunDirectory, command: str) -> None:
     """Raise UserError with the command that trains a run unless it is trained."""
     if not directory.done("train"):
         raise UserError(f"run '{directory.name}' is not trained yet; make it with: {command}")
-
-
-def script(name: str) -> Path:
-    """An entry point of this project."""
-    return site.PACKAGE / name

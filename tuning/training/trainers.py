@@ -82,7 +82,10 @@ def run(trainer: Any, callback: RunCallback, resume: Resume, *, finished: bool =
         trainer._load_from_checkpoint(str(resume.checkpoint))
         trainer.state.num_input_tokens_seen = resume.state.get("tokens", 0)
         return
-    trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
+    finally:
+        callback.close()
     if interrupt.asked_to_stop() and trainer.state.global_step < steps:
         raise Interrupted
 

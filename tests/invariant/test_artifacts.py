@@ -1,0 +1,100 @@
+"""What lies on disk is what was trained: artifacts, references, batches however they are split."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import COLLECTIONS, check, copy_home, run_entry
+from tuning.runs.rundir import RunDirectory
+
+DATA = ("--model", "tiny", "--dataset", "arith", "--task", "math")
+WHOLE = ("--full_modules", "embed_tokens", "lm_head")
+
+pytestmark = pytest.mark.xdist_group("artifacts")
+
+
+@pytest.fixture(scope="module")
+def with_sft(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two SFT runs with a sweetspot: one trains an adapter, one whole modules too."""
+    home = copy_home(trained_home, tmp_path_factory.mktemp("artifacts") / "home")
+    for more in ((), WHOLE):
+        check(
+            run_entry(
+                home, "run_sft.py", *DATA, "--train_size", 96, "--perplexity_thresholds", 5.0,
+                "--early_stop", "false", *more, "--do_training",
+            )
+        )  # fmt: skip
+    return home
+
+
+def runs(home: Path) -> list[RunDirectory]:
+    """The SFT runs, the one with whole modules last."""
+    found = [
+        RunDirectory(path.parent.parent)
+        for path in home.glob("models/*/checkpoint-*/manifest.json")
+    ]
+    return sorted(
+        found, key=lambda run: len((run.config or {})["settings"]["lora"]["full_modules"])
+    )
+
+
+def perplexity(home: Path, run: RunDirectory, checkpoint: Path | None) -> float:
+    """Measured anew on what is loaded from disk."""
+    from tuning.data import train_dataset
+    from tuning.evaluation.perplexity import measure
+    from tuning.flags import restore
+    from tuning.training import models
+    from tuning.training.config_training import SFTRunConfig
+    from tuning.training.encoding import encode
+
+    config: Any = restore(SFTRunConfig, (run.config or {})["settings"])
+    rows = train_dataset.rows("arith", "validation")[: config.perplexity.validation_size]
+    pool = encode(models.load_tokenizer(config.model), rows, config.model.max_seq_length)
+    return measure(models.load_artifact(config.model, run, checkpoint), pool).token_level
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["adapter", "whole modules"])
+def test_what_is_loaded_is_what_was_measured(
+    with_sft: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setenv("TUNING_HOME", str(with_sft))
+    monkeypatch.setenv("TUNING_COLLECTIONS", str(COLLECTIONS))
+    run = runs(with_sft)[int(whole)]
+    spot = run.path / "checkpoint-sweetspot-5.0"
+    metadata = json.loads((spot / "sweetspot_metadata.json").read_text())
+    assert perplexity(with_sft, run, spot) == pytest.approx(metadata["perplexity"], rel=1e-4)
+    assert perplexity(with_sft, run, None) == pytest.approx(run.result["perplexity"], rel=1e-4)
+    assert run.result["perplexity"] < metadata["perplexity"] < run.result["base_perplexity"]
+
+
+@pytest.mark.parametrize("merge", ["false", "true"], ids=["continued", "merged"])
+@pytest.mark.parametrize("start", ["base", "sft", "sweetspot"])
+def test_the_reference_is_where_the_policy_starts(with_sft: Path, start: str, merge: str) -> None:
+    run = runs(with_sft)[0]
+    where = {
+        "base": ("--train_size", 16),
+        "sft": ("--train_size", 16, "--parent_run", run.name),
+        "sweetspot": ("--parent_run", run.name, "--sweetspot", "ppl-5.0", "--total_data", 80),
+    }[start]
+    before = set(with_sft.glob("models/*"))
+    settings = ("--sft_loss_weight", 0, "--merge_parent", merge)
+    check(run_entry(with_sft, "run_dpo.py", *DATA, *where, *settings, "--do_training"))
+    (made,) = set(with_sft.glob("models/*")) - before
+    first = RunDirectory(made).metrics()[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_accumulation_changes_nothing_but_rounding(tiny_home: Path) -> None:
+    found = []
+    for micro in (16, 4):
+        flags = ("--train_size", 64, "--micro_batch_size", micro, "--do_training", "--force")
+        check(run_entry(tiny_home, "run_sft.py", *DATA, *flags))
+        (path,) = tiny_home.glob("models/tiny_sft-*")
+        found.append(RunDirectory(path).result)
+    assert found[0]["perplexity"] == pytest.approx(found[1]["perplexity"], rel=1e-3)
+    assert found[0]["train_tokens"] == found[1]["train_tokens"]
