@@ -25,10 +25,10 @@ from tuning.runs.rundir import locate
 from tuning.runs.stages import Plan, Stage
 from tuning.runs.sweetspot import sweetspot_hash, sweetspot_name
 from tuning.training import parents
+from tuning.training.config_parts import check_thresholds
 from tuning.training.config_training import (
     PTRunConfig,
     SFTRunConfig,
-    check_thresholds,
     model_config,
     preference_config,
     sft_config,
