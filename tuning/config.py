@@ -76,7 +76,7 @@ class ModelEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetEntry:
-    """A dataset as collections.yaml describes it; `files` maps a pool to a JSONL file or hub id."""
+    """A dataset as collections.yaml describes it; `files` maps a pool to a JSONL file."""
 
     name: str
     loader: str
@@ -148,64 +148,143 @@ def _load(path: Path) -> Collections:
 
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror}).") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"'{path}' cannot be read ({reason}).") from None
     except yaml.YAMLError as error:
         raise UserError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
-    known = {"tasks", "datasets", "sft_ratio", "pft_methods", "perplexity_thresholds", "models"}
-    if not isinstance(raw, dict):
-        raise UserError(f"'{path}' holds no mapping; it needs: {', '.join(sorted(known))}.")
-    for key in raw:
-        choose(f"key in {path.name}:", key, sorted(known))
-    if missing := sorted(known - set(raw)):
-        raise UserError(f"'{path}' lacks: {', '.join(missing)}.")
-    return _validated(path, raw)
-
-
-def _validated(path: Path, raw: dict[str, Any]) -> Collections:
-    datasets = {name: _dataset(path, name, entry) for name, entry in raw["datasets"].items()}
-    tasks: dict[str, tuple[str, ...]] = {}
-    aliases: dict[str, str] = {}
-    for name, entry in raw["tasks"].items():
-        tasks[name] = tuple(entry.get("datasets", ()))
-        aliases |= dict.fromkeys(entry.get("aliases", ()), name)
-        for dataset in tasks[name]:
-            choose(f"dataset under task '{name}' of {path.name}:", dataset, datasets)
-    return Collections(
-        path=path,
-        tasks=tasks,
-        aliases=aliases,
-        datasets=datasets,
-        models={name: _model(path, name, entry) for name, entry in raw["models"].items()},
-        sft_ratio=tuple(float(value) for value in raw["sft_ratio"]),
-        pft_methods=tuple(raw["pft_methods"]),
-        perplexity_thresholds=tuple(float(value) for value in raw["perplexity_thresholds"]),
-    )
-
-
-def _dataset(path: Path, name: str, entry: dict[str, Any]) -> DatasetEntry:
-    files = {key: value for key, value in entry.items() if key != "loader"}
-    if "loader" not in entry:
-        raise UserError(f"dataset '{name}' in {path.name} names no loader.")
-    for pool in files:
-        choose(f"pool of dataset '{name}' in {path.name}:", pool, POOLS)
-    return DatasetEntry(name=name, loader=entry["loader"], files=files)
+    return _Reader(path).read(raw)
 
 
 POOLS = ("sft", "preference", "validation", "test")
+METHODS = ("dpo", "kto", "grpo")
+STAGES = ("pretrain", "sft", "pft", *METHODS, "evaluation")
+_TOP = ("datasets", "models", "perplexity_thresholds", "pft_methods", "sft_ratio", "tasks")
+_MODEL_KEYS = (
+    "chat_template", "from_run", "full_modules", "hub", "path", "perplexity_thresholds", "settings",
+    "target_modules",
+)  # fmt: skip
 
-_MODEL_KEYS = {
-    "hub", "from_run", "path", "chat_template", "target_modules", "full_modules",
-    "perplexity_thresholds", "settings",
-}  # fmt: skip
 
+class _Reader:
+    """Turns the content of collections.yaml into Collections; every mistake is one clear line."""
 
-def _model(path: Path, name: str, entry: dict[str, Any]) -> ModelEntry:
-    for key in entry:
-        choose(f"key of model '{name}' in {path.name}:", key, sorted(_MODEL_KEYS))
-    if sum(key in entry for key in ("hub", "from_run", "path")) != 1:
-        raise UserError(f"model '{name}' in {path.name} needs one of hub, from_run and path.")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
-    if "perplexity_thresholds" in values:
-        values["perplexity_thresholds"] = tuple(float(v) for v in values["perplexity_thresholds"])
-    return ModelEntry(name=name, **values)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, raw: Any) -> Collections:
+        """The whole file."""
+        name = self.path.name
+        if not isinstance(raw, dict):
+            raise UserError(f"'{self.path}' holds no mapping; it needs: {', '.join(_TOP)}.")
+        for key in raw:
+            choose(f"key in {name}:", str(key), _TOP)
+        if missing := [key for key in _TOP if key not in raw]:
+            raise UserError(f"'{self.path}' lacks: {', '.join(missing)}.")
+        datasets = {
+            key: self._dataset(key, entry)
+            for key, entry in self._mapping(raw["datasets"], "datasets").items()
+        }
+        tasks: dict[str, tuple[str, ...]] = {}
+        aliases: dict[str, str] = {}
+        for key, entry in self._mapping(raw["tasks"], "tasks").items():
+            tasks[key], others = self._task(key, entry, datasets)
+            aliases |= dict.fromkeys(others, key)
+        methods = self._names(raw["pft_methods"], "pft_methods")
+        for method in methods:
+            choose(f"preference method in {name}:", method, METHODS)
+        models = self._mapping(raw["models"], "models")
+        return Collections(
+            path=self.path,
+            tasks=tasks,
+            aliases=aliases,
+            datasets=datasets,
+            models={key: self._model(key, entry) for key, entry in models.items()},
+            sft_ratio=self._numbers(raw["sft_ratio"], "sft_ratio"),
+            pft_methods=methods,
+            perplexity_thresholds=self._numbers(
+                raw["perplexity_thresholds"], "perplexity_thresholds"
+            ),
+        )
+
+    def _task(
+        self, name: str, entry: Any, datasets: dict[str, DatasetEntry]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The datasets and the aliases of a task."""
+        where = f"task '{name}'"
+        entry = self._mapping(entry, where)
+        for key in entry:
+            choose(f"key of {where} in {self.path.name}:", key, ("aliases", "datasets"))
+        found = self._names(entry.get("datasets", []), f"{where}: datasets")
+        for dataset in found:
+            choose(f"dataset under {where} of {self.path.name}:", dataset, datasets)
+        return found, self._names(entry.get("aliases", []), f"{where}: aliases")
+
+    def _dataset(self, name: str, entry: Any) -> DatasetEntry:
+        where = f"dataset '{name}'"
+        entry = self._mapping(entry, where)
+        files = {key: value for key, value in entry.items() if key != "loader"}
+        if "loader" not in entry:
+            raise UserError(f"{where} in {self.path.name} names no loader.")
+        for pool, file in files.items():
+            choose(f"pool of {where} in {self.path.name}:", pool, POOLS)
+            self._word(file, f"{where}: {pool}")
+        return DatasetEntry(name=name, loader=str(entry["loader"]), files=files)
+
+    def _model(self, name: str, entry: Any) -> ModelEntry:
+        where = f"model '{name}'"
+        entry = self._mapping(entry, where)
+        for key in entry:
+            choose(f"key of {where} in {self.path.name}:", key, _MODEL_KEYS)
+        if sum(key in entry for key in ("hub", "from_run", "path")) != 1:
+            raise UserError(f"{where} in {self.path.name} needs one of hub, from_run and path.")
+        values: dict[str, Any] = {}
+        for key, value in entry.items():
+            at = f"{where}: {key}"
+            if key == "settings":
+                values[key] = self._settings(value, where)
+            elif key == "perplexity_thresholds":
+                values[key] = self._numbers(value, at)
+            elif key.endswith("_modules"):
+                values[key] = self._names(value, at)
+            else:
+                values[key] = self._word(value, at)
+        if "path" in values:
+            found = Path(values["path"]).expanduser()
+            values["path"] = str((self.path.parent / found).resolve())
+        return ModelEntry(name=name, **values)
+
+    def _settings(self, value: Any, where: str) -> dict[str, dict[str, Any]]:
+        stages = self._mapping(value or {}, f"{where}: settings")
+        for stage in stages:
+            choose(f"stage under settings of {where} in {self.path.name}:", stage, STAGES)
+        return {
+            stage: self._mapping(entry or {}, f"{where}: settings: {stage}")
+            for stage, entry in stages.items()
+        }
+
+    def _wrong(self, value: Any, where: str, what: str) -> UserError:
+        return UserError(f"{self.path.name}: {where} is {value!r}; it must be {what}.")
+
+    def _mapping(self, value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self._wrong(value, where, "a mapping")
+        return {str(key): entry for key, entry in value.items()}
+
+    def _word(self, value: Any, where: str) -> str:
+        if not isinstance(value, str) or not value:
+            raise self._wrong(value, where, "a word")
+        return value
+
+    def _names(self, value: Any, where: str) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise self._wrong(value, where, "a list of names")
+        return tuple(value)
+
+    def _numbers(self, value: Any, where: str) -> tuple[float, ...]:
+        fits = isinstance(value, list) and all(
+            isinstance(entry, int | float) and not isinstance(entry, bool) for entry in value
+        )
+        if not fits:
+            raise self._wrong(value, where, "a list of numbers")
+        return tuple(float(entry) for entry in value)

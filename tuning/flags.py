@@ -113,14 +113,26 @@ def _one(kind: type, value: Any, name: str, where: str) -> Any:
     try:
         if kind is bool:
             return _truth(value)
-        if kind is int and (isinstance(value, bool) or float(value) != int(float(value))):
-            raise ValueError
-        return int(float(value)) if kind is int else kind(value)
+        return _whole(value) if kind is int else kind(value)
     except (TypeError, ValueError, OverflowError):
         words = {int: "a whole number", float: "a number", bool: "true or false"}
         raise UserError(
             f"{where}{name} is '{value}'; it must be {words.get(kind, kind.__name__)}."
         ) from None
+
+
+def _whole(value: Any) -> int:
+    """A whole number, also written as 1e3 or 10.0."""
+    if isinstance(value, bool):
+        raise ValueError
+    if isinstance(value, int):
+        return value
+    try:
+        return int(str(value))
+    except ValueError:
+        if not float(value).is_integer():
+            raise
+        return int(float(value))
 
 
 def _truth(value: Any) -> bool:
@@ -148,7 +160,7 @@ def add_flags(
         _, several, allowed = _scalar(_hints(config)[entry.name])
         group.add_argument(
             f"--{prefix}{entry.name}",
-            nargs="+" if several else None,
+            nargs="*" if several else None,
             default=argparse.SUPPRESS,
             metavar="|".join(str(a) for a in allowed) if allowed else entry.name.upper(),
             help=_help(config, entry),

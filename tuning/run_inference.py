@@ -22,6 +22,7 @@ def parser(name: str = "run_inference.py", description: str | None = __doc__) ->
     """The flags: which model, which test pool, and how to sample."""
     from tuning.evaluation.config import PassAtKConfig
     from tuning.training import stage
+    from tuning.training.config_parts import ModelLoadConfig
 
     made = Parser(prog=name, description=description)
     which = made.add_argument_group("which model: one of --model and --run")
@@ -31,6 +32,8 @@ def parser(name: str = "run_inference.py", description: str | None = __doc__) ->
     made.add_argument("--dataset", required=True, help="a dataset of the task")
     made.add_argument("--task", required=True, help="math or instruction (gsm8k, ifeval)")
     stage.add_options(made, training=False)
+    loading = "how --model is loaded"
+    add_flags(made, ModelLoadConfig, skip=("max_seq_length",), title=loading)
     add_flags(made, PassAtKConfig)
     return made
 
@@ -73,9 +76,10 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def _base(key: str, args: argparse.Namespace) -> tuple[str, str, str, Any]:
     from tuning.training import parents
+    from tuning.training.config_parts import ModelLoadConfig
     from tuning.training.config_training import model_config
 
-    model = model_config(key)
+    model = model_config(key, given(args, (ModelLoadConfig,)))
     parents.require_base(model)
 
     def load() -> tuple[Any, Any]:

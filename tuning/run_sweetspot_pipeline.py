@@ -132,8 +132,8 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         early_stop=not args.no_early_stop, methods=tuple(args.pft_method),
         do_sft=args.do_sft, do_dpo=args.do_dpo, do_inference=args.do_inference,
         do_evaluation=args.do_evaluation, references=not args.no_references,
-        experiment=args.experiment, sft_values=seed | model | rules | sft,
-        pft_values=seed | model | pft, evaluation_values=given(args, (PassAtKConfig,)),
+        experiment=args.experiment, model_values=model, sft_values=seed | rules | sft,
+        pft_values=seed | pft, evaluation_values=given(args, (PassAtKConfig,)),
     )  # fmt: skip
 
 

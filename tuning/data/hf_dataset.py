@@ -37,18 +37,23 @@ class JsonLines:
         return total.hexdigest()[:16]
 
     def pool(self, name: str) -> list[dict[str, Any]]:
-        """The rows of one pool, checked."""
+        """The rows of one pool. All pools are read and checked the first time that one is asked
+        for.
+        """
         if name not in self._files:
             raise UserError(f"dataset '{self.name}' has no {name} pool; add a line '{name}: FILE'.")
-        if name not in self._rows:
-            lines = self._read(name).decode("utf-8").splitlines()
-            self._rows[name] = [
-                self._row(name, number, line)
-                for number, line in enumerate(lines, 1)
-                if line.strip()
-            ]
-            self._check_disjoint(name)
+        if not self._rows:
+            pools = {pool: self._parse(pool) for pool in self._files}
+            self._check_disjoint(pools)
+            self._rows = pools
         return self._rows[name]
+
+    def _parse(self, pool: str) -> list[dict[str, Any]]:
+        try:
+            lines = self._read(pool).decode("utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"'{self._files[pool]}' is not UTF-8 text ({error.reason}).") from None
+        return [self._row(pool, n, line) for n, line in enumerate(lines, 1) if line.strip()]
 
     def size(self, name: str) -> int:
         """How many rows a pool has."""
@@ -68,26 +73,59 @@ class JsonLines:
             raw = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where} is not valid JSON: {error.msg}.") from None
+        if not isinstance(raw, dict):
+            raise UserError(f"{where} is no JSON object; a {pool} row is {{{_columns(pool)}}}.")
         if missing := [c for c in COLUMNS[pool] if c not in raw]:
-            raise UserError(f"{where} lacks {', '.join(missing)}; a {pool} row needs "
-                            f"{', '.join(COLUMNS[pool])}.")  # fmt: skip
-        roles = {"prompt": "user", "completion": "assistant", "chosen": "assistant",
-                 "rejected": "assistant"}  # fmt: skip
+            raise UserError(
+                f"{where} lacks {', '.join(missing)}; a {pool} row needs {_columns(pool)}."
+            )
         row = dict(raw)
-        for column, role in roles.items():
-            if isinstance(row.get(column), str):
-                row[column] = [{"role": role, "content": row[column]}]
+        for column in COLUMNS[pool]:
+            if column != "answer":
+                row[column] = _messages(raw[column], column, where)
         if "answer" in row:
+            if isinstance(row["answer"], bool) or not isinstance(row["answer"], str | int | float):
+                raise UserError(
+                    f"{where}: answer is {row['answer']!r}; it must be text or a number."
+                )
             row["answer"] = str(row["answer"])
         return row
 
-    def _check_disjoint(self, name: str) -> None:
-        ours = {json.dumps(row["prompt"]) for row in self._rows[name]}
-        if len(ours) < len(self._rows[name]):
-            raise UserError(f"dataset '{self.name}': the {name} pool repeats a prompt.")
-        for other, there in self._rows.items():
-            if other != name and (shared := ours & {json.dumps(row["prompt"]) for row in there}):
-                raise UserError(
-                    f"dataset '{self.name}': {len(shared)} prompts stand both in {name} and "
-                    f"{other}; the pools must not share any."
-                )
+    def _check_disjoint(self, pools: dict[str, list[dict[str, Any]]]) -> None:
+        """Raise UserError where a prompt stands twice, in one pool or in two."""
+        seen: dict[str, str] = {}
+        for pool, rows in pools.items():
+            for row in rows:
+                prompt = json.dumps(row["prompt"])
+                if seen.get(prompt) == pool:
+                    raise UserError(
+                        f"dataset '{self.name}': the {pool} pool repeats a prompt: {prompt[:80]}"
+                    )
+                if prompt in seen:
+                    raise UserError(
+                        f"dataset '{self.name}': a prompt stands both in {seen[prompt]} and {pool}; "
+                        f"the pools must not share any: {prompt[:80]}"
+                    )
+                seen[prompt] = pool
+
+
+def _columns(pool: str) -> str:
+    return ", ".join(COLUMNS[pool])
+
+
+def _messages(value: Any, column: str, where: str) -> list[dict[str, Any]]:
+    """A column as chat messages: text is one message of the role that belongs there."""
+    if isinstance(value, str):
+        return [{"role": "user" if column == "prompt" else "assistant", "content": value}]
+    whole = isinstance(value, list) and bool(value)
+    if not whole or not all(
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+        for message in value
+    ):
+        raise UserError(
+            f"{where}: {column} is {json.dumps(value)[:60]}; it must be text or a list of "
+            '{"role", "content"}.'
+        )
+    return list(value)

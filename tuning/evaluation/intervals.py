@@ -53,6 +53,8 @@ def paired_difference(
     ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray, seed: int = 0
 ) -> Interval:
     """Mean of ours - theirs over the same prompts, with a percentile bootstrap over prompts."""
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} prompts cannot be compared with {len(theirs)}")
     differences = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
     if differences.size == 0:
         raise ValueError("a comparison needs at least one prompt")

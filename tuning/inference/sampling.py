@@ -37,17 +37,15 @@ def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Gene
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     path = directory.path / "responses.jsonl"
     first = _keep_whole_batches(path, [len(batch) for batch in batches])
-    bar = tqdm(
-        range(first, len(batches)), initial=first, total=len(batches), desc="inference",
-        unit="batch", mininterval=2.0,
-    )  # fmt: skip
-    for number in bar:
-        interrupt.check()
-        directory.progress("infer", number, len(batches))
-        prompts = [row["prompt"] for row in batches[number]]
-        seed = batch_seed(config.hash, config.sampling.sampling_seed, number)
-        answers = generator.generate(prompts, config.sampling, seed)
-        _append(path, number * size, batches[number], answers)
+    with tqdm(initial=first, total=len(batches), desc="inference", mininterval=2.0) as bar:
+        for number in range(first, len(batches)):
+            interrupt.check()
+            directory.progress("infer", number, len(batches))
+            prompts = [row["prompt"] for row in batches[number]]
+            seed = batch_seed(config.hash, config.sampling.sampling_seed, number)
+            answers = generator.generate(prompts, config.sampling, seed)
+            _append(path, number * size, batches[number], answers)
+            bar.update(1)
     directory.progress("infer", len(batches), len(batches), final=True)
 
 

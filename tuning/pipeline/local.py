@@ -125,8 +125,12 @@ class LocalLauncher:
             alone = stage.wide or any(entry.stage.wide for entry in self.running)
             if len(self.running) >= self.slots or (alone and self.running):
                 return
-            self.running.append(self._start(stage))
+            entry = self._start(stage)
+            self.running.append(entry)
             self.display.started(stage)
+            if self.stopping:
+                entry.process.send_signal(signal.SIGTERM)
+                return
 
     def _start(self, stage: Stage) -> Running:
         record = self.folder / "stages" / f"{stage.name}.json"

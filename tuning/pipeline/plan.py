@@ -54,6 +54,7 @@ class Wanted:
     do_evaluation: bool = False
     references: bool = True
     experiment: str | None = None
+    model_values: Mapping[str, Any] = field(default_factory=dict)
     sft_values: Mapping[str, Any] = field(default_factory=dict)
     pft_values: Mapping[str, Any] = field(default_factory=dict)
     evaluation_values: Mapping[str, Any] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class _Planner:
         self.wanted = wanted
         _check(wanted)
         self.sampling = sampling_config(wanted.model, wanted.evaluation_values)
-        self.model = model_config(wanted.model)
+        self.model = model_config(wanted.model, wanted.model_values)
         self.stages: list[Stage] = []
         train_dataset.require(wanted.dataset, "test", self.sampling.prompts, "prompts")
         self.evaluates = wanted.do_inference or wanted.do_evaluation
@@ -130,7 +131,7 @@ class _Planner:
         return name
 
     def _base(self, base: str | None) -> None:
-        where = ("--model", self.wanted.model)
+        where = ("--model", self.wanted.model, *parents.base_flags(self.model))
         self.stages.append(
             self._artifact(
                 f"{self.model.label}", "base", self.model.identity_hash, where,
@@ -164,7 +165,7 @@ class _Planner:
     def _sft(self, size: int, rules: Mapping[str, Any]) -> SFTRunConfig:
         return sft_config(
             model=self.wanted.model, dataset=self.wanted.dataset, task=self.wanted.task,
-            train_size=size, values={**self.wanted.sft_values, **rules},
+            train_size=size, values={**self.wanted.model_values, **self.wanted.sft_values, **rules},
         )  # fmt: skip
 
     def _add_sft(self, role: str, config: SFTRunConfig, base: str | None, *, train: bool) -> None:
@@ -181,7 +182,7 @@ class _Planner:
     def _preference(self, **more: Any) -> PTRunConfig:
         return preference_config(
             model=self.wanted.model, dataset=self.wanted.dataset, task=self.wanted.task,
-            values=self.wanted.pft_values, **more,
+            values={**self.wanted.model_values, **self.wanted.pft_values}, **more,
         )  # fmt: skip
 
     def _fork(self, label: str, method: str) -> PTRunConfig:
@@ -262,6 +263,7 @@ def _check(wanted: Wanted) -> None:
     check_thresholds(wanted.thresholds)
     if not wanted.thresholds and not wanted.patience:
         raise UserError("no sweetspot is defined: give --perplexity_thresholds.")
+    train_dataset.require(wanted.dataset, "validation", 1, "the validation pool")
     train_dataset.require(wanted.dataset, "sft", wanted.sft_data, "sft_data")
     if wanted.sft_data > wanted.total_data:
         raise UserError(

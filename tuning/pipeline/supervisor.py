@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +66,7 @@ class Supervisor:
         self.record = record
         self.log = log
         self.asked = False
+        self._log_start = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid())
 
@@ -81,6 +83,7 @@ class Supervisor:
         attempts = 0
         while True:
             attempts += 1
+            self._log_start = self.log.stat().st_size if self.log.exists() else 0
             before, memory = self._progress(), oom_kills()
             with self.log.open("ab") as log:
                 code = self._attempt(log)
@@ -127,7 +130,7 @@ class Supervisor:
 
     def _ending(self, verdict: str, code: int, *, out_of_memory: bool) -> Ending:
         if verdict == "done":
-            said = last_line(self.log)
+            said = last_line(self.log, self._log_start)
             if said.startswith("skipped: "):
                 return Ending(state="skipped", code=0, reason=said.removeprefix("skipped: "))
             return Ending(state="done", code=0)
@@ -140,7 +143,7 @@ class Supervisor:
             return Ending(state="failed", code=EXIT_FAILED, reason=f"killed by {name}")
         if code == EXIT_AGAIN:
             return Ending(state="failed", code=1, reason="stopped twice without progress")
-        reason = last_line(self.log).removeprefix("error: ")
+        reason = last_line(self.log, self._log_start).removeprefix("error: ")
         return Ending(
             state="failed", code=code if code == EXIT_USER_ERROR else EXIT_FAILED, reason=reason
         )
@@ -155,14 +158,21 @@ class Supervisor:
             directory.write_status("failed", ending.reason)
 
 
-def last_line(log: Path) -> str:
-    """The last line that was printed; what a progress bar overwrote does not count."""
+def last_line(log: Path, start: int = 0) -> str:
+    """What was said last behind byte `start`: an error if there is one, no progress bar."""
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 8192))
-        lines = file.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].rpartition("\r")[2].strip() if lines else ""
+        file.seek(max(start, file.tell() - 8192))
+        lines = [
+            part.strip() for part in re.split(r"[\r\n]+", file.read().decode(errors="replace"))
+        ]
+        said = [line for line in (_BAR.sub("", line) for line in lines) if line]
+        errors = [line for line in said if line.startswith("error: ")]
+        return (errors or said or [""])[-1]
     return ""
+
+
+_BAR = re.compile(r"^[^|]*\d+%\|[^|]*\| *\d+/\d+ *\[[^\]]*\]?")
 
 
 def oom_kills() -> int:

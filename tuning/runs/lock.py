@@ -15,14 +15,16 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from tuning.runs.atomic import read_json, write_json
-from tuning.runs.errors import StageFailed
+from tuning.runs.errors import EXIT_FAILED, StageFailed
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
@@ -107,12 +109,15 @@ class Lock:
 
     def holder(self) -> Holder | None:
         """The living holder, or None."""
+        holder = self._read()
+        return None if holder is None or is_stale(holder) else holder
+
+    def _read(self) -> Holder | None:
         try:
             found = read_json(self.path)
-            holder = Holder(**found) if found else None
+            return Holder(**found) if found else None
         except (TypeError, json.JSONDecodeError):
             return None
-        return None if holder is None or is_stale(holder) else holder
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -129,24 +134,43 @@ class Lock:
                 return other
             self._me = ourselves()
             write_json(self.path, asdict(self._me))
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._stop = threading.Event()
+        threading.Thread(target=self._beat, args=(self._stop,), daemon=True).start()
         return None
 
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_SECONDS):
+    def _beat(self, stop: threading.Event) -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
             with self._guarded():
-                if self._me is None:
+                if stop.is_set():
                     return
+                if not self._is_ours():
+                    self._lost()
+                assert self._me is not None
                 with contextlib.suppress(OSError):
                     self._me = replace(self._me, heartbeat=time.time())
                     write_json(self.path, asdict(self._me))
+
+    def _is_ours(self) -> bool:
+        found = self._read()
+        return (
+            found is not None
+            and self._me is not None
+            and (found.host, found.pid, found.started)
+            == (self._me.host, self._me.pid, self._me.started)
+        )
+
+    def _lost(self) -> NoReturn:
+        """Another process took the directory because this one was silent: two must never write."""
+        print(f"error: {self.path.parent} was taken over by another process", file=sys.stderr)
+        os._exit(EXIT_FAILED)
 
     def release(self) -> None:
         """Give the lock back."""
         self._stop.set()
         with self._guarded():
+            if self._is_ours():
+                self.path.unlink(missing_ok=True)
             self._me = None
-            self.path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def holding(

@@ -139,9 +139,9 @@ class RunDirectory:
             return
         self._last_progress = now
         record = {"phase": phase, "at": at, "of": of, "note": note, "time": time.time()}
+        tell(directory=str(self.path), **record)
         with contextlib.suppress(OSError):
             atomic.write_json(self.path / "progress.json", record)
-        tell(directory=str(self.path), **record)
 
     @contextlib.contextmanager
     def phase(self, name: str, *, last: bool = True) -> Iterator[None]:
@@ -259,9 +259,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     rows = []
-    for line in text.splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
+    for line in text.split("\n")[:-1]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

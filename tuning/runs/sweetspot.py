@@ -84,4 +84,10 @@ def missing_reason(label: str, outcome: dict[str, Any]) -> str:
         return f"met by the base, {outcome['perplexity']:.3g}"
     if "@" in what:
         return f"perplexity kept falling by {what.partition('@')[2]} and more"
-    return f"perplexity never reached {what} (best {outcome['best']:.3g})"
+    return f"perplexity never reached {what} (best {_above(outcome['best'], float(what))})"
+
+
+def _above(value: float, threshold: float) -> str:
+    """`value` with three digits, or as many as it takes to see that it is above `threshold`."""
+    shown = (f"{value:.{digits}g}" for digits in range(3, 17))
+    return next((text for text in shown if float(text) > threshold), repr(value))

@@ -6,6 +6,7 @@ marked `flag: False` are set by the program.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,11 @@ ATTENTION_AND_MLP = (
 )  # fmt: skip
 _FREE: dict[str, Any] = {"hashed": False}
 _INTERNAL: dict[str, Any] = {"flag": False}
+
+
+def _only(*methods: str) -> dict[str, Any]:
+    """A setting of these preference methods, which changes nothing of the others."""
+    return {"methods": methods}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +55,9 @@ class ModelLoadConfig:
     @property
     def identity_hash(self) -> str:
         """Over the weights, the chat template and the precision of the base model."""
-        return digest({"kind": "base", "settings": settings(self)})
+        hashed = settings(self)
+        del hashed["max_seq_length"]
+        return digest({"kind": "base", "settings": hashed})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +124,21 @@ class DPOTrainingConfig(TrainingArgumentsConfig):
 
     learning_rate: float = 5e-6
     """Peak learning rate."""
-    beta: float = 1.0
+    beta: float = field(default=1.0, metadata=_only("dpo", "kto"))
     """How closely the policy is held to the reference model (dpo, kto)."""
-    sft_loss_weight: float = 0.0
+    sft_loss_weight: float = field(default=0.0, metadata=_only("dpo"))
     """Weight of the language-model loss on the chosen answers beside the DPO loss (dpo)."""
-    kl_batch_size: int = 8
+    kl_batch_size: int = field(default=8, metadata=_only("kto"))
     """Rows over which the KL term is estimated; the micro-batch of this method, even (kto)."""
     merge_parent: bool = False
     """Merge the parent's adapter into the base and train a new one over it."""
-    num_generations: int = 8
+    num_generations: int = field(default=8, metadata=_only("grpo"))
     """Answers a prompt (grpo)."""
-    max_completion_length: int = 512
+    max_completion_length: int = field(default=512, metadata=_only("grpo"))
     """Longest answer in tokens (grpo)."""
-    grpo_temperature: float = 1.0
+    grpo_temperature: float = field(default=1.0, metadata=_only("grpo"))
     """Sampling temperature (grpo)."""
-    grpo_beta: float = 0.0
+    grpo_beta: float = field(default=0.0, metadata=_only("grpo"))
     """Weight of the KL term to the reference model (grpo)."""
 
 
@@ -150,17 +158,36 @@ class PerplexityConfig:
     """Stop when the last rule has fired."""
 
 
+def _require(settings: Any, name: str, holds: bool, what: str) -> None:
+    """Raise UserError for a setting unless `holds`."""
+    if not holds:
+        value = getattr(settings, name)
+        shown = "empty" if value == () else value
+        raise UserError(f"{name} is {shown}; it must be {what}.")
+
+
+def checked_model(model: ModelLoadConfig) -> ModelLoadConfig:
+    """The same; UserError for what cannot be."""
+    _require(model, "max_seq_length", model.max_seq_length > 1, "above 1")
+    return model
+
+
+def checked_lora(lora: LoraConfig) -> LoraConfig:
+    """The same; UserError for what cannot be."""
+    for name in ("lora_r", "lora_alpha"):
+        _require(lora, name, getattr(lora, name) > 0, "above zero")
+    _require(lora, "lora_dropout", 0 <= lora.lora_dropout < 1, "in [0, 1)")
+    _require(lora, "target_modules", bool(lora.target_modules), "one or more names of layers")
+    return lora
+
+
 def checked_training(training: T) -> T:
     """The same settings with a micro-batch that fits; UserError for what cannot be."""
-    positive = ("num_train_epochs", "learning_rate", "effective_batch_size", "micro_batch_size",
-                "save_steps", "max_grad_norm")  # fmt: skip
-    for name in positive:
-        if not getattr(training, name) > 0:
-            raise UserError(f"{name} is {getattr(training, name)}; it must be above zero.")
-    if not 0 <= training.warmup_ratio < 1:
-        raise UserError(f"warmup_ratio is {training.warmup_ratio}; it must be in [0, 1).")
-    if isinstance(training, DPOTrainingConfig):
-        _checked_preference(training)
+    for name in _POSITIVE:
+        value = getattr(training, name)
+        _require(training, name, 0 < value < math.inf, "above zero and finite")
+    _require(training, "warmup_ratio", 0 <= training.warmup_ratio < 1, "in [0, 1)")
+    _require(training, "weight_decay", 0 <= training.weight_decay < math.inf, "zero or more")
     micro = min(training.micro_batch_size, training.effective_batch_size)
     if training.effective_batch_size % micro:
         raise UserError(
@@ -170,14 +197,29 @@ def checked_training(training: T) -> T:
     return replace(training, micro_batch_size=micro)
 
 
-def _checked_preference(training: DPOTrainingConfig) -> None:
-    if training.num_generations < 2:
-        raise UserError(f"num_generations is {training.num_generations}; a group needs 2 at least.")
-    if training.kl_batch_size % 2 or (2 * training.effective_batch_size) % training.kl_batch_size:
-        raise UserError(
-            f"kl_batch_size is {training.kl_batch_size}; it must be even and divide "
-            f"twice the effective batch size, {2 * training.effective_batch_size}."
-        )
+_POSITIVE = (
+    "num_train_epochs", "learning_rate", "effective_batch_size", "micro_batch_size", "save_steps",
+    "max_grad_norm",
+)  # fmt: skip
+
+
+def checked_preference(training: DPOTrainingConfig, method: str) -> DPOTrainingConfig:
+    """The same for a preference method; settings of the others are not looked at."""
+    t = training
+    if method in ("dpo", "kto"):
+        _require(t, "beta", 0 < t.beta < math.inf, "above zero and finite")
+    if method == "dpo":
+        _require(t, "sft_loss_weight", 0 <= t.sft_loss_weight < math.inf, "zero or more")
+    if method == "kto":
+        rows = 2 * t.effective_batch_size
+        fits = t.kl_batch_size > 0 and t.kl_batch_size % 2 == 0 and rows % t.kl_batch_size == 0
+        _require(t, "kl_batch_size", fits, f"even and divide the {rows} rows of a step")
+    if method == "grpo":
+        _require(t, "num_generations", t.num_generations >= 2, "2 or more: answers are compared")
+        _require(t, "max_completion_length", t.max_completion_length > 0, "above zero")
+        _require(t, "grpo_temperature", 0 < t.grpo_temperature < math.inf, "above zero and finite")
+        _require(t, "grpo_beta", 0 <= t.grpo_beta < math.inf, "zero or more")
+    return checked_training(training)
 
 
 def parse_patience(rule: str) -> tuple[int, float]:
@@ -195,9 +237,8 @@ def checked_rules(perplexity: PerplexityConfig) -> PerplexityConfig:
     """The same rules, thresholds from high to low; UserError for what cannot be."""
     thresholds = perplexity.perplexity_thresholds
     check_thresholds(thresholds)
-    for rule in perplexity.perplexity_patience:
-        parse_patience(rule)
-    _no_repeats("perplexity_patience", perplexity.perplexity_patience)
+    patience = [parse_patience(rule) for rule in perplexity.perplexity_patience]
+    _no_repeats("perplexity_patience", [f"{n}:{decrease}" for n, decrease in patience])
     for name in ("eval_steps", "validation_size"):
         if getattr(perplexity, name) < 1:
             raise UserError(f"{name} is {getattr(perplexity, name)}; it must be at least 1.")

@@ -10,7 +10,7 @@ plain name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from tuning import config as site
@@ -28,6 +28,9 @@ from tuning.training.config_parts import (
     ModelLoadConfig,
     PerplexityConfig,
     TrainingArgumentsConfig,
+    checked_lora,
+    checked_model,
+    checked_preference,
     checked_rules,
     checked_training,
     parse_patience,
@@ -63,9 +66,15 @@ class _Run:
         return "adapter"
 
     @property
+    def hashed(self) -> dict[str, Any]:
+        """The settings that change the result."""
+        found: dict[str, Any] = settings(self)
+        return found
+
+    @property
     def hash(self) -> str:
         """Over everything that changes the result."""
-        return digest({"kind": self.kind, "settings": settings(self)})
+        return digest({"kind": self.kind, "settings": self.hashed})
 
     def identity(self, run_name: str, parent: dict[str, Any] | None) -> Identity:
         """The identity under which the run's directory is claimed."""
@@ -73,7 +82,7 @@ class _Run:
             run_name=run_name,
             kind=self.kind,
             hash=self.hash,
-            hashed=settings(self),
+            hashed=self.hashed,
             settings=plain(self),
             parent=parent,
             artifact=self.artifact,
@@ -152,6 +161,15 @@ class PTRunConfig(_Run):
         return "full" if self.training.merge_parent else "adapter"
 
     @property
+    def hashed(self) -> dict[str, Any]:
+        """The settings that change the result: not those of other preference methods."""
+        found: dict[str, Any] = settings(self)
+        for entry in fields(DPOTrainingConfig):
+            if self.pft_method not in entry.metadata.get("methods", (self.pft_method,)):
+                found["training"].pop(entry.name, None)
+        return found
+
+    @property
     def is_fork(self) -> bool:
         """Whether it starts from a sweetspot and takes the budget that is left."""
         return self.parent is not None and self.parent.sweetspot is not None
@@ -181,7 +199,7 @@ class PTRunConfig(_Run):
             train_size=self.dataset.train_size,
             parent=self.parent,
         )
-        return settings(self) == settings(default)
+        return self.hashed == default.hashed
 
 
 SFT_PARTS: tuple[type, ...] = (
@@ -205,7 +223,7 @@ def sft_config(
         model=_model(model, chosen),
         dataset=_dataset(dataset, task, "sft", train_size),
         task=task,
-        lora=build(LoraConfig, chosen),
+        lora=checked_lora(build(LoraConfig, chosen)),
         training=checked_training(build(TrainingArgumentsConfig, chosen)),
         perplexity=checked_rules(build(PerplexityConfig, chosen)),
     )
@@ -230,15 +248,16 @@ def preference_config(
         dataset=_dataset(dataset, task, "pt", train_size),
         task=task,
         pft_method=method,
-        lora=build(LoraConfig, chosen),
-        training=checked_training(build(DPOTrainingConfig, chosen)),
+        lora=checked_lora(build(LoraConfig, chosen)),
+        training=checked_preference(build(DPOTrainingConfig, chosen), method),
         parent=parent,
     )
 
 
-def model_config(model: str) -> ModelLoadConfig:
+def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:
     """A base model with the defaults of SFT, for evaluating it as it is."""
-    return _model(model, _model_settings(model, ("sft",), SFT_PARTS))
+    chosen = _model_settings(model, ("sft",), SFT_PARTS) | dict(values or {})
+    return _model(model, chosen)
 
 
 def _model_settings(model: str, stages: Sequence[str], parts: Sequence[type]) -> dict[str, Any]:
@@ -262,12 +281,15 @@ def _model(name: str, chosen: Mapping[str, Any]) -> ModelLoadConfig:
     if template and not (site.CHAT_TEMPLATES / f"{template}.jinja").exists():
         known = sorted(path.stem for path in site.CHAT_TEMPLATES.glob("*.jinja"))
         raise UserError(f"unknown chat template '{template}'; choose from: {', '.join(known)}.")
-    return build(
-        ModelLoadConfig,
-        chosen,
-        model=entry.path or name,
-        source=entry.source,
-        base_hash=pretrain_config(entry.from_run).hash if entry.from_run else None,
+    key = name if name in site.collections().models else entry.path or name
+    return checked_model(
+        build(
+            ModelLoadConfig,
+            chosen,
+            model=key,
+            source=entry.source,
+            base_hash=pretrain_config(entry.from_run).hash if entry.from_run else None,
+        )
     )
 
 

@@ -33,6 +33,8 @@ def encode(
             raise UserError(
                 f"the prompt of row {number} has {shared} tokens; max_seq_length is {max_length}."
             )
+        if tokenizer.eos_token_id in whole[shared:]:
+            whole = whole[: len(whole) - whole[::-1].index(tokenizer.eos_token_id)]
         cut += len(whole) > max_length
         encoded.append(Encoded(prompt=whole[:shared], response=whole[shared:max_length]))
     if cut:

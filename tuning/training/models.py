@@ -90,7 +90,7 @@ def _dtype(model: ModelLoadConfig) -> Any:
 def _from_pretrained(cls: Any, location: str, **kwargs: Any) -> Any:
     try:
         return cls.from_pretrained(location, **kwargs)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"'{location}' cannot be loaded: {first} Fetch it where there is a network, "

@@ -7,6 +7,7 @@ What is missing is an error that gives the command which makes it.
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 from tuning import config as site
 from tuning.flags import command_line, restore
@@ -48,6 +49,12 @@ def require_same_base(parent: SFTRunConfig, model: str) -> None:
             f"the parent stands on another '{parent.model.source}', but --model {model} "
             "is another base model now; train the parent anew."
         )
+
+
+def base_flags(model: ModelLoadConfig) -> list[str]:
+    """The flags with which run_inference.py loads a base model as a run does."""
+    default = model_config(model.model)
+    return command_line([(replace(model, max_seq_length=default.max_seq_length), default)])
 
 
 def sft_command(config: SFTRunConfig) -> str:

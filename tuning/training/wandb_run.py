@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import netrc
 import os
-import socket
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 PROJECT = "tuning"
+PROBE_SECONDS = 4.0
 
 
 def report_to(
@@ -45,11 +48,24 @@ def _missing() -> str | None:
     host = server.hostname or "api.wandb.ai"
     if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
         return "no key is set (WANDB_API_KEY)"
-    try:
-        with socket.create_connection((host, server.port or 443), timeout=3):
-            return None
-    except OSError:
-        return f"{host} cannot be reached"
+    return None if _answers(server.geturl()) else f"{host} does not answer"
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers within PROBE_SECONDS; a connection alone says nothing of that."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass
+        except (OSError, ValueError):
+            return
+        answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(PROBE_SECONDS)
 
 
 def _in_netrc(host: str) -> bool:

@@ -1,0 +1,65 @@
+"""From responses.jsonl to scores.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.small_site import use
+from tuning.evaluation.config import evaluation_config, sampling_config
+from tuning.evaluation.scoring import score
+from tuning.runs.atomic import read_json
+from tuning.runs.rundir import RunDirectory
+
+pytestmark = pytest.mark.unit
+
+RIGHT, WRONG, NONE = "so\n#### 5", "#### 6", "I do not know"
+
+
+@pytest.fixture
+def config(monkeypatch, tmp_path: Path):
+    use(monkeypatch, tmp_path)
+    return evaluation_config(
+        model="tiny", artifact="run", artifact_hash="a", dataset="arith", task="math",
+        sampling=sampling_config("tiny", {"prompts": 3, "n_samples": 4, "k_values": (2, 4)}),
+    )  # fmt: skip
+
+
+def write(directory: Path, *responses: list[str]) -> RunDirectory:
+    directory.mkdir(exist_ok=True)
+    lines = [
+        json.dumps({"index": i, "prompt": f"{i}?", "answer": "5", "responses": texts})
+        for i, texts in enumerate(responses)
+    ]
+    (directory / "responses.jsonl").write_text("".join(line + "\n" for line in lines))
+    return RunDirectory(directory)
+
+
+def test_scores_say_what_was_right(config, tmp_path):
+    directory = write(tmp_path / "run", [RIGHT] * 4, [RIGHT, WRONG, NONE, ""], [WRONG] * 4)
+    found = score(directory, config)
+    assert found == read_json(tmp_path / "run" / "scores.json")
+    assert (found["run_name"], found["artifact"], found["task"]) == ("run", "run", "math")
+    assert (found["prompts"], found["samples"], found["hash"]) == (3, 4, config.hash)
+    assert found["correct"] == [4, 1, 0]
+    assert list(found["pass_at_k"]) == ["1", "2", "4"]
+    estimates = [found["pass_at_k"][k]["estimate"] for k in ("1", "2", "4")]
+    assert estimates == pytest.approx([(1 + 1 / 4 + 0) / 3, (1 + 1 / 2 + 0) / 3, 2 / 3], abs=1e-6)
+    for entry in found["pass_at_k"].values():
+        assert 0 <= entry["low"] <= entry["estimate"] <= entry["high"] <= 1
+
+
+def test_scoring_again_gives_the_same_file(config, tmp_path):
+    directory = write(tmp_path / "run", [RIGHT] * 4, [WRONG] * 4, [NONE] * 4)
+    score(directory, config)
+    first = (tmp_path / "run" / "scores.json").read_bytes()
+    score(directory, config)
+    assert (tmp_path / "run" / "scores.json").read_bytes() == first
+
+
+def test_all_wrong_still_has_an_interval(config, tmp_path):
+    entry = score(write(tmp_path / "run", *[[WRONG] * 4] * 3), config)["pass_at_k"]["1"]
+    assert (entry["estimate"], entry["low"]) == (0.0, 0.0)
+    assert entry["high"] > 0.3

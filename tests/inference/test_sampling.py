@@ -1,0 +1,155 @@
+"""Sampling with a small random model: interrupted anywhere, it ends with the same file."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from tests.small_site import use
+from tuning.config import CHAT_TEMPLATES
+from tuning.data import arith, train_dataset
+from tuning.engine.config import ModelConfig
+from tuning.engine.model import build
+from tuning.engine.tokenizer import train_tokenizer
+from tuning.evaluation.config import evaluation_config, sampling_config
+from tuning.inference.hf_engine import HFGenerator
+from tuning.inference.sampling import batch_seed, sample
+from tuning.runs import interrupt
+from tuning.runs.errors import Interrupted
+from tuning.runs.rundir import RunDirectory
+
+pytestmark = pytest.mark.unit
+
+SHAPE = ModelConfig(
+    block_size=128, vocab_size=300, num_layer=1, num_attention_heads=2, num_key_value_heads=1,
+    hidden_size=16, intermediate_size=32,
+)  # fmt: skip
+SAMPLING = {"prompts": 10, "n_samples": 3, "k_values": (1,), "max_new_tokens": 6, "batch_size": 4}
+
+
+class Counting(HFGenerator):
+    """The real engine, which remembers the seeds and prompts that it was given."""
+
+    def __init__(self, model, tokenizer):
+        super().__init__(model, tokenizer)
+        self.calls: list[tuple[int, int]] = []
+
+    def generate(self, prompts, sampling, seed):
+        self.calls.append((seed, len(prompts)))
+        return super().generate(prompts, sampling, seed)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def site(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use(monkeypatch, tmp_path_factory.mktemp("site"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def engine():
+    template = (CHAT_TEMPLATES / "tiny.jinja").read_text()
+    tokenizer = train_tokenizer(islice(arith.pretraining_documents(0), 50), 300, template)
+    model = build(
+        SHAPE, seed=0, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return Counting(model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def whole(engine, tmp_path_factory) -> bytes:
+    """What an inference that nobody disturbed leaves."""
+    return sampled(tmp_path_factory.mktemp("straight"), engine)
+
+
+@pytest.fixture
+def generator(engine) -> Counting:
+    engine.calls.clear()
+    return engine
+
+
+def config(**changes):
+    return evaluation_config(
+        model="tiny", artifact="run", artifact_hash="a", dataset="arith", task="math",
+        sampling=sampling_config("tiny", SAMPLING | changes),
+    )  # fmt: skip
+
+
+def sampled(folder: Path, generator: Counting, **changes) -> bytes:
+    folder.mkdir(exist_ok=True)
+    sample(RunDirectory(folder), config(**changes), generator)
+    return (folder / "responses.jsonl").read_bytes()
+
+
+def test_every_prompt_has_its_answers_in_order(tmp_path, generator):
+    rows = [json.loads(line) for line in sampled(tmp_path, generator).splitlines()]
+    test = train_dataset.rows("arith", "test", 10)
+    assert [row["index"] for row in rows] == list(range(10))
+    assert [row["prompt"] for row in rows] == [train_dataset.prompt_text(row) for row in test]
+    assert [row["answer"] for row in rows] == [row["answer"] for row in test]
+    assert all(len(row["responses"]) == 3 for row in rows)
+    assert len({text for row in rows for text in row["responses"]}) > 15
+    assert [count for _, count in generator.calls] == [4, 4, 2]
+
+
+def test_the_same_run_gives_the_same_answers_and_another_others(tmp_path, generator, whole):
+    assert sampled(tmp_path / "a", generator) == whole
+    assert sampled(tmp_path / "b", generator, sampling_seed=1) != whole
+
+
+def test_batches_have_seeds_of_their_own(tmp_path, generator):
+    sampled(tmp_path / "a", generator)
+    seeds = [seed for seed, _ in generator.calls]
+    assert len(set(seeds)) == 3
+    assert seeds == [batch_seed(config().hash, 0, number) for number in range(3)]
+    many = {batch_seed(h, s, b) for h in ("a", "b") for s in (0, 1) for b in range(50)}
+    assert len(many) == 200
+    assert all(0 <= seed < 2**63 for seed in many)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.2, 0.55, 0.8, 0.999])
+def test_cut_anywhere_it_continues_to_the_same_file(tmp_path, generator, whole, kept):
+    cut = int(len(whole) * kept)
+    (tmp_path / "responses.jsonl").write_bytes(whole[:cut])
+    lines = whole[:cut].count(b"\n")
+    assert sampled(tmp_path, generator) == whole
+    assert len(generator.calls) == 3 - lines // 4
+
+
+@pytest.mark.parametrize("lines", [1, 4, 7, 8, 9])
+def test_cut_at_the_end_of_a_line_only_whole_batches_count(tmp_path, generator, whole, lines):
+    kept = b"".join(whole.splitlines(keepends=True)[:lines])
+    (tmp_path / "responses.jsonl").write_bytes(kept)
+    assert sampled(tmp_path, generator) == whole
+    assert len(generator.calls) == 3 - lines // 4
+
+
+def test_a_finished_inference_samples_nothing(tmp_path, generator, whole):
+    (tmp_path / "responses.jsonl").write_bytes(whole)
+    assert sampled(tmp_path, generator) == whole
+    assert generator.calls == []
+
+
+def test_asked_to_stop_it_ends_between_batches(tmp_path, generator, whole):
+    class Stopping(Counting):
+        def generate(self, prompts, sampling, seed):
+            interrupt._asked.set()
+            return super().generate(prompts, sampling, seed)
+
+    stopping = Stopping(generator.model, generator.tokenizer)
+    try:
+        with pytest.raises(Interrupted):
+            sampled(tmp_path, stopping)
+    finally:
+        interrupt.reset()
+    assert len((tmp_path / "responses.jsonl").read_bytes().splitlines()) == 4
+    assert sampled(tmp_path, generator) == whole
+
+
+def test_progress_is_told_to_the_end(tmp_path, generator):
+    sampled(tmp_path, generator)
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert (progress["phase"], progress["at"], progress["of"]) == ("infer", 3, 3)

@@ -1,0 +1,429 @@
+"""SFT and preference runs: their names, what they hash, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.small_site import COLLECTIONS, use
+from tuning.runs.errors import UserError
+from tuning.training.config_parts import check_thresholds, parse_patience
+from tuning.training.config_training import (
+    PT_PARTS,
+    SFT_PARTS,
+    Parent,
+    PTRunConfig,
+    SFTRunConfig,
+    model_config,
+    preference_config,
+    sft_config,
+)
+from tuning.training.parents import parent_of
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path) -> Path:
+    return use(monkeypatch, tmp_path)
+
+
+def sft(model: str = "tiny", size: int = 500, **values) -> SFTRunConfig:
+    return sft_config(model=model, dataset="arith", task="math", train_size=size, values=values)
+
+
+def pt(
+    method: str = "dpo",
+    parent: Parent | None = None,
+    model: str = "tiny",
+    size: int | None = 300,
+    **values,
+) -> PTRunConfig:
+    return preference_config(
+        model=model, dataset="arith", task="math", pft_method=method, train_size=size,
+        parent=parent, values=values,
+    )  # fmt: skip
+
+
+def fork(method: str = "dpo", label: str = "ppl-2.0", of: SFTRunConfig | None = None, **values):
+    of = of or sft(perplexity_thresholds=(2.0,))
+    return pt(method, parent_of(of, of.run_name, label, 1000), size=None, **values)
+
+
+def suffixed(name: str, config: SFTRunConfig | PTRunConfig) -> str:
+    return f"{name}-{config.hash[:8]}"
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [("tiny", "tiny"), ("big", "big"), ("Qwen/Qwen3-0.6B", "Qwen--Qwen3-0.6B")],
+)
+def test_a_run_with_the_defaults_of_its_model_has_the_plain_name(model, label):
+    assert sft(model).run_name == f"{label}_sft-arith-500"
+    assert pt(model=model).run_name == f"{label}_pt-arith-300"
+    assert pt("kto", model=model).run_name == f"{label}_pt-arith-300_kto"
+    assert pt("grpo", model=model).run_name == f"{label}_pt-arith-300_grpo"
+
+
+@pytest.mark.parametrize(("method", "tail"), [("dpo", ""), ("kto", "_kto"), ("grpo", "_grpo")])
+def test_a_preference_run_after_sft_is_named_after_it(method, tail):
+    parent = sft()
+    name = f"tiny_sft-arith-500_pt-arith-300{tail}"
+    assert pt(method, parent_of(parent, parent.run_name)).run_name == name
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "grpo"])
+def test_a_fork_is_named_after_its_sweetspot(method):
+    config = fork(method)
+    assert config.is_fork
+    assert config.run_name == f"tiny_sweetspot-ppl-2.0_{method}-arith-remaining"
+    assert config.named(520) == f"tiny_sweetspot-ppl-2.0_{method}-arith-520"
+    assert fork(method, "ppl-1.25").named(1) == f"tiny_sweetspot-ppl-1.25_{method}-arith-1"
+    patient = f"tiny_sweetspot-ppl-2@0.02_{method}-arith-1"
+    assert fork(method, "ppl-2@0.02").named(1) == patient
+
+
+def test_a_fork_of_other_sizes_and_rules_has_the_plain_name_and_another_hash():
+    of = sft(size=400, perplexity_thresholds=(2.0, 1.5))
+    assert fork(of=of).run_name == fork().run_name
+    assert fork(of=of).hash != fork().hash
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"learning_rate": 1e-3},
+        {"seed": 7},
+        {"lora_r": 8},
+        {"max_seq_length": 512},
+        {"perplexity_thresholds": (2.0,)},
+        {"perplexity_patience": ("2:0.02",)},
+        {"eval_steps": 3},
+        {"optimizer": "sgd"},
+        {"dtype": "bfloat16"},
+        {"full_modules": ("lm_head",)},
+    ],
+    ids=str,
+)
+def test_a_setting_that_the_name_does_not_show_puts_the_hash_behind(values):
+    config = sft(**values)
+    assert config.run_name == suffixed("tiny_sft-arith-500", config)
+    assert config.hash != sft().hash
+
+
+@pytest.mark.parametrize("values", [{"beta": 0.5}, {"seed": 7}, {"num_train_epochs": 3.0}], ids=str)
+def test_so_it_does_for_preference_runs_and_forks(values):
+    config = pt("kto", **values)
+    assert config.run_name == suffixed("tiny_pt-arith-300_kto", config)
+    config = fork(**values)
+    assert config.run_name == suffixed("tiny_sweetspot-ppl-2.0_dpo-arith-remaining", config)
+    assert config.named(520) == suffixed("tiny_sweetspot-ppl-2.0_dpo-arith-520", config)
+
+
+def test_what_a_parent_does_not_show_stands_behind_the_names_of_its_children():
+    other = sft(learning_rate=1e-3)
+    forked = fork(of=sft(learning_rate=1e-3, perplexity_thresholds=(2.0,)))
+    assert forked.named(5) == suffixed("tiny_sweetspot-ppl-2.0_dpo-arith-5", forked)
+    after = pt("kto", parent_of(other, other.run_name))
+    assert after.run_name == f"tiny_sft-arith-500-{other.hash[:8]}_pt-arith-300_kto"
+
+
+def test_a_value_that_is_the_default_is_no_change():
+    assert sft(learning_rate=5e-3, eval_steps=5).run_name == "tiny_sft-arith-500"
+    assert pt(beta=0.1).run_name == "tiny_pt-arith-300"
+
+
+def test_a_local_folder_is_named_by_its_last_part(tmp_path):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    assert sft(str(folder)).run_name == "my-model_sft-arith-500"
+
+
+def test_a_model_that_collections_yaml_finds_in_a_folder_keeps_its_key(monkeypatch, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    entry = {"path": str(folder), "chat_template": "chatml", "settings": {"sft": {"seed": 7}}}
+    content = yaml.safe_load(COLLECTIONS)
+    content["models"]["mine"] = entry
+    other = tmp_path / "other"
+    other.mkdir()
+    use(monkeypatch, other, yaml.safe_dump(content))
+    config = sft("mine")
+    assert (config.model.source, config.training.seed) == (str(folder), 7)
+    assert config.run_name == "mine_sft-arith-500"
+
+
+def test_defaults_are_those_of_the_field():
+    config, preference = sft("big"), pt(model="big")
+    training = config.training
+    assert (training.num_train_epochs, training.learning_rate) == (2.0, 5e-5)
+    assert training.effective_batch_size == preference.training.effective_batch_size == 16
+    assert (preference.training.learning_rate, preference.training.beta) == (5e-6, 1.0)
+    assert preference.training.num_train_epochs == 2.0
+    for lora in (config.lora, preference.lora):
+        assert (lora.lora_r, lora.lora_alpha) == (32, 32)
+        assert set(lora.target_modules) == {
+            "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+        }  # fmt: skip
+        assert lora.full_modules == ("embed_tokens", "lm_head")
+    assert config.model.chat_template == "chatml"
+
+
+def test_yaml_beats_defaults_and_flags_beat_yaml():
+    assert sft().training.learning_rate == 5e-3
+    assert sft(learning_rate=1e-3).training.learning_rate == 1e-3
+    assert pt().training.beta == pt("kto").training.beta == 0.1
+    assert pt().training.learning_rate == 5e-6
+    assert pt("grpo").training.learning_rate == 5e-4
+    assert [pt(m).artifact for m in ("dpo", "kto", "grpo")] == ["adapter", "adapter", "full"]
+
+
+def test_every_flag_has_one_name_across_the_parts():
+    for parts in (SFT_PARTS, PT_PARTS):
+        names = [name for part in parts for name in part.__dataclass_fields__]
+        assert len(set(names)) == len(names)
+
+
+def test_aliases_make_the_same_run():
+    named = {"model": "tiny", "dataset": "arith", "train_size": 500}
+    a, b = (sft_config(task=task, **named) for task in ("math", "gsm8k"))
+    assert a == b
+    a, b = (preference_config(task=t, pft_method="dpo", **named) for t in ("math", "gsm8k"))
+    assert a == b
+
+
+@pytest.mark.parametrize("values", [{"micro_batch_size": 8}, {"save_steps": 7}], ids=str)
+def test_how_a_run_is_carried_out_does_not_count(values):
+    assert sft(**values).hash == sft().hash
+    assert sft(**values).run_name == sft().run_name
+    assert pt(**values).hash == pt().hash
+    assert fork(**values).run_name == fork().run_name
+    assert sft(**values) != sft()
+
+
+def test_everything_else_does():
+    base = sft()
+    others = [
+        sft("big"),
+        sft(size=501),
+        sft(effective_batch_size=64),
+        sft(warmup_ratio=0.2),
+        sft(dtype="float32"),
+        sft(validation_size=3),
+        sft(perplexity_thresholds=(2.0,)),
+        sft(perplexity_thresholds=(2.0,), early_stop=False),
+        sft(chat_template="chatml"),
+        replace(base, dataset=replace(base.dataset, version="2")),
+        replace(base, model=replace(base.model, base_hash="0")),
+    ]
+    assert len({config.hash for config in [base, *others]}) == len(others) + 1
+
+
+def test_the_parent_the_method_and_the_budget_count():
+    of = sft(perplexity_thresholds=(2.0, 1.6))
+    hashes = {
+        pt().hash,
+        pt("kto").hash,
+        pt(parent=parent_of(of, "x")).hash,
+        pt(parent=parent_of(sft(seed=1), "x")).hash,
+        pt(parent=parent_of(of, "x", "ppl-2.0", 1000), size=None).hash,
+        pt(parent=parent_of(of, "x", "ppl-1.6", 1000), size=None).hash,
+        pt(parent=parent_of(of, "x", "ppl-2.0", 1001), size=None).hash,
+        pt("kto", parent_of(of, "x", "ppl-2.0", 1000), size=None).hash,
+    }
+    assert len(hashes) == 8
+
+
+def test_the_name_of_the_parents_directory_does_not():
+    assert pt(parent=parent_of(sft(), "a")).hash == pt(parent=parent_of(sft(), "b")).hash
+
+
+def test_the_pretraining_of_the_base_does(monkeypatch, tmp_path):
+    before = sft().hash
+    other = tmp_path / "other"
+    other.mkdir()
+    use(monkeypatch, other, COLLECTIONS.replace("total_steps: 7", "total_steps: 8"))
+    assert sft().hash != before
+    assert sft().run_name == "tiny_sft-arith-500"
+
+
+def test_the_base_itself_has_nothing_to_do_with_training(monkeypatch, tmp_path):
+    before = model_config("tiny").identity_hash
+    for number, setting in enumerate(("learning_rate: 1.0", "max_seq_length: 77")):
+        other = tmp_path / str(number)
+        other.mkdir()
+        changed = COLLECTIONS.replace("sft: {learning_rate: 5.0e-3", f"sft: {{{setting}")
+        assert changed != COLLECTIONS
+        use(monkeypatch, other, changed)
+        assert model_config("tiny").identity_hash == before, setting
+
+
+def test_the_order_of_thresholds_does_not_count():
+    a, b = (sft(perplexity_thresholds=t) for t in ((1.6, 2.0, 1.4), (2.0, 1.6, 1.4)))
+    assert a == b
+    assert a.perplexity.perplexity_thresholds == (2.0, 1.6, 1.4)
+    assert a.rules == ["ppl-2.0", "ppl-1.6", "ppl-1.4"]
+
+
+def test_rules_are_thresholds_then_patience():
+    config = sft(perplexity_thresholds=(1.6, 2.0), perplexity_patience=("2:0.02", "3:.1"))
+    assert config.rules == ["ppl-2.0", "ppl-1.6", "ppl-2@0.02", "ppl-3@0.1"]
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "grpo"])
+@pytest.mark.parametrize(
+    ("values", "of"),
+    [
+        ({"num_generations": 4}, ("grpo",)),
+        ({"grpo_temperature": 0.5}, ("grpo",)),
+        ({"max_completion_length": 32}, ("grpo",)),
+        ({"grpo_beta": 0.5}, ("grpo",)),
+        ({"kl_batch_size": 4}, ("kto",)),
+        ({"sft_loss_weight": 0.5}, ("dpo",)),
+        ({"beta": 0.5}, ("dpo", "kto")),
+    ],
+    ids=str,
+)
+def test_a_setting_of_one_method_changes_that_one_only(method, values, of):
+    changed = pt(method, **values).hash != pt(method).hash
+    assert changed == (method in of)
+
+
+@pytest.mark.parametrize("value", [0.0, -2.0, 1.0, 0.5, float("nan"), float("inf")])
+def test_a_threshold_that_cannot_be_reached_is_refused(value):
+    with pytest.raises(UserError, match=f"perplexity threshold {value} cannot be reached"):
+        check_thresholds([2.0, value])
+    with pytest.raises(UserError, match="cannot be reached"):
+        sft(perplexity_thresholds=(value,))
+
+
+def test_a_threshold_that_stands_twice_is_refused():
+    with pytest.raises(UserError, match=r"perplexity_thresholds names 2\.0 more than once"):
+        sft(perplexity_thresholds=(2.0, 1.6, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("rule", "parsed"),
+    [("2:0.02", (2, 0.02)), ("1:1", (1, 1.0)), ("10:.5", (10, 0.5)), ("3:1e-3", (3, 0.001))],
+)
+def test_patience_is_evaluations_and_decrease(rule, parsed):
+    assert parse_patience(rule) == parsed
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["", "2", "2:", ":0.1", "0:0.1", "2:0", "2:-1", "-2:0.1", "2:x", "2@0.1", "1.5:0.1", "2:1:3"],
+)
+def test_other_patience_is_refused_with_an_example(rule):
+    with pytest.raises(UserError, match=r"write EVALUATIONS:DECREASE.* for example 2:0\.02\."):
+        sft(perplexity_patience=(rule,))
+
+
+@pytest.mark.parametrize("twice", [("2:0.02", "2:0.02"), ("2:0.02", "2:0.020"), ("1:1", "1:1.0")])
+def test_patience_that_stands_twice_is_refused(twice):
+    with pytest.raises(UserError, match="more than once"):
+        sft(perplexity_patience=twice)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_train_epochs": 0.0},
+        {"num_train_epochs": float("nan")},
+        {"learning_rate": 0.0},
+        {"learning_rate": -1e-5},
+        {"learning_rate": float("nan")},
+        {"effective_batch_size": 0},
+        {"micro_batch_size": 0},
+        {"micro_batch_size": -4},
+        {"save_steps": 0},
+        {"max_grad_norm": 0.0},
+        {"warmup_ratio": 1.0},
+        {"warmup_ratio": -0.1},
+        {"micro_batch_size": 5},
+        {"chat_template": "lama"},
+        {"num_train_epochs": float("inf")},
+        {"lora_r": 0},
+        {"lora_alpha": 0},
+        {"lora_dropout": 1.5},
+        {"target_modules": ()},
+        {"max_seq_length": 0},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_are_refused_by_name(values):
+    for make in (sft, pt):
+        with pytest.raises(UserError) as caught:
+            make(**values)
+        assert next(iter(values)).replace("_", " ") in str(caught.value).replace("_", " ")
+
+
+@pytest.mark.parametrize(
+    "values", [{"eval_steps": 0}, {"validation_size": 0}, {"validation_size": -1}], ids=str
+)
+def test_evaluations_that_cannot_be_are_refused_by_name(values):
+    with pytest.raises(UserError, match=next(iter(values))):
+        sft(**values)
+
+
+@pytest.mark.parametrize(
+    ("method", "values"),
+    [
+        ("grpo", {"num_generations": 1}),
+        ("grpo", {"max_completion_length": 0}),
+        ("grpo", {"grpo_temperature": 0.0}),
+        ("kto", {"kl_batch_size": 3}),
+        ("kto", {"kl_batch_size": 48}),
+        ("kto", {"kl_batch_size": 0}),
+        ("kto", {"beta": 0.0}),
+        ("dpo", {"beta": -1.0}),
+    ],
+    ids=str,
+)
+def test_preference_settings_that_cannot_be_are_refused_by_name(method, values):
+    with pytest.raises(UserError, match=next(iter(values))):
+        pt(method, **values)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 6])
+def test_a_small_batch_is_no_matter_of_methods_that_are_not_used(batch):
+    assert pt(effective_batch_size=batch, micro_batch_size=1).training.effective_batch_size == batch
+
+
+def test_a_micro_batch_is_no_larger_than_the_batch():
+    assert sft(effective_batch_size=8).training.micro_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "tyni"}, "unknown model 'tyni'.*Did you mean 'tiny'"),
+        ({"dataset": "aritt"}, "unknown dataset 'aritt'.*Did you mean 'arith'"),
+        ({"task": "maths"}, "unknown task 'maths'.*Did you mean 'math'"),
+        ({"task": "ifeval"}, "task 'instruction' has no dataset 'arith'"),
+        ({"train_size": 0}, "train_size is 0; it must be at least 1"),
+        ({"train_size": 10_001}, "the (sft|preference) pool of 'arith' has only 10000 examples"),
+    ],
+    ids=str,
+)
+def test_a_run_that_cannot_be_is_refused(change, message):
+    wanted = {"model": "tiny", "dataset": "arith", "task": "math", "train_size": 5} | change
+    for make in (sft_config, lambda **w: preference_config(pft_method="dpo", **w)):
+        with pytest.raises(UserError, match=message):
+            make(**wanted)
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(UserError, match=r"unknown preference method 'gpo'.*Did you mean 'grpo'"):
+        pt("gpo")
+
+
+def test_an_identity_carries_the_settings():
+    config = sft()
+    identity = config.identity(config.run_name, None)
+    assert (identity.kind, identity.hash, identity.artifact) == ("sft", config.hash, "adapter")
+    assert identity.settings["training"]["micro_batch_size"] == 32
+    assert "micro_batch_size" not in identity.hashed["training"]
