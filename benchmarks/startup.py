@@ -32,9 +32,9 @@ def user_seconds(arguments: list[str], home: str) -> float:
     found = []
     for _ in range(RUNS):
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        subprocess.run(
-            [sys.executable, *arguments], check=True, capture_output=True, env={"TUNING_HOME": home, "PATH": ""}
-        )
+        environment = {"TUNING_HOME": home, "PATH": ""}
+        command = [sys.executable, *arguments]
+        subprocess.run(command, check=True, capture_output=True, env=environment)
         found.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
     return min(found)
 

@@ -109,11 +109,11 @@ def test_tasks_have_aliases(name, canonical):
         (lambda c: c.method("dbo"), "unknown preference method 'dbo'; choose from: dpo, kto, grpo. "
                                     "Did you mean 'dpo'?"),
         (lambda c: c.model("tny"), "unknown model 'tny'; choose from: tiny, big. Did you mean "
-                                   "'tiny'? A hub id (org/name) or a local folder works too."),
+                                   "'tiny'? A hub id (org/name) or a folder (./name) works too."),
         (lambda c: c.model("./none"), "unknown model './none'; choose from: tiny, big. A hub id "
-                                      "(org/name) or a local folder works too."),
+                                      "(org/name) or a folder (./name) works too."),
         (lambda c: c.model("a/b/c"), "unknown model 'a/b/c'; choose from: tiny, big. A hub id "
-                                     "(org/name) or a local folder works too."),
+                                     "(org/name) or a folder (./name) works too."),
     ],
 )  # fmt: skip
 def test_what_is_unknown_names_the_nearest(ask, message):
@@ -131,9 +131,9 @@ def test_a_model_is_a_key_a_hub_id_or_a_folder(tmp_path, monkeypatch):
     folder = tmp_path / "my-model"
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
-    for name in (str(folder), "my-model", "./my-model"):
+    for name in (str(folder), "./my-model"):
         local = found.model(name)
-        assert (local.name, local.source) == ("my-model", str(folder))
+        assert (local.name, local.source, local.path) == ("my-model", "local", str(folder))
 
 
 def test_a_model_that_names_no_thresholds_takes_those_of_all():

@@ -7,6 +7,7 @@ Nothing here imports more than PyYAML: every `--help`, dry run and status passes
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -70,8 +71,8 @@ class ModelEntry:
 
     @property
     def source(self) -> str:
-        """What identifies the weights: a hub id, `run:NAME` or a local path."""
-        return self.hub or (f"run:{self.from_run}" if self.from_run else str(self.path))
+        """Where the weights come from: a hub id, `run:NAME`, or `local` for a folder."""
+        return self.hub or (f"run:{self.from_run}" if self.from_run else "local")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +117,15 @@ class Collections:
         return choose("preference method", name, self.pft_methods)
 
     def model(self, name: str) -> ModelEntry:
-        """A model by key, hub id (`org/name`) or local folder."""
+        """A model by key, hub id (`org/name`) or local folder (`./name`, `/path/name`)."""
         if name in self.models:
             return self.models[name]
-        if Path(name).expanduser().is_dir():
-            path = Path(name).expanduser().resolve()
+        path = Path(name).expanduser().resolve()
+        if name.startswith((".", "/", "~")) and path.is_dir():
             return ModelEntry(name=path.name, path=str(path))
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
             return ModelEntry(name=name.replace("/", "--"), hub=name)
-        choose("model", name, self.models, "A hub id (org/name) or a local folder works too.")
+        choose("model", name, self.models, "A hub id (org/name) or a folder (./name) works too.")
         raise AssertionError("choose() raises for what is not listed")
 
     def thresholds(self, model: ModelEntry) -> tuple[float, ...]:

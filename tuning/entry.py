@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tuning.runs import disk
 from tuning.runs.errors import (
     EXIT_AGAIN,
     EXIT_FAILED,
@@ -55,7 +56,7 @@ def exit_code(main: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if error.errno not in (*disk.ERRORS, errno.EROFS, errno.EACCES):
             raise
         where = f" '{error.filename}'" if error.filename else ""
         return _say(f"{error.strerror}{where}; nothing half-written counts, run again", EXIT_FAILED)

@@ -157,7 +157,8 @@ def add_flags(
     for entry in settable(config):
         if entry.name in skip:
             continue
-        _, several, allowed = _scalar(_hints(config)[entry.name])
+        kind, several, allowed = _scalar(_hints(config)[entry.name])
+        allowed = ("true", "false") if kind is bool else allowed
         group.add_argument(
             f"--{prefix}{entry.name}",
             nargs="*" if several else None,
@@ -199,6 +200,8 @@ def override(configs: Sequence[type], values: Mapping[str, Any], where: str) -> 
     found = {}
     for name, value in values.items():
         choose(f"setting in {where}:", name, sorted(owners))
+        if value is None:
+            raise UserError(f"{where}: {name} is empty; give it a value or leave the line out.")
         found[name] = coerce(owners[name], name, value, f"{where}: ")
     return found
 

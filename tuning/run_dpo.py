@@ -32,9 +32,7 @@ def parser() -> Parser:
     from tuning.training.config_training import PT_PARTS
 
     made = Parser(prog="run_dpo.py", description=__doc__)
-    made.add_argument("--model", required=True, help="collections.yaml key, hub id or local folder")
-    made.add_argument("--dataset", required=True, help="a dataset of the task")
-    made.add_argument("--task", required=True, help="math or instruction (gsm8k, ifeval)")
+    stage.add_data(made)
     made.add_argument("--pft_method", default="dpo", help="dpo, kto or grpo (default: dpo)")
     made.add_argument("--train_size", type=int, help="preference examples; a fork takes none")
     start = made.add_argument_group("where to start; the base, unless one of these is given")
@@ -68,11 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     sampling = sampling_config(args.model, given(args, (PassAtKConfig,)))
     parents.require_base(config.model)
+    stage.check_evaluation(args.dataset, args.task, sampling, options)
     site.require_writable_home()
     try:
         spot = None
         if directory is not None and args.sweetspot:
-            spot = find_sweetspot(directory, args.sweetspot)
+            spot = find_sweetspot(directory, (parent and parent.sweetspot) or "")
         size = spot.left_of(args.total_data) if spot else args.train_size
     except Skipped as reason:
         print(f"skipped: {reason}")
@@ -80,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupt.install()
     run_directory = _train(config, directory, spot, size, options)
     if options.do_inference or options.do_evaluation:
-        _evaluate(config, run_directory, sampling, options)
+        artifact = stage.Artifact(
+            model=config.model, name=run_directory.name, hash=config.hash, run=run_directory
+        )
+        stage.evaluate(artifact, args.dataset, args.task, sampling, options)
     return 0
 
 
@@ -95,13 +97,16 @@ def _check_start(args: argparse.Namespace) -> None:
         raise UserError(
             "a fork takes what its parent left of --total_data; leave out --train_size."
         )
+    if args.total_data is not None and args.total_data < 1:
+        raise UserError(f"total_data is {args.total_data}; it must be at least 1.")
     if not args.sweetspot and args.train_size is None:
         raise UserError("--train_size is missing.")
 
 
 def _parent(args: argparse.Namespace) -> tuple[Parent | None, RunDirectory | None]:
     from tuning.training import parents
-    from tuning.training.config_training import sft_config
+    from tuning.training.config_parts import ModelLoadConfig
+    from tuning.training.config_training import model_config, sft_config
 
     if args.parent_run:
         sft, directory = parents.named_sft(args.parent_run)
@@ -114,8 +119,10 @@ def _parent(args: argparse.Namespace) -> tuple[Parent | None, RunDirectory | Non
         directory = parents.sft_parent(sft)
     else:
         return None, None
-    parents.require_same_base(sft, args.model)
-    return parents.parent_of(sft, directory.name, args.sweetspot, args.total_data), directory
+    label = parents.rule_label(sft, args.sweetspot) if args.sweetspot else None
+    model = model_config(args.model, given(args, (ModelLoadConfig,)))
+    parents.require_same_base(sft, model)
+    return parents.parent_of(sft, directory.name, label, args.total_data), directory
 
 
 def _train(
@@ -150,25 +157,6 @@ def _train(
         module.train(config, directory, start, report_to)
 
     return stage.train(identity, body, options)
-
-
-def _evaluate(config: PTRunConfig, directory: RunDirectory, sampling: Any, options: Any) -> None:
-    from tuning.evaluation.config import evaluation_config
-    from tuning.training import stage
-
-    def load() -> tuple[Any, Any]:
-        from tuning.training import models
-
-        return models.load_artifact(config.model, directory), models.load_tokenizer(config.model)
-
-    stage.evaluate(
-        evaluation_config(
-            model=config.model.model, artifact=directory.name, artifact_hash=config.hash,
-            dataset=config.dataset.dataset, task=config.task, sampling=sampling,
-        ),
-        load,
-        options,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

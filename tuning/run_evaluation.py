@@ -15,7 +15,7 @@ from tuning.run_inference import evaluate, parser
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the stage."""
     args = parser("run_evaluation.py", __doc__).parse_args(argv)
-    args.do_evaluation = True
+    args.do_evaluation = args.force = True
     return evaluate(args)
 
 

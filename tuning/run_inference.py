@@ -1,8 +1,9 @@
 """Sample answers of a base model, a run, or a sweetspot of a run, and score them.
 
-    python tuning/run_inference.py --model tiny --dataset arith --task math --do_inference
-    --do_evaluation python tuning/run_inference.py --run RUN --sweetspot ppl-2.0 --dataset arith
-    --task math --do_inference
+    python tuning/run_inference.py --model tiny --dataset arith --task math \\
+        --do_inference --do_evaluation
+    python tuning/run_inference.py --run RUN --sweetspot ppl-2.0 --dataset arith --task math \\
+        --do_inference --do_evaluation
 
 Writes TUNING_HOME/outputs/{task}/{run}/: responses.jsonl, one line a prompt, and scores.json.
 """
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
 from tuning.runs.errors import UserError
+
+if TYPE_CHECKING:
+    from tuning.training.stage import Artifact
 
 
 def parser(name: str = "run_inference.py", description: str | None = __doc__) -> Parser:
@@ -29,8 +33,7 @@ def parser(name: str = "run_inference.py", description: str | None = __doc__) ->
     which.add_argument("--model", help="a base model: collections.yaml key, hub id or local folder")
     which.add_argument("--run", help="a run by the name of its folder under models/")
     which.add_argument("--sweetspot", help="a sweetspot of --run, e.g. ppl-2.0")
-    made.add_argument("--dataset", required=True, help="a dataset of the task")
-    made.add_argument("--task", required=True, help="math or instruction (gsm8k, ifeval)")
+    stage.add_data(made, model=False)
     stage.add_options(made, training=False)
     loading = "how --model is loaded"
     add_flags(made, ModelLoadConfig, skip=("max_seq_length",), title=loading)
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """The stage behind run_inference.py and run_evaluation.py."""
-    from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
+    from tuning.evaluation.config import PassAtKConfig, sampling_config
     from tuning.runs import interrupt
     from tuning.runs.sweetspot import Skipped
     from tuning.training import stage
@@ -55,70 +58,48 @@ def evaluate(args: argparse.Namespace) -> int:
         raise UserError("give --model, or --run with or without --sweetspot.")
     site.collections().dataset(args.dataset, args.task)
     try:
-        chosen = _base(args.model, args) if args.model else _run(args.run, args.sweetspot)
+        artifact = _base(args.model, args) if args.model else _run(args.run, args.sweetspot)
     except Skipped as reason:
         print(f"skipped: {reason}")
         return 0
-    model, artifact, hash_, load = chosen
-    sampling = sampling_config(model, given(args, (PassAtKConfig,)))
+    sampling = sampling_config(artifact.model.model, given(args, (PassAtKConfig,)))
+    stage.check_evaluation(args.dataset, args.task, sampling, options)
     site.require_writable_home()
     interrupt.install()
-    stage.evaluate(
-        evaluation_config(
-            model=model, artifact=artifact, artifact_hash=hash_,
-            dataset=args.dataset, task=args.task, sampling=sampling,
-        ),
-        load,
-        options,
-    )  # fmt: skip
+    stage.evaluate(artifact, args.dataset, args.task, sampling, options)
     return 0
 
 
-def _base(key: str, args: argparse.Namespace) -> tuple[str, str, str, Any]:
+def _base(key: str, args: argparse.Namespace) -> Artifact:
     from tuning.training import parents
     from tuning.training.config_parts import ModelLoadConfig
     from tuning.training.config_training import model_config
+    from tuning.training.stage import Artifact
 
     model = model_config(key, given(args, (ModelLoadConfig,)))
     parents.require_base(model)
-
-    def load() -> tuple[Any, Any]:
-        from tuning.training import models
-
-        return models.load_base(model), models.load_tokenizer(model)
-
-    return key, model.label, model.identity_hash, load
+    return Artifact(model=model, name=model.label, hash=model.identity_hash)
 
 
-def _run(name: str, sweetspot: str | None) -> tuple[str, str, str, Any]:
+def _run(name: str, sweetspot: str | None) -> Artifact:
     from tuning.flags import restore
-    from tuning.runs.rundir import RunDirectory
     from tuning.runs.sweetspot import find_sweetspot, sweetspot_hash, sweetspot_name
-    from tuning.training import parents, stage
-    from tuning.training.config_training import ModelLoadConfig
+    from tuning.training import parents
+    from tuning.training.config_parts import ModelLoadConfig
+    from tuning.training.stage import Artifact
 
     if sweetspot:
-        _, directory = parents.named_sft(name)
-        spot = find_sweetspot(directory, sweetspot)
-        checkpoint, artifact = spot.path, sweetspot_name(directory.name, sweetspot)
-    else:
-        directory = RunDirectory(site.models_dir() / name)
-        checkpoint, artifact = None, name
-        stage.require_trained(directory, "run_sft.py, run_dpo.py or run_pretrain.py")
-    found = directory.config
-    assert found is not None
-    if found["kind"] == "pretrain":
-        raise UserError(f"'{name}' is a base model; evaluate it with --model {name}.")
+        sft, directory = parents.named_sft(name)
+        spot = find_sweetspot(directory, parents.rule_label(sft, sweetspot))
+        return Artifact(
+            model=sft.model, name=sweetspot_name(directory.name, spot.label),
+            hash=sweetspot_hash(sft.hash, spot.label), run=directory, checkpoint=spot.path,
+        )  # fmt: skip
+    directory, found = parents.named_run(name, ("sft", "pt"))
+    if not directory.done("train"):
+        raise UserError(f"run '{name}' is not trained yet; it is {directory.status['state']}.")
     model = restore(ModelLoadConfig, found["settings"]["model"])
-    hash_ = sweetspot_hash(found["hash"], sweetspot) if sweetspot else found["hash"]
-
-    def load() -> tuple[Any, Any]:
-        from tuning.training import models
-
-        loaded = models.load_artifact(model, directory, checkpoint)
-        return loaded, models.load_tokenizer(model)
-
-    return model.model, artifact, hash_, load
+    return Artifact(model=model, name=name, hash=found["hash"], run=directory)
 
 
 if __name__ == "__main__":

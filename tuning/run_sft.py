@@ -10,11 +10,16 @@ missing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
+
+if TYPE_CHECKING:
+    from tuning.runs.rundir import RunDirectory
+    from tuning.training.config_training import SFTRunConfig
 
 
 def parser() -> Parser:
@@ -24,9 +29,7 @@ def parser() -> Parser:
     from tuning.training.config_training import SFT_PARTS
 
     made = Parser(prog="run_sft.py", description=__doc__)
-    made.add_argument("--model", required=True, help="collections.yaml key, hub id or local folder")
-    made.add_argument("--dataset", required=True, help="a dataset of the task")
-    made.add_argument("--task", required=True, help="math or instruction (gsm8k, ifeval)")
+    stage.add_data(made)
     made.add_argument("--train_size", required=True, type=int, help="SFT examples")
     stage.add_options(made)
     for part in (*SFT_PARTS, PassAtKConfig):
@@ -37,7 +40,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the stage."""
     args = parser().parse_args(argv)
-    from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
+    from tuning.evaluation.config import PassAtKConfig, sampling_config
     from tuning.runs import interrupt
     from tuning.runs.rundir import RunDirectory, locate
     from tuning.training import parents, stage
@@ -49,37 +52,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         values=given(args, SFT_PARTS),
     )  # fmt: skip
     sampling = sampling_config(args.model, given(args, (PassAtKConfig,)))
+    stage.check_evaluation(args.dataset, args.task, sampling, options)
     parents.require_base(config.model)
     site.require_writable_home()
     interrupt.install()
     directory = RunDirectory(locate(site.models_dir(), config.run_name, config.hash))
     if options.do_training:
-
-        def body(directory: RunDirectory, report_to: list[str]) -> None:
-            from tuning.training.sft_training import train
-
-            train(config, directory, report_to)
-
-        directory = stage.train(config.identity(config.run_name, None), body, options)
+        directory = stage.train(
+            config.identity(config.run_name, None), functools.partial(_body, config), options
+        )
     if options.do_inference or options.do_evaluation:
         stage.require_trained(directory, parents.sft_command(config))
-
-        def load() -> tuple[Any, Any]:
-            from tuning.training import models
-
-            return models.load_artifact(config.model, directory), models.load_tokenizer(
-                config.model
-            )
-
-        stage.evaluate(
-            evaluation_config(
-                model=args.model, artifact=directory.name, artifact_hash=config.hash,
-                dataset=args.dataset, task=config.task, sampling=sampling,
-            ),
-            load,
-            options,
-        )  # fmt: skip
+        artifact = stage.Artifact(
+            model=config.model, name=directory.name, hash=config.hash, run=directory
+        )
+        stage.evaluate(artifact, args.dataset, args.task, sampling, options)
     return 0
+
+
+def _body(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -> None:
+    from tuning.training.sft_training import train
+
+    train(config, directory, report_to)
 
 
 if __name__ == "__main__":

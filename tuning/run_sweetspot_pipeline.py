@@ -17,11 +17,11 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
-from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError, choose
+from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError
 
 if TYPE_CHECKING:
     from tuning.pipeline.plan import Wanted
@@ -32,11 +32,10 @@ def parser() -> Parser:
     """The flags: the experiment, what to do, and settings of SFT, preference tuning, evaluation."""
     from tuning.evaluation.config import PassAtKConfig
     from tuning.training import config_training as training
+    from tuning.training import stage
 
     made = Parser(prog="run_sweetspot_pipeline.py", description=__doc__)
-    made.add_argument("--model", required=True, help="collections.yaml key, hub id or local folder")
-    made.add_argument("--dataset", required=True, help="a dataset of the task")
-    made.add_argument("--task", required=True, help="math or instruction (gsm8k, ifeval)")
+    stage.add_data(made)
     made.add_argument("--total_data", required=True, type=int, help="the whole budget in examples")
     made.add_argument("--sft_data", required=True, type=int, help="examples that SFT may use of it")
     made.add_argument(
@@ -75,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
     args = parser().parse_args(argv)
     from tuning.pipeline.plan import sweetspot_plan
-    from tuning.runs.stages import standing
+    from tuning.training.stage import wandb_mode
 
-    choose("--wandb mode", args.wandb, ("off", "offline", "online"))
+    wandb_mode(args.wandb)
     if args.max_parallel is not None and args.max_parallel < 1:
         raise UserError(f"max_parallel is {args.max_parallel}; it must be at least 1.")
     plan = sweetspot_plan(_wanted(args))
@@ -86,10 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.do_dpo and not args.do_sft:
         _require_sft(plan)
     site.require_writable_home()
-    return _launch(plan, args, standing)
+    return _launch(plan, args)
 
 
-def _launch(plan: Plan, args: argparse.Namespace, standing: Any) -> int:
+def _launch(plan: Plan, args: argparse.Namespace) -> int:
     from tuning.pipeline.local import LocalLauncher
     from tuning.report.build import write_report
     from tuning.runs import atomic

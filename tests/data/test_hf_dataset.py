@@ -125,7 +125,7 @@ def test_a_missing_file_and_a_missing_pool_are_named(tmp_path):
     with pytest.raises(UserError, match=r"test\.jsonl' cannot be read \(No such file"):
         made.pool("test")
     with pytest.raises(UserError, match=r"test\.jsonl' cannot be read"):
-        made.version()
+        made.version(("test",))
     entry = DatasetEntry(name="mine", loader="jsonl", files={"sft": "sft.jsonl"})
     only_sft = JsonLines(entry, tmp_path)
     with pytest.raises(UserError, match="'mine' has no test pool; add a line 'test: FILE'"):
@@ -155,16 +155,21 @@ def test_what_was_refused_once_stays_refused(tmp_path):
 @pytest.mark.parametrize("pool", GOOD)
 def test_the_version_changes_with_the_content_of_every_pool(tmp_path, pool):
     made = loader(tmp_path)
-    before = made.version()
-    assert before == loader(tmp_path).version()
+    before = made.version((pool,))
+    assert before == loader(tmp_path).version((pool,))
+    others = tuple(name for name in GOOD if name != pool)
+    unchanged = made.version(others)
     assert len(before) == 16
     write(tmp_path, pool, [*GOOD[pool], {"prompt": "new"}])
     files = {name: f"{name}.jsonl" for name in GOOD}
     entry = DatasetEntry(name="mine", loader="jsonl", files=files)
-    assert JsonLines(entry, tmp_path).version() != before
+    assert JsonLines(entry, tmp_path).version((pool,)) != before
+    assert JsonLines(entry, tmp_path).version(others) == unchanged
 
 
 def test_the_version_does_not_depend_on_where_the_files_lie(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    assert loader(tmp_path / "a").version() == loader(tmp_path / "b").version()
+    assert loader(tmp_path / "a").version(tuple(GOOD)) == loader(tmp_path / "b").version(
+        tuple(GOOD)
+    )

@@ -153,3 +153,30 @@ def test_progress_is_told_to_the_end(tmp_path, generator):
     sampled(tmp_path, generator)
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert (progress["phase"], progress["at"], progress["of"]) == ("infer", 3, 3)
+
+
+def test_an_answer_ends_with_its_turn_whatever_the_base_model_ends_with(engine):
+    """A base of the hub ends documents with another token than the one that ends a turn."""
+    tokenizer = engine.tokenizer
+    model = build(SHAPE, seed=0, eos_token_id=5, pad_token_id=tokenizer.pad_token_id)
+    generator = HFGenerator(model, tokenizer)
+    assert set(generator.ends) == {5, tokenizer.eos_token_id}
+    generated = []
+    original = model.generate
+
+    def generate(**kwargs):
+        generated.append(original(**kwargs))
+        return generated[-1]
+
+    model.generate = generate
+    rows = train_dataset.rows("arith", "test", 4)
+    sampling = sampling_config("tiny", {**SAMPLING, "n_samples": 64, "max_new_tokens": 64})
+    generator.generate([row["prompt"] for row in rows], sampling, seed=1)
+    answers = generated[0][:, -64:].tolist()
+    ended = 0
+    for tokens in answers:
+        ends = [i for i, token in enumerate(tokens) if token in generator.ends]
+        if ends:
+            ended += 1
+            assert set(tokens[ends[0] + 1 :]) <= {tokenizer.pad_token_id}
+    assert ended > 10

@@ -89,12 +89,41 @@ def test_the_reference_is_where_the_policy_starts(with_sft: Path, start: str, me
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
 
 
-def test_accumulation_changes_nothing_but_rounding(tiny_home: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "micros"), [("run_sft.py", (16, 3)), ("run_dpo.py", (8, 2))], ids=["sft", "dpo"]
+)
+def test_the_micro_batch_changes_nothing_but_rounding(
+    tiny_home: Path, script: str, micros: tuple[int, int]
+) -> None:
+    """Also where the last micro-batch of an epoch is smaller than the others."""
     found = []
-    for micro in (16, 4):
-        flags = ("--train_size", 64, "--micro_batch_size", micro, "--do_training", "--force")
-        check(run_entry(tiny_home, "run_sft.py", *DATA, *flags))
-        (path,) = tiny_home.glob("models/tiny_sft-*")
-        found.append(RunDirectory(path).result)
-    assert found[0]["perplexity"] == pytest.approx(found[1]["perplexity"], rel=1e-3)
-    assert found[0]["train_tokens"] == found[1]["train_tokens"]
+    for micro in micros:
+        effective = () if script == "run_dpo.py" else ("--effective_batch_size", 48)
+        flags = ("--train_size", 51, *effective, "--micro_batch_size", micro)
+        check(run_entry(tiny_home, script, *DATA, *flags, "--do_training", "--force"))
+        (path,) = set(tiny_home.glob("models/tiny_*"))
+        run = RunDirectory(path)
+        found.append(([line["loss"] for line in run.metrics() if "loss" in line], run.result))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert found[0][1]["train_tokens"] == found[1][1]["train_tokens"]
+    assert found[0][1]["data_points_seen"] == found[1][1]["data_points_seen"]
+
+
+def test_an_adapter_that_is_trained_further_keeps_its_shape(with_sft: Path) -> None:
+    run = runs(with_sft)[0]
+    flags = ("--train_size", 8, "--parent_run", run.name, "--do_training")
+    check(run_entry(with_sft, "run_dpo.py", *DATA, *flags))
+    again = check(run_entry(with_sft, "run_dpo.py", *DATA, *flags, "--lora_r", 4))
+    assert "already trained" in again.stdout
+
+
+def test_anew_means_that_what_was_sampled_before_is_gone(tiny_home: Path) -> None:
+    flags = ("--train_size", 16, "--do_training", "--do_inference", "--do_evaluation")
+    check(run_entry(tiny_home, "run_sft.py", *DATA, *flags))
+    scores = tiny_home / "outputs/math/tiny_sft-arith-16/scores.json"
+    before = scores.stat().st_mtime_ns
+    only = ("--train_size", 16, "--do_training", "--force")
+    done = check(run_entry(tiny_home, "run_sft.py", *DATA, *only))
+    assert "its evaluation was of the old weights and is removed" in done.stdout
+    check(run_entry(tiny_home, "run_sft.py", *DATA, *flags))
+    assert scores.stat().st_mtime_ns > before

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import environment
 from tuning.config import PACKAGE
 from tuning.runs import manifest
@@ -26,6 +28,35 @@ threading.Thread(target=limit, daemon=True).start()
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+SUDDEN = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run_pretrain.py", "--total_steps", "4", "--save_steps", "2"),
+        ("run_sft.py", *FLAGS[:-2], "--save_steps", "1000", "--perplexity_thresholds", "5.5"),
+    ],
+    ids=["a checkpoint of pre-training", "a sweetspot"],
+)
+def test_whatever_cannot_be_written_is_said_in_one_line(
+    tiny_home: Path, command: tuple[str, ...]
+) -> None:
+    script, *flags = command
+    full = subprocess.run(
+        [sys.executable, "-c", SUDDEN, str(PACKAGE / script), *flags],
+        env=environment(tiny_home), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert full.returncode == 1, full.stderr[-3000:]
+    assert "could not be written" in full.stderr
+    assert "Traceback" not in full.stderr
 
 
 def test_the_last_whole_checkpoint_is_left_and_named(tiny_home: Path) -> None:

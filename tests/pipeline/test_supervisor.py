@@ -133,7 +133,7 @@ def watched(tmp_path):
         ),
         pytest.param(
             "progress(1)\nsys.exit(75)",
-            ("failed", 1, "stopped twice without progress", 2),
+            ("failed", 1, "stopped again and again without progress", 2),
             id="again-without-progress",
         ),
         pytest.param(

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tuning.runs import atomic, manifest
+from tuning.runs import atomic, disk, manifest
 from tuning.runs.errors import StageFailed
 from tuning.runs.rundir import RunDirectory
 from tuning.training.checkpoints import (
     RUN_STATE,
-    is_disk_error,
-    reporting_full_disk,
     resume_point,
 )
 
@@ -81,16 +79,19 @@ def test_with_only_half_a_checkpoint_it_starts_anew(run):
 def test_a_full_disk_names_the_last_whole_checkpoint(run, error):
     save(run, 10)
     half = save(run, 20, whole=False)
-    assert is_disk_error(error)
+    assert disk.is_full(error)
     words = "checkpoint-20 could not be written.*the last whole checkpoint is checkpoint-10"
-    with pytest.raises(StageFailed, match=words), reporting_full_disk(run, half):
+    with pytest.raises(StageFailed, match=words), disk.reporting_full(run.path, half):
         raise error
     assert not half.exists()
 
 
 def test_a_full_disk_before_the_first_checkpoint_says_so(run):
     half = save(run, 10, whole=False)
-    with pytest.raises(StageFailed, match="there is none yet"), reporting_full_disk(run, half):
+    with (
+        pytest.raises(StageFailed, match="there is no checkpoint"),
+        disk.reporting_full(run.path, half),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -101,12 +102,12 @@ def test_a_full_disk_behind_another_error_is_found():
         except OSError:
             raise ValueError("writing failed")  # noqa: B904
     except ValueError as error:
-        assert is_disk_error(error)
+        assert disk.is_full(error)
 
 
 @pytest.mark.parametrize("error", [ValueError("shapes differ"), OSError(errno.ENOENT, "gone")])
 def test_other_errors_stay_what_they_are(run, error):
     folder = save(run, 10, whole=False)
-    with pytest.raises(type(error)), reporting_full_disk(run, folder):
+    with pytest.raises(type(error)), disk.reporting_full(run.path, folder):
         raise error
     assert folder.exists()

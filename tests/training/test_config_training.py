@@ -139,12 +139,14 @@ def test_a_value_that_is_the_default_is_no_change():
 def test_a_local_folder_is_named_by_its_last_part(tmp_path):
     folder = tmp_path / "my-model"
     folder.mkdir()
+    (folder / "config.json").write_text("{}")
     assert sft(str(folder)).run_name == "my-model_sft-arith-500"
 
 
 def test_a_model_that_collections_yaml_finds_in_a_folder_keeps_its_key(monkeypatch, tmp_path):
     folder = tmp_path / "weights"
     folder.mkdir()
+    (folder / "config.json").write_text("{}")
     entry = {"path": str(folder), "chat_template": "chatml", "settings": {"sft": {"seed": 7}}}
     content = yaml.safe_load(COLLECTIONS)
     content["models"]["mine"] = entry
@@ -152,7 +154,7 @@ def test_a_model_that_collections_yaml_finds_in_a_folder_keeps_its_key(monkeypat
     other.mkdir()
     use(monkeypatch, other, yaml.safe_dump(content))
     config = sft("mine")
-    assert (config.model.source, config.training.seed) == (str(folder), 7)
+    assert (config.model.source, config.training.seed) == ("local", 7)
     assert config.run_name == "mine_sft-arith-500"
 
 

@@ -33,6 +33,7 @@ def folder(tmp_path) -> Path:
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     made.chat_template = None
     made.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3"}')
     return tmp_path / "model"
 
 
@@ -55,7 +56,11 @@ def test_without_a_template_the_choices_are_named(folder):
 
 
 def test_a_folder_without_a_model_is_the_users_mistake(tmp_path):
-    (tmp_path / "empty").mkdir()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match=r"empty' holds no model: it has no config\.json"):
+        model(empty)
+    (empty / "config.json").write_text("{}")
     for load in (load_tokenizer, load_base):
         with pytest.raises(UserError, match="empty' cannot be loaded"):
-            load(model(tmp_path / "empty", chat_template="tiny"))
+            load(model(empty, chat_template="tiny"))

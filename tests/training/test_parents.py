@@ -117,13 +117,13 @@ def test_a_named_parent_comes_back_as_it_was():
 
 
 def test_an_unknown_parent_names_the_nearest(home):
-    with pytest.raises(UserError, match=f"there is no SFT run 'x' under {home}/models"):
+    with pytest.raises(UserError, match=f"there is no run 'x' under {home}/models"):
         parents.named_sft("x")
     stand(sft(), sft().run_name)
     with pytest.raises(UserError, match="Did you mean 'tiny_sft-arith-500'"):
         parents.named_sft("tiny_sft-arith-50")
     stand(pretrain_config("tiny"))
-    with pytest.raises(UserError, match="there is no SFT run 'tiny'"):
+    with pytest.raises(UserError, match="'tiny' is a pretrain run; this takes a run of kind sft"):
         parents.named_sft("tiny")
 
 
@@ -154,11 +154,13 @@ def test_a_base_that_is_not_pretrained_gives_the_command_too():
 
 def test_a_parent_on_another_base_is_refused(monkeypatch, tmp_path):
     config = sft()
-    parents.require_same_base(config, "tiny")
-    with pytest.raises(UserError, match="--model big is another base model now"):
-        parents.require_same_base(config, "big")
+    parents.require_same_base(config, model_config("tiny"))
+    with pytest.raises(UserError, match=r"another base than --model big is now: .*source"):
+        parents.require_same_base(config, model_config("big"))
+    with pytest.raises(UserError, match="chat_template: tiny -> chatml"):
+        parents.require_same_base(config, model_config("tiny", {"chat_template": "chatml"}))
     other = tmp_path / "other"
     other.mkdir()
     use(monkeypatch, other, COLLECTIONS.replace("total_steps: 7", "total_steps: 8"))
-    with pytest.raises(UserError, match="train the parent anew"):
-        parents.require_same_base(config, "tiny")
+    with pytest.raises(UserError, match="base_hash"):
+        parents.require_same_base(config, model_config("tiny"))

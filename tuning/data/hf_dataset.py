@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tuning.config import DatasetEntry
 from tuning.runs.errors import UserError
 
+ROLES = ("system", "user", "assistant")
 COLUMNS = {
     "sft": ("prompt", "completion"),
     "validation": ("prompt", "completion"),
@@ -29,10 +31,11 @@ class JsonLines:
         self._files = {pool: (root / file).resolve() for pool, file in entry.files.items()}
         self._rows: dict[str, list[dict[str, Any]]] = {}
 
-    def version(self) -> str:
-        """The first digits of a SHA-256 over the files."""
+    def version(self, pools: Sequence[str]) -> str:
+        """The first digits of a SHA-256 over the files of `pools`."""
         total = hashlib.sha256()
-        for pool in sorted(self._files):
+        for pool in sorted(pools):
+            self._require(pool)
             total.update(pool.encode() + self._read(pool))
         return total.hexdigest()[:16]
 
@@ -40,13 +43,16 @@ class JsonLines:
         """The rows of one pool. All pools are read and checked the first time that one is asked
         for.
         """
-        if name not in self._files:
-            raise UserError(f"dataset '{self.name}' has no {name} pool; add a line '{name}: FILE'.")
+        self._require(name)
         if not self._rows:
             pools = {pool: self._parse(pool) for pool in self._files}
             self._check_disjoint(pools)
             self._rows = pools
         return self._rows[name]
+
+    def _require(self, pool: str) -> None:
+        if pool not in self._files:
+            raise UserError(f"dataset '{self.name}' has no {pool} pool; add a line '{pool}: FILE'.")
 
     def _parse(self, pool: str) -> list[dict[str, Any]]:
         try:
@@ -58,6 +64,10 @@ class JsonLines:
     def size(self, name: str) -> int:
         """How many rows a pool has."""
         return len(self.pool(name))
+
+    def answers(self) -> bool:
+        """Whether every preference row has a reference answer."""
+        return all("answer" in row for row in self.pool("preference"))
 
     def _read(self, pool: str) -> bytes:
         try:
@@ -71,8 +81,9 @@ class JsonLines:
         where = f"{self._files[pool].name}:{number}"
         try:
             raw = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not valid JSON: {error.msg}.") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deeply")
+            raise UserError(f"{where} is not valid JSON: {reason}.") from None
         if not isinstance(raw, dict):
             raise UserError(f"{where} is no JSON object; a {pool} row is {{{_columns(pool)}}}.")
         if missing := [c for c in COLUMNS[pool] if c not in raw]:
@@ -103,8 +114,8 @@ class JsonLines:
                     )
                 if prompt in seen:
                     raise UserError(
-                        f"dataset '{self.name}': a prompt stands both in {seen[prompt]} and {pool}; "
-                        f"the pools must not share any: {prompt[:80]}"
+                        f"dataset '{self.name}': a prompt stands both in {seen[prompt]} and "
+                        f"{pool}; the pools must not share any: {prompt[:80]}"
                     )
                 seen[prompt] = pool
 
@@ -115,17 +126,17 @@ def _columns(pool: str) -> str:
 
 def _messages(value: Any, column: str, where: str) -> list[dict[str, Any]]:
     """A column as chat messages: text is one message of the role that belongs there."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value.strip():
         return [{"role": "user" if column == "prompt" else "assistant", "content": value}]
     whole = isinstance(value, list) and bool(value)
     if not whole or not all(
         isinstance(message, dict)
-        and isinstance(message.get("role"), str)
+        and message.get("role") in ROLES
         and isinstance(message.get("content"), str)
         for message in value
     ):
         raise UserError(
             f"{where}: {column} is {json.dumps(value)[:60]}; it must be text or a list of "
-            '{"role", "content"}.'
+            f'{{"role", "content"}} with roles {", ".join(ROLES)}.'
         )
     return list(value)

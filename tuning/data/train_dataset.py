@@ -1,15 +1,16 @@
-"""The one door to training and test data: a pool of a dataset by name, as plain rows in one seeded
-order.
+"""The one door to data: a pool of a dataset by name, as plain rows in one seeded order.
 
-    sft, validation   {"prompt": [messages], "completion": [messages]} preference        {"prompt":
-    [messages], "chosen": [messages], "rejected": [messages], "answer"?} test
-    {"prompt": [messages], "answer": str}
+    sft, validation   {"prompt": [messages], "completion": [messages]}
+    preference        {"prompt": [messages], "chosen": [messages], "rejected": [messages]};
+                      for grpo also "answer": str
+    test              {"prompt": [messages], "answer": str}
 
 A subset is a prefix of its pool, so that subsets are nested. No pool shares a prompt with another.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -19,17 +20,21 @@ from tuning.runs.errors import UserError, choose
 Row = dict[str, Any]
 
 POOL_OF_TYPE = {"sft": "sft", "pt": "preference"}
+READ_BY_TYPE = {"sft": ("sft", "validation"), "pt": ("preference",)}
+"""The pools that SFT and preference tuning look at."""
 LATER = ("gsm8k", "tuluif")
 
 
 class Loader(Protocol):
     """What a dataset brings: a version that changes with its content, and its pools."""
 
-    def version(self) -> str: ...
+    def version(self, pools: Sequence[str]) -> str: ...
 
     def pool(self, name: str) -> list[Row]: ...
 
     def size(self, name: str) -> int: ...
+
+    def answers(self) -> bool: ...
 
 
 class _Arith:
@@ -41,12 +46,15 @@ class _Arith:
         self._arith = arith
         self._pools: dict[str, list[Row]] = {}
 
-    def version(self) -> str:
+    def version(self, pools: Sequence[str]) -> str:
         return self._arith.VERSION
 
     def pool(self, name: str) -> list[Row]:
         self._pools = self._pools or self._arith.pools()
         return self._pools[name]
+
+    def answers(self) -> bool:
+        return True
 
     def size(self, name: str) -> int:
         return {
@@ -81,9 +89,9 @@ def loader(dataset: str) -> Loader:
     return _loader(dataset, str(config.collections_path()))
 
 
-def version(dataset: str) -> str:
-    """Changes when the content of the dataset does; part of a run's hash."""
-    return loader(dataset).version()
+def version(dataset: str, *pools: str) -> str:
+    """Changes when the content of any of `pools` does; part of a run's hash."""
+    return loader(dataset).version(pools)
 
 
 def pool_size(dataset: str, pool: str) -> int:
@@ -91,13 +99,23 @@ def pool_size(dataset: str, pool: str) -> int:
     return loader(dataset).size(pool)
 
 
-def require(dataset: str, pool: str, size: int, what: str) -> None:
+def require(dataset: str, pool: str, size: int, what: str, hint: str = "") -> None:
     """Raise UserError unless `size` is at least one and the pool has that many rows."""
     if size < 1:
         raise UserError(f"{what} is {size}; it must be at least 1.")
     if size > (there := pool_size(dataset, pool)):
         raise UserError(
             f"{what} is {size}, but the {pool} pool of '{dataset}' has only {there} examples."
+            f"{' ' + hint if hint else ''}"
+        )
+
+
+def require_answers(dataset: str) -> None:
+    """Raise UserError unless the preference pool has reference answers, which grpo rewards by."""
+    if not loader(dataset).answers():
+        raise UserError(
+            f"grpo needs a reference answer a prompt; the preference pool of '{dataset}' lacks "
+            "'answer' in some rows."
         )
 
 

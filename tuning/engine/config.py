@@ -5,12 +5,19 @@ Fields marked `hashed: False` change how a run is carried out, not what comes ou
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from tuning.runs.errors import UserError, choose
 
 PRECISIONS = ("fp32", "bf16")
 CORPORA = ("arith",)
+SMALLEST_VOCABULARY = 256 + 5
+"""Every byte, padding, the end of a turn, and three roles."""
+_SIZES = (
+    "block_size", "vocab_size", "num_layer", "num_attention_heads", "num_key_value_heads",
+    "hidden_size", "intermediate_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,11 @@ class ModelConfig:
     """Whether the output projection shares the weights of the embedding."""
 
     def __post_init__(self) -> None:
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it must be in [0, 1)")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise UserError(
                 f"hidden_size {self.hidden_size} divided by num_attention_heads "
@@ -91,6 +103,25 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         choose("corpus", self.corpus, CORPORA)
         choose("precision", self.precision, PRECISIONS)
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be above zero")
+        for name in ("min_learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be zero or more")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        for name in ("seed", "corpus_seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be in [0, 2**32)")
+        if self.warmup_steps < 0:
+            raise UserError(f"warmup_steps is {self.warmup_steps}; it must be zero or more")
+        if self.tokenizer_vocab_size < SMALLEST_VOCABULARY:
+            raise UserError(
+                f"tokenizer_vocab_size is {self.tokenizer_vocab_size}; bytes and special tokens "
+                f"alone are {SMALLEST_VOCABULARY}"
+            )
         for name in ("total_steps", "batch_size", "save_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -68,10 +68,16 @@ def pretrain_config(model: str, values: Mapping[str, Any] | None = None) -> Pret
     chosen = override(PRETRAIN_PARTS, entry.settings.get("pretrain", {}), where)
     chosen |= dict(values or {})
     training = build(PretrainConfig, chosen)
+    shape = build(ModelConfig, chosen)
+    if shape.vocab_size < training.tokenizer_vocab_size:
+        raise UserError(
+            f"vocab_size {shape.vocab_size} is below tokenizer_vocab_size "
+            f"{training.tokenizer_vocab_size}; every token needs a row of the embedding."
+        )
     return PretrainRunConfig(
         model=model,
         chat_template=entry.chat_template or "chatml",
-        corpus_version=version(training.corpus),
-        shape=build(ModelConfig, chosen),
+        corpus_version=version(training.corpus, "sft"),
+        shape=shape,
         training=training,
     )

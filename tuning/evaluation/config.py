@@ -50,9 +50,10 @@ class PassAtKConfig:
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more.")
         wrong = [k for k in self.k_values if not 1 <= k <= self.n_samples]
-        if wrong or not self.k_values:
+        if wrong or not self.k_values or len(set(self.k_values)) < len(self.k_values):
             raise UserError(
-                f"k_values {list(self.k_values)} must lie between 1 and n_samples {self.n_samples}."
+                f"k_values {list(self.k_values)} must be different numbers between 1 "
+                f"and n_samples {self.n_samples}."
             )
 
 
@@ -120,7 +121,7 @@ def evaluation_config(
         artifact=artifact,
         artifact_hash=artifact_hash,
         dataset=dataset,
-        version=version(dataset),
+        version=version(dataset, "test"),
         task=site.collections().task(task),
         sampling=sampling,
     )

@@ -72,7 +72,9 @@ def _batch(model: PreTrainedModel, rows: Sequence[Encoded]) -> tuple[torch.Tenso
         pad_sequence(list(part), batch_first=True, padding_value=fill).to(device)
         for part, fill in ((ids, 0), (labels, -100), (mask, 0))
     )
-    logits = model(input_ids=batch, attention_mask=attention, use_cache=False).logits[:, :-1]
+    mixed = device.type == "cuda" and model.dtype == torch.bfloat16
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
+        logits = model(input_ids=batch, attention_mask=attention, use_cache=False).logits[:, :-1]
     target = target[:, 1:]
     nll = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), target, ignore_index=-100, reduction="none"

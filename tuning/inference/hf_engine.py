@@ -9,11 +9,23 @@ from tuning.evaluation.config import PassAtKConfig
 
 
 class HFGenerator:
-    """The Generator on a loaded model and its tokenizer."""
+    """The Generator on a loaded model and its tokenizer.
+
+    A sequence ends with a turn, as the chat template has it, or with a document, as the base model
+    has it. Nothing else is taken from the model's own generation defaults: they are no part of a
+    run's identity.
+    """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
+        from transformers import GenerationConfig
+
         self.model = model.eval()
         self.tokenizer = tokenizer
+        ends = model.generation_config.eos_token_id
+        self.ends = sorted(
+            {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        )
+        model.generation_config = GenerationConfig()
 
     def generate(
         self, prompts: Sequence[list[dict[str, Any]]], sampling: PassAtKConfig, seed: int
@@ -39,6 +51,7 @@ class HFGenerator:
                 top_k=sampling.top_k,
                 max_new_tokens=sampling.max_new_tokens,
                 num_return_sequences=sampling.n_samples,
+                eos_token_id=self.ends,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
         answers = self.tokenizer.batch_decode(

@@ -21,7 +21,7 @@ from typing import Any
 
 from tuning import config as site
 from tuning.pipeline.display import Display
-from tuning.runs import atomic
+from tuning.runs import atomic, provenance
 from tuning.runs.errors import EXIT_AGAIN
 from tuning.runs.interrupt import PARENT_VARIABLE
 from tuning.runs.stages import Plan, Stage, standing
@@ -38,6 +38,7 @@ class Running:
     record: Path
     device: str | None
     started: float
+    asked: bool = False
 
 
 class LocalLauncher:
@@ -49,7 +50,7 @@ class LocalLauncher:
         self.plan = plan
         self.wait = wait
         self.wandb = wandb
-        self.devices = _devices()
+        self.devices = provenance.gpus()
         self.slots = max_parallel or max(1, len(self.devices) or min(2, os.cpu_count() or 1))
         self.folder = site.reports_dir() / plan.experiment
         self.display = Display(plan)
@@ -65,7 +66,9 @@ class LocalLauncher:
         try:
             while not self._finished():
                 self._settle()
-                if not self.stopping:
+                if self.stopping:
+                    self._pass_on_stop()
+                else:
                     self._start_ready()
                 self._reap()
                 self.display.refresh(self.running)
@@ -74,6 +77,7 @@ class LocalLauncher:
             for number, handler in previous.items():
                 signal.signal(number, handler)
             self.display.close()
+            shutil.rmtree(self.folder / "stages" / str(os.getpid()), ignore_errors=True)
         for stage in self.plan.stages:
             self.states.setdefault(stage.name, ("pending", ""))
         return self.states
@@ -84,11 +88,15 @@ class LocalLauncher:
         return self.stopping or all(stage.name in self.states for stage in self.plan.stages)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
-        if not self.stopping:
-            self.display.say("stopping: the stages save what they have")
         self.stopping = True
+
+    def _pass_on_stop(self) -> None:
+        """Ask every stage to stop, once each."""
         for entry in self.running:
-            entry.process.send_signal(signal.SIGTERM)
+            if not entry.asked:
+                self.display.say(f"stopping {entry.stage.name}: it saves what it has")
+                entry.process.send_signal(signal.SIGTERM)
+                entry.asked = True
 
     def _settle(self) -> None:
         """Take note of what is done, skipped, or stands on something that failed."""
@@ -125,15 +133,11 @@ class LocalLauncher:
             alone = stage.wide or any(entry.stage.wide for entry in self.running)
             if len(self.running) >= self.slots or (alone and self.running):
                 return
-            entry = self._start(stage)
-            self.running.append(entry)
+            self.running.append(self._start(stage))
             self.display.started(stage)
-            if self.stopping:
-                entry.process.send_signal(signal.SIGTERM)
-                return
 
     def _start(self, stage: Stage) -> Running:
-        record = self.folder / "stages" / f"{stage.name}.json"
+        record = self.folder / "stages" / str(os.getpid()) / f"{stage.name}.json"
         log = self.folder / "logs" / f"{stage.name}.txt"
         record.parent.mkdir(parents=True, exist_ok=True)
         device = self._free_device()
@@ -160,11 +164,12 @@ class LocalLauncher:
 
     def _environment(self, stage: Stage, device: str | None) -> dict[str, str]:
         cores = os.cpu_count() or 1
-        threads = cores if stage.wide else max(1, cores // self.slots)
+        share = cores if stage.wide else max(1, cores // self.slots)
+        threads = os.environ.get("OMP_NUM_THREADS") or str(share)
         found = {str(site.CHECKOUT), *filter(None, os.environ.get("PYTHONPATH", "").split(":"))}
         environment = os.environ | {
             PARENT_VARIABLE: str(os.getpid()),
-            "OMP_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": threads,
             "PYTHONPATH": ":".join(sorted(found, key=lambda path: path != str(site.CHECKOUT))),
         }
         if device is not None:
@@ -197,15 +202,3 @@ class LocalLauncher:
         if code == EXIT_AGAIN or code < 0:
             return "again", ""
         return "failed", told.get("reason") or f"exit code {code}"
-
-
-def _devices() -> list[str]:
-    """The GPUs that this process may use, found without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [device for device in visible.split(",") if device.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(number) for number in range(len(gpus))]

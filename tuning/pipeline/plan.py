@@ -10,6 +10,7 @@ are taken.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,7 +97,9 @@ class _Planner:
                 for method in w.methods:
                     self._add_preference("fork", self._fork(label, method), self.sft_name)
         if w.references and w.do_sft:
-            self._add_sft("reference_sft", self._sft(w.total_data, {}), base, train=True)
+            no_rules = {"perplexity_thresholds": (), "perplexity_patience": ()}
+            reference = self._sft(w.total_data, no_rules)
+            self._add_sft("reference_sft", reference, base, train=True)
         if w.references and w.do_dpo:
             for method in w.methods:
                 self._add_preference("reference_pt", self._from_base(method), base)
@@ -252,6 +255,10 @@ class _Planner:
 def _check(wanted: Wanted) -> None:
     """Raise UserError for what cannot be, before anything is looked at."""
     collections = site.collections()
+    if wanted.experiment and not re.fullmatch(r"\w[\w.@-]*", wanted.experiment):
+        raise UserError(
+            f"experiment '{wanted.experiment}' is no name; use letters, digits and . _ - @."
+        )
     collections.model(wanted.model)
     collections.dataset(wanted.dataset, collections.task(wanted.task))
     if not (wanted.do_sft or wanted.do_dpo):
@@ -272,5 +279,8 @@ def _check(wanted: Wanted) -> None:
         )
     if wanted.do_dpo:
         train_dataset.require(wanted.dataset, "preference", wanted.total_data, "total_data")
+    if wanted.do_dpo and "grpo" in wanted.methods:
+        train_dataset.require_answers(wanted.dataset)
     if wanted.do_sft and wanted.references:
-        train_dataset.require(wanted.dataset, "sft", wanted.total_data, "total_data")
+        hint = "The SFT reference run takes them all; --no_references leaves it out."
+        train_dataset.require(wanted.dataset, "sft", wanted.total_data, "total_data", hint)

@@ -30,6 +30,7 @@ from tuning.runs.lock import Lock
 from tuning.runs.rundir import PROGRESS_VARIABLE, RunDirectory
 
 POLL_SECONDS = 0.1
+MOST_ATTEMPTS = 100
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -67,6 +68,7 @@ class Supervisor:
         self.log = log
         self.asked = False
         self._log_start = 0
+        self._furthest: dict[tuple[str, str], int] = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid())
 
@@ -84,13 +86,13 @@ class Supervisor:
         while True:
             attempts += 1
             self._log_start = self.log.stat().st_size if self.log.exists() else 0
-            before, memory = self._progress(), oom_kills()
+            memory = oom_kills()
             with self.log.open("ab") as log:
                 code = self._attempt(log)
             verdict = decide(
                 code,
                 asked=self.asked,
-                progressed=self._progress() != before,
+                progressed=self._progressed() and attempts < MOST_ATTEMPTS,
                 out_of_memory=oom_kills() > memory,
             )
             if verdict != "again":
@@ -124,9 +126,15 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 self._child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
-    def _progress(self) -> Any:
-        found = atomic.read_json(self.progress_file) or {}
-        return (found.get("directory"), found.get("phase"), found.get("at"))
+    def _progressed(self) -> bool:
+        """Whether the stage got further than ever; a step that is done again does not count."""
+        found: dict[str, Any] = atomic.read_json(self.progress_file) or {}
+        if not found.get("directory"):
+            return False
+        place = (found["directory"], found["phase"])
+        further = found["at"] > self._furthest.get(place, 0) or place not in self._furthest
+        self._furthest[place] = max(found["at"], self._furthest.get(place, 0))
+        return further
 
     def _ending(self, verdict: str, code: int, *, out_of_memory: bool) -> Ending:
         if verdict == "done":
@@ -142,7 +150,7 @@ class Supervisor:
             name = signal.Signals(-code).name
             return Ending(state="failed", code=EXIT_FAILED, reason=f"killed by {name}")
         if code == EXIT_AGAIN:
-            return Ending(state="failed", code=1, reason="stopped twice without progress")
+            return Ending(state="failed", code=1, reason="stopped again and again without progress")
         reason = last_line(self.log, self._log_start).removeprefix("error: ")
         return Ending(
             state="failed", code=code if code == EXIT_USER_ERROR else EXIT_FAILED, reason=reason

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ def collect() -> dict[str, Any]:
         "machine": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
+        "device": "cuda" if gpus() else "cpu",
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -34,12 +36,25 @@ def collect() -> dict[str, Any]:
 
 
 def drift(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
-    """`name then -> now` for the git revision and package versions that changed since."""
+    """`name then -> now` for the revision, versions, device and threads that changed."""
     before, after = then.get("packages") or {}, now["packages"]
     changed = [f"{n} {before.get(n)} -> {v}" for n, v in after.items() if before.get(n) != v]
-    if then.get("git") != now["git"]:
-        changed.append(f"git {then.get('git')} -> {now['git']}")
+    for name in ("git", "device", "threads"):
+        if then.get(name) != now[name]:
+            changed.append(f"{name} {then.get(name)} -> {now[name]}")
     return changed
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, found without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shutil.which("nvidia-smi") is None:
+        return []
+    if visible is not None:
+        return [device for device in visible.split(",") if device.strip() not in ("", "-1")]
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(found))]
 
 
 def _version(package: str) -> str | None:

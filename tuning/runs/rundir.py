@@ -1,14 +1,14 @@
-"""The run directory: the contract between the code that trains and everything that reads its
-results.
+"""The run directory: the contract between what trains and everything that reads its results.
 
-    config.json    what was asked: settings, hash, parent, artifact, provenance status.json    how
-    it stands: pending, running, done, failed, skipped; the reason; each phase result.json    what
-    the training phase says of itself (steps, examples, tokens, seconds, perplexity) metrics.jsonl
-    one object a step or evaluation progress.json  where the running phase is, for people who look
-    lock.json      who writes here log.txt        what the stage printed
+    config.json     what was asked: settings, hash, parent, artifact, provenance
+    status.json     how it stands: pending, running, done, failed; the reason; each phase
+    result.json     what the training phase says of itself: steps, examples, tokens, seconds
+    metrics.jsonl   one object a step or evaluation
+    progress.json   where the running phase is, for people who look
+    lock.json       who writes here
 
-All but the log are written whole. `done` is written last, so that a directory that says done is
-complete.
+The JSON files are written whole; lines are only ever added to metrics.jsonl, and a last line that a
+kill cut in half does not count. `done` is written last: a directory that says so is complete.
 """
 
 from __future__ import annotations
@@ -213,6 +213,8 @@ def claim(
 def _prepare(
     directory: RunDirectory, identity: Identity, *, force: bool, say: Callable[[str], None]
 ) -> None:
+    for left in directory.path.glob(".*.tmp"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     if force:
         _empty(directory.path)
     now = provenance.collect()

@@ -15,6 +15,8 @@ class Task:
     name: str
     check: Callable[[str, str], bool]
     """(response, reference answer) -> whether it is right."""
+    accepts: Callable[[str], bool]
+    """Whether a reference answer is one that a response can be compared with."""
     reward: Callable[[str, str], float]
     """(response, reference answer) -> reward for reinforcement learning."""
 
@@ -24,5 +26,5 @@ def task(name: str) -> Task:
     from tuning.tasks import math
 
     if name == "math":
-        return Task(name="math", check=math.is_right, reward=math.reward)
+        return Task(name="math", check=math.is_right, accepts=math.is_reference, reward=math.reward)
     raise UserError(f"task '{name}' cannot be evaluated in this version; 'math' can.")

@@ -7,11 +7,8 @@ what the Trainer does not keep: how far the sweetspot rules are, and the seconds
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +16,10 @@ from typing import Any, Protocol
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tuning.runs import atomic, interrupt, manifest
-from tuning.runs.errors import StageFailed
+from tuning.runs import atomic, disk, interrupt, manifest
 from tuning.runs.rundir import RunDirectory
 
 RUN_STATE = "run_state.json"
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Stateful(Protocol):
@@ -123,7 +118,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         folder = manifest.checkpoint_directory(self.directory.path, state.global_step)
         saved = self.stateful.state() if self.stateful else {}
-        with reporting_full_disk(self.directory, folder):
+        with disk.reporting_full(self.directory.path, folder):
             atomic.write_json(folder / RUN_STATE, saved | self._counted(state))
             manifest.write_manifest(folder)
         manifest.prune(self.directory.path)
@@ -135,42 +130,6 @@ class RunCallback(TrainerCallback):
         """End the progress bar, however training ended."""
         if self._bar is not None:
             self._bar.close()
-
-
-@contextlib.contextmanager
-def reporting_full_disk(directory: RunDirectory, folder: Path) -> Iterator[None]:
-    """Turn a write that failed into one line that says what is left; the cut-short folder is
-    removed.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_disk_error(error):
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
-        newest = manifest.newest_whole(directory.path)
-        left = f"the last whole checkpoint is {newest.name}" if newest else "there is none yet"
-        raise StageFailed(
-            f"{folder.name} could not be written ({' '.join(str(error).split())[:120]}); {left}. "
-            "Free space and run the same command again."
-        ) from error
-
-
-def is_disk_error(error: BaseException) -> bool:
-    """Whether an exception, or one behind it, says that a file could not be written."""
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return True
-    text = str(error).lower()
-    signs = (
-        "no space left",
-        "file too large",
-        "disk quota",
-        "pytorchstreamwriter",
-        "unexpected pos",
-    )
-    if isinstance(error, Exception) and any(sign in text for sign in signs):
-        return True
-    return error.__context__ is not None and is_disk_error(error.__context__)
 
 
 class WholeCheckpoints:
@@ -202,5 +161,5 @@ class WholeCheckpoints:
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         step = self.state.global_step  # type: ignore[attr-defined]
         folder = manifest.checkpoint_directory(self.directory.path, step)
-        with reporting_full_disk(self.directory, folder):
+        with disk.reporting_full(self.directory.path, folder):
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]

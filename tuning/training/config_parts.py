@@ -6,13 +6,15 @@ marked `flag: False` are set by the program.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from tuning.runs.errors import UserError
+from tuning.runs.errors import UserError, choose
 from tuning.runs.identity import digest, settings
 
 T = TypeVar("T", bound="TrainingArgumentsConfig")
@@ -20,6 +22,11 @@ T = TypeVar("T", bound="TrainingArgumentsConfig")
 ATTENTION_AND_MLP = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
 )  # fmt: skip
+OPTIMIZERS = (
+    "auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit",
+    "paged_adamw_32bit", "adafactor", "sgd",
+)  # fmt: skip
+SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 _FREE: dict[str, Any] = {"hashed": False}
 _INTERNAL: dict[str, Any] = {"flag": False}
 
@@ -36,9 +43,9 @@ class ModelLoadConfig:
     model: str = field(metadata=_INTERNAL | _FREE)
     """A key of collections.yaml, a hub id (`org/name`) or an absolute path."""
     source: str = field(metadata=_INTERNAL)
-    """What identifies the weights: a hub id, `run:NAME` or a local path."""
+    """Where the weights come from: a hub id, `run:NAME`, or `local` for a folder."""
     base_hash: str | None = field(default=None, metadata=_INTERNAL)
-    """The hash of the run that made the base model, where one did."""
+    """The hash of the run that made the base model, or of a local folder's files."""
     chat_template: str | None = None
     """A file of tuning/data/chat_templates without its ending; none: the tokenizer's own."""
     max_seq_length: int = 1024
@@ -158,6 +165,27 @@ class PerplexityConfig:
     """Stop when the last rule has fired."""
 
 
+def local_weights_hash(folder: Path) -> str:
+    """Over the names, sizes and ends of a model's files, so that moving them changes nothing.
+
+    Raises UserError where the folder holds no model.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"'{folder}' holds no model: it has no config.json.")
+    total = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja"):
+            total.update(f"{file.name}:{file.stat().st_size}:".encode())
+            with file.open("rb") as handle:
+                total.update(handle.read(_SAMPLE))
+                handle.seek(max(0, file.stat().st_size - _SAMPLE))
+                total.update(handle.read(_SAMPLE))
+    return total.hexdigest()
+
+
+_SAMPLE = 1 << 20
+
+
 def _require(settings: Any, name: str, holds: bool, what: str) -> None:
     """Raise UserError for a setting unless `holds`."""
     if not holds:
@@ -186,6 +214,10 @@ def checked_training(training: T) -> T:
     for name in _POSITIVE:
         value = getattr(training, name)
         _require(training, name, 0 < value < math.inf, "above zero and finite")
+    _require(training, "num_train_epochs", training.num_train_epochs <= 1000, "1000 at most")
+    _require(training, "seed", 0 <= training.seed < 2**32, "between 0 and 2**32 - 1")
+    choose("optimizer", training.optimizer, OPTIMIZERS)
+    choose("lr_scheduler", training.lr_scheduler, SCHEDULERS)
     _require(training, "warmup_ratio", 0 <= training.warmup_ratio < 1, "in [0, 1)")
     _require(training, "weight_decay", 0 <= training.weight_decay < math.inf, "zero or more")
     micro = min(training.micro_batch_size, training.effective_batch_size)

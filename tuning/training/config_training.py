@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from tuning import config as site
@@ -33,6 +34,7 @@ from tuning.training.config_parts import (
     checked_preference,
     checked_rules,
     checked_training,
+    local_weights_hash,
     parse_patience,
 )
 
@@ -53,6 +55,8 @@ class Parent:
     """The budget that both share; None where the size is given outright."""
     model_defaults: bool = field(default=True, metadata=_FREE)
     """Whether it differs from its model's defaults in nothing but sizes and sweetspot rules."""
+    lora: LoraConfig | None = field(default=None, metadata=_FREE)
+    """Its adapter, which a preference run trains further."""
 
 
 class _Run:
@@ -167,7 +171,14 @@ class PTRunConfig(_Run):
         for entry in fields(DPOTrainingConfig):
             if self.pft_method not in entry.metadata.get("methods", (self.pft_method,)):
                 found["training"].pop(entry.name, None)
+        if self.continues_adapter:
+            del found["lora"]
         return found
+
+    @property
+    def continues_adapter(self) -> bool:
+        """Whether the parent's adapter is trained further, and not a new one."""
+        return self.parent is not None and not self.training.merge_parent
 
     @property
     def is_fork(self) -> bool:
@@ -243,13 +254,17 @@ def preference_config(
     method = site.collections().method(pft_method)
     task = site.collections().task(task)
     chosen = _model_settings(model, ("pft", method), PT_PARTS) | dict(values or {})
+    lora = checked_lora(build(LoraConfig, chosen))
+    training = checked_preference(build(DPOTrainingConfig, chosen), method)
+    if parent is not None and parent.lora is not None and not training.merge_parent:
+        lora = parent.lora
     return PTRunConfig(
         model=_model(model, chosen),
         dataset=_dataset(dataset, task, "pt", train_size),
         task=task,
         pft_method=method,
-        lora=checked_lora(build(LoraConfig, chosen)),
-        training=checked_preference(build(DPOTrainingConfig, chosen), method),
+        lora=lora,
+        training=training,
         parent=parent,
     )
 
@@ -288,9 +303,16 @@ def _model(name: str, chosen: Mapping[str, Any]) -> ModelLoadConfig:
             chosen,
             model=key,
             source=entry.source,
-            base_hash=pretrain_config(entry.from_run).hash if entry.from_run else None,
+            base_hash=_base_hash(entry),
         )
     )
+
+
+def _base_hash(entry: site.ModelEntry) -> str | None:
+    """The hash of the run that makes a base model, or of the files of a local one."""
+    if entry.from_run:
+        return pretrain_config(entry.from_run).hash
+    return local_weights_hash(Path(entry.path)) if entry.path else None
 
 
 def _dataset(name: str, task: str, kind: str, train_size: int | None) -> DatasetConfig:
@@ -298,5 +320,8 @@ def _dataset(name: str, task: str, kind: str, train_size: int | None) -> Dataset
     if train_size is not None:
         train_dataset.require(name, train_dataset.POOL_OF_TYPE[kind], train_size, "train_size")
     return DatasetConfig(
-        dataset=name, dataset_type=kind, version=train_dataset.version(name), train_size=train_size
+        dataset=name,
+        dataset_type=kind,
+        version=train_dataset.version(name, *train_dataset.READ_BY_TYPE[kind]),
+        train_size=train_size,
     )

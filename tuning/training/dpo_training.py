@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
@@ -12,7 +14,39 @@ from tuning.training.config_training import PTRunConfig
 
 
 class _Trainer(WholeCheckpoints, DPOTrainer):
-    """TRL's trainer with checkpoints that are whole."""
+    """TRL's trainer with checkpoints that are whole, and a loss that is that of the whole batch.
+
+    TRL takes means within each micro-batch, of pairs and, for the language-model term, of tokens;
+    weighing each mean by its share of the step's pairs or tokens makes the micro-batch a matter of
+    memory alone.
+    """
+
+    sft_loss_weight: float
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._micro_batches = len(batches)
+        self._pairs = sum(_pairs(batch) for batch in batches)
+        self._tokens = sum(_chosen_tokens(batch) for batch in batches)
+        return batches, items
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        pairs = self._micro_batches * _pairs(inputs) / self._pairs
+        tokens = self._micro_batches * _chosen_tokens(inputs) / max(self._tokens, 1)
+        weights = {"sigmoid": pairs, "sft": self.sft_loss_weight * tokens}
+        self.loss_weights = [weights[name] for name in self.loss_types]
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def _pairs(batch: Any) -> int:
+    """Preference pairs in a micro-batch; chosen answers stand before rejected ones."""
+    return int(batch["input_ids"].shape[0]) // 2
+
+
+def _chosen_tokens(batch: Any) -> int:
+    """Tokens of the chosen answers that have a loss."""
+    mask = batch["completion_mask"]
+    return int(mask[: mask.shape[0] // 2, 1:].sum())
 
 
 def train(
@@ -36,6 +70,6 @@ def train(
         peft_config=prepared.peft_config,
         callbacks=[prepared.callback],
     )
-    trainer.directory = directory
+    trainer.directory, trainer.sft_loss_weight = directory, weight
     trainers.run(trainer, prepared.callback, prepared.resume)
     preference.finish(trainer, prepared, config, directory, start)

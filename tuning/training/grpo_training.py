@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from tuning.runs.errors import UserError
+from tuning.data import train_dataset
 from tuning.runs.rundir import RunDirectory
 from tuning.tasks.base import task
 from tuning.training import preference, trainers
@@ -45,11 +45,7 @@ def train(
     """Train, or continue, the run in `directory` and leave its model there."""
     prepared = preference.prepare(config, directory, start)
     t = config.training
-    if any("answer" not in row for row in prepared.rows):
-        raise UserError(
-            f"grpo needs a reference answer a prompt; the preference pool of "
-            f"'{config.dataset.dataset}' has none in column 'answer'."
-        )
+    train_dataset.require_answers(config.dataset.dataset)
     whole_batches = start.train_size // prepared.batch
     steps = max(1, round(t.num_train_epochs * whole_batches))
     arguments = trainers.arguments(config, directory, report_to, steps, prepared.batch)
@@ -80,4 +76,5 @@ def train(
     )
     trainer.directory = directory
     trainers.run(trainer, prepared.callback, prepared.resume)
-    preference.finish(trainer, prepared, config, directory, start)
+    seen = trainer.state.global_step * prepared.batch
+    preference.finish(trainer, prepared, config, directory, start, seen)

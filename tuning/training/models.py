@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning import config as site
 from tuning.runs.atomic import whole_directory
-from tuning.runs.errors import UserError
+from tuning.runs.errors import UserError, choose
 from tuning.runs.rundir import RunDirectory
 from tuning.training.config_training import LoraConfig, ModelLoadConfig
 from tuning.training.parents import base_directory, require_base
@@ -30,7 +30,7 @@ def base_location(model: ModelLoadConfig) -> str:
     """
     directory = base_directory(model)
     if directory is None:
-        return model.source
+        return site.collections().model(model.model).path or model.source
     require_base(model)
     return str(directory.path / MODEL)
 
@@ -145,6 +145,14 @@ def peft_config(lora: LoraConfig) -> Any:
         ensure_weight_tying=bool(lora.full_modules),
         task_type="CAUSAL_LM",
     )
+
+
+def require_modules(model: Any, lora: LoraConfig) -> None:
+    """Raise UserError for a module that an adapter is asked of and the model does not have."""
+    there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    for setting in ("target_modules", "full_modules"):
+        for name in getattr(lora, setting):
+            choose(f"module in {setting}:", name.rpartition(".")[2], sorted(there - {""}))
 
 
 def save(model: Any, tokenizer: Any, target: Path) -> None:

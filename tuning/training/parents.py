@@ -6,12 +6,16 @@ What is missing is an error that gives the command which makes it.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from tuning import config as site
 from tuning.flags import command_line, restore
-from tuning.runs.errors import UserError, nearest
+from tuning.runs.errors import UserError, choose, nearest
+from tuning.runs.identity import differences, settings, threshold_label
 from tuning.runs.rundir import RunDirectory, locate
 from tuning.training.config_training import (
     ModelLoadConfig,
@@ -41,13 +45,12 @@ def require_base(model: ModelLoadConfig) -> None:
         )
 
 
-def require_same_base(parent: SFTRunConfig, model: str) -> None:
-    """Raise UserError where a parent stands on other weights than those that `model` names now."""
-    base = model_config(model)
-    if (parent.model.source, parent.model.base_hash) != (base.source, base.base_hash):
+def require_same_base(parent: SFTRunConfig, model: ModelLoadConfig) -> None:
+    """Raise UserError where a parent stands on other weights, or another chat template."""
+    if parent.model.identity_hash != model.identity_hash:
         raise UserError(
-            f"the parent stands on another '{parent.model.source}', but --model {model} "
-            "is another base model now; train the parent anew."
+            f"the parent was trained on another base than --model {model.model} is now: "
+            f"{'; '.join(differences(settings(model), settings(parent.model)))}."
         )
 
 
@@ -104,6 +107,7 @@ def parent_of(
         sweetspot=sweetspot,
         total_data=total_data,
         model_defaults=config.model_defaults,
+        lora=config.lora,
     )
 
 
@@ -117,14 +121,30 @@ def sft_parent(config: SFTRunConfig) -> RunDirectory:
     return directory
 
 
-def named_sft(name: str) -> tuple[SFTRunConfig, RunDirectory]:
-    """An SFT run by the name of its directory."""
-    directory = RunDirectory(site.models_dir() / name)
-    found = directory.config
-    if found is None or found["kind"] != "sft":
-        models = site.models_dir()
-        there = sorted(p.name for p in models.iterdir()) if models.is_dir() else []
+def named_run(name: str, kinds: Sequence[str]) -> tuple[RunDirectory, dict[str, Any]]:
+    """A run of one of `kinds`, and its config.json, by the name of its folder."""
+    root = site.models_dir()
+    runs = {path.parent.name: RunDirectory(path.parent) for path in root.glob("*/config.json")}
+    found = runs[name].config if name in runs else None
+    if found is None:
+        there = [other for other, run in runs.items() if (run.config or {})["kind"] in kinds]
+        raise UserError(f"there is no run '{name}' under {root}.{nearest(name, there)}")
+    if found["kind"] not in kinds:
         raise UserError(
-            f"there is no SFT run '{name}' under {site.models_dir()}.{nearest(name, there)}"
+            f"'{name}' is a {found['kind']} run; this takes a run of kind {' or '.join(kinds)}."
         )
+    return runs[name], found
+
+
+def named_sft(name: str) -> tuple[SFTRunConfig, RunDirectory]:
+    """An SFT run by the name of its folder."""
+    directory, found = named_run(name, ("sft",))
     return restore(SFTRunConfig, found["settings"]), directory
+
+
+def rule_label(config: SFTRunConfig, name: str) -> str:
+    """The label of a sweetspot rule of an SFT run; `2` and `2.0` mean `ppl-2.0`."""
+    label = name if name.startswith("ppl-") else f"ppl-{name}"
+    with contextlib.suppress(ValueError):
+        label = threshold_label(float(label.removeprefix("ppl-")))
+    return choose(f"sweetspot of '{config.run_name}':", label, config.rules)

@@ -17,7 +17,7 @@ from peft import PeftModel
 from tuning.data import train_dataset
 from tuning.runs.rundir import RunDirectory
 from tuning.training import models, trainers
-from tuning.training.budget import total_steps
+from tuning.training.budget import data_points_seen, total_steps
 from tuning.training.checkpoints import Resume, RunCallback, resume_point
 from tuning.training.config_training import PTRunConfig
 
@@ -68,6 +68,8 @@ def _policy(config: PTRunConfig, start: Start) -> tuple[Any, Any]:
     model = models.load_artifact(
         config.model, start.parent, start.checkpoint, trainable=not config.training.merge_parent
     )
+    if not models.is_adapter(model) or config.training.merge_parent:
+        models.require_modules(model, config.lora)
     if not models.is_adapter(model):
         return model, models.peft_config(config.lora)
     if config.training.merge_parent:
@@ -77,12 +79,23 @@ def _policy(config: PTRunConfig, start: Start) -> tuple[Any, Any]:
 
 
 def finish(
-    trainer: Any, prepared: Prepared, config: PTRunConfig, directory: RunDirectory, start: Start
+    trainer: Any,
+    prepared: Prepared,
+    config: PTRunConfig,
+    directory: RunDirectory,
+    start: Start,
+    seen: int | None = None,
 ) -> None:
-    """Write the adapter, or the merged weights where the parent was merged."""
+    """Write the adapter, or the merged weights where the parent was merged.
+
+    `seen` examples were consumed; as many as the steps say, unless it is given.
+    """
     merge = config.artifact == "full"
+    if seen is None:
+        step = trainer.state.global_step
+        seen = data_points_seen(step, start.train_size, prepared.batch)
     trainers.finish(
         trainer, prepared.tokenizer, config, directory, prepared.callback,
-        start.train_size, prepared.batch,
+        start.train_size, seen,
         prepare=lambda model: model.merge_and_unload() if merge else model,
     )  # fmt: skip

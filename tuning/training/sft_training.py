@@ -10,7 +10,7 @@ from tuning.data import train_dataset
 from tuning.evaluation.perplexity import Encoded
 from tuning.runs.rundir import RunDirectory
 from tuning.training import models, trainers
-from tuning.training.budget import total_steps
+from tuning.training.budget import data_points_seen, total_steps
 from tuning.training.checkpoints import RunCallback, WholeCheckpoints, resume_point
 from tuning.training.config_training import SFTRunConfig, parse_patience
 from tuning.training.encoding import encode
@@ -47,7 +47,9 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     if resume.checkpoint:
         rules.load(resume.state)
     trainers.seeded(config)
-    model = get_peft_model(models.load_base(config.model), models.peft_config(config.lora))
+    base = models.load_base(config.model)
+    models.require_modules(base, config.lora)
+    model = get_peft_model(base, models.peft_config(config.lora))
     callback = RunCallback(directory, resume, stateful=rules)
     perplexity = PerplexityStoppingCallback(config, rules, pool, directory)
     trainer = _Trainer(
@@ -66,7 +68,8 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     stopped = config.perplexity.early_stop and rules.finished
     trainers.run(trainer, callback, resume, finished=stopped)
     trainers.finish(
-        trainer, tokenizer, config, directory, callback, size, batch,
+        trainer, tokenizer, config, directory, callback, size,
+        data_points_seen(trainer.state.global_step, size, batch),
         perplexity=rules.history[-1],
         base_perplexity=rules.history[0],
         sweetspots=rules.outcome(),

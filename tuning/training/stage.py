@@ -8,16 +8,20 @@ once.
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tuning import config as site
-from tuning.evaluation.config import EvaluationRunConfig
+from tuning.evaluation.config import EvaluationRunConfig, PassAtKConfig, evaluation_config
 from tuning.flags import Parser
-from tuning.runs import interrupt
+from tuning.runs import disk, interrupt, manifest
 from tuning.runs.errors import UserError, choose
 from tuning.runs.rundir import Identity, RunDirectory, claim, locate, tell
+from tuning.training.config_parts import ModelLoadConfig
 
 WANDB_MODES = ("off", "offline", "online")
 
@@ -32,6 +36,21 @@ class Options:
     wait: bool = True
     force: bool = False
     wandb: str = "off"
+
+
+def add_data(parser: Parser, *, model: bool = True) -> None:
+    """The flags that say which model, on what."""
+    if model:
+        parser.add_argument(
+            "--model", required=True, help="collections.yaml key, hub id or local folder"
+        )
+    parser.add_argument("--dataset", required=True, help="a dataset of the task")
+    parser.add_argument("--task", required=True, help="math or instruction (gsm8k, ifeval)")
+
+
+def wandb_mode(value: str) -> str:
+    """One of WANDB_MODES, or a UserError."""
+    return choose("--wandb mode", value, WANDB_MODES)
 
 
 def add_options(parser: Parser, *, training: bool = True) -> None:
@@ -62,7 +81,7 @@ def options(args: argparse.Namespace) -> Options:
         do_evaluation=args.do_evaluation,
         wait=not args.no_wait,
         force=args.force,
-        wandb=choose("--wandb mode", getattr(args, "wandb", "off"), WANDB_MODES),
+        wandb=wandb_mode(getattr(args, "wandb", "off")),
     )
     if not (chosen.do_training or chosen.do_inference or chosen.do_evaluation):
         flags = "--do_training, --do_inference and --do_evaluation"
@@ -80,6 +99,9 @@ def train(
     if standing.done("train") and not options.force:
         print(f"{standing.name}: already trained")
         return standing
+    if options.do_evaluation and not options.do_inference:
+        raise UserError("--do_evaluation needs answers of what is trained; add --do_inference.")
+    _one_device()
     with claim(
         site.models_dir(), identity, wait=options.wait, force=options.force,
         check=interrupt.check, say=_say,
@@ -87,16 +109,40 @@ def train(
         if directory.done("train"):
             print(f"{directory.name}: already trained")
             return directory
+        if options.force:
+            _drop_evaluations(directory)
         from tuning.training import wandb_run
 
         report_to = wandb_run.report_to(options.wandb, directory.path, identity.hash)
-        with directory.phase("train"):
+        with directory.phase("train"), disk.reporting_full(directory.path, directory.path):
             body(directory, report_to)
-        from tuning.runs import manifest
-
         manifest.drop(directory.path)
         print(f"{directory.name}: trained")
         return directory
+
+
+def _one_device() -> None:
+    """One process trains on one GPU: with more in sight the Trainer would multiply the batch."""
+    if "LOCAL_RANK" not in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+
+
+def _drop_evaluations(directory: RunDirectory) -> None:
+    """What was sampled from the weights that a run had before is not of those that it will have.
+
+    Forks are other runs, with weights of their own; they are named, and left.
+    """
+    for path in directory.path.parent.parent.glob("outputs/*/*/config.json"):
+        parent = (RunDirectory(path.parent).config or {}).get("parent") or {}
+        name = parent.get("run_name", "")
+        if name == directory.name or name.startswith(f"{directory.name}_sweetspot-"):
+            shutil.rmtree(path.parent)
+            print(f"{path.parent.name}: its evaluation was of the old weights and is removed")
+    for path in directory.path.parent.glob("*/config.json"):
+        parent = (RunDirectory(path.parent).config or {}).get("parent") or {}
+        if parent.get("run_name") == directory.name:
+            print(f"warning: {path.parent.name} was made from the old weights; use --force on it")
 
 
 def _say(text: str) -> None:
@@ -104,38 +150,76 @@ def _say(text: str) -> None:
     tell(phase="waiting", at=0, of=0, note=text, time=0.0, directory="")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """Weights that can be evaluated: of a base (no run), a run, or a checkpoint of one."""
+
+    model: ModelLoadConfig
+    name: str
+    hash: str
+    run: RunDirectory | None = None
+    checkpoint: Path | None = None
+
+    def load(self) -> tuple[Any, Any]:
+        """The model and its tokenizer."""
+        from tuning.training import models
+
+        loaded = models.load_artifact(self.model, self.run, self.checkpoint)
+        return loaded, models.load_tokenizer(self.model)
+
+
+def check_evaluation(dataset: str, task: str, sampling: PassAtKConfig, options: Options) -> None:
+    """Raise UserError for an evaluation that cannot be, before anything is trained for it."""
+    from tuning.data import train_dataset
+    from tuning.tasks import base
+
+    if not (options.do_inference or options.do_evaluation):
+        return
+    train_dataset.require(dataset, "test", sampling.prompts, "prompts")
+    accepts = base.task(site.collections().task(task)).accepts
+    for number, row in enumerate(train_dataset.rows(dataset, "test", sampling.prompts), 1):
+        if not accepts(row["answer"]):
+            raise UserError(
+                f"test row {number} of '{dataset}': the answer '{row['answer']}' is none that "
+                f"task '{task}' can check."
+            )
+
+
 def evaluate(
-    config: EvaluationRunConfig, load: Callable[[], tuple[Any, Any]], options: Options
+    artifact: Artifact, dataset: str, task: str, sampling: PassAtKConfig, options: Options
 ) -> None:
-    """The inference and evaluation phases; `load()` gives the model and its tokenizer."""
+    """The inference and evaluation phases of an artifact on the test pool of a dataset."""
+    config = evaluation_config(
+        model=artifact.model.model, artifact=artifact.name, artifact_hash=artifact.hash,
+        dataset=dataset, task=task, sampling=sampling,
+    )  # fmt: skip
     root = site.outputs_dir(config.task)
     wanted = [("infer", options.do_inference), ("evaluate", options.do_evaluation)]
     standing = RunDirectory(locate(root, config.run_name, config.hash))
     if all(standing.done(phase) for phase, asked in wanted if asked) and not options.force:
         print(f"{standing.name}: already evaluated")
         return
+    _one_device()
     with claim(
         root, config.identity(), wait=options.wait, force=options.force and options.do_inference,
         check=interrupt.check, say=_say,
     ) as directory:  # fmt: skip
         if options.do_inference and not directory.done("infer"):
-            _infer(directory, config, load, last=False)
+            last = not options.do_evaluation
+            with (
+                directory.phase("infer", last=last),
+                disk.reporting_full(directory.path, directory.path),
+            ):
+                _infer(directory, config, artifact)
         if options.do_evaluation:
             _score(directory, config)
 
 
-def _infer(
-    directory: RunDirectory,
-    config: EvaluationRunConfig,
-    load: Callable[[], tuple[Any, Any]],
-    *,
-    last: bool,
-) -> None:
-    with directory.phase("infer", last=last):
-        from tuning.inference.hf_engine import HFGenerator
-        from tuning.inference.sampling import sample
+def _infer(directory: RunDirectory, config: EvaluationRunConfig, artifact: Artifact) -> None:
+    from tuning.inference.hf_engine import HFGenerator
+    from tuning.inference.sampling import sample
 
-        sample(directory, config, HFGenerator(*load()))
+    sample(directory, config, HFGenerator(*artifact.load()))
 
 
 def _score(directory: RunDirectory, config: EvaluationRunConfig) -> None:

@@ -4,6 +4,7 @@ the end.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,6 @@ from transformers.trainer_callback import PrinterCallback
 from tuning.runs import interrupt
 from tuning.runs.errors import Interrupted
 from tuning.runs.rundir import RunDirectory
-from tuning.training.budget import data_points_seen, data_used
 from tuning.training.checkpoints import Resume, RunCallback
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
 from tuning.training.models import MODEL, save
@@ -31,7 +31,10 @@ def arguments(
     t = config.training
     micro = largest_divisor(batch, t.micro_batch_size)
     cuda = torch.cuda.is_available()
-    optimizer = t.optimizer if t.optimizer != "auto" else "adamw_8bit" if cuda else "adamw_torch"
+    optimizer = t.optimizer
+    if optimizer == "auto":
+        eight_bit = cuda and importlib.util.find_spec("bitsandbytes") is not None
+        optimizer = "adamw_8bit" if eight_bit else "adamw_torch"
     return {
         "output_dir": str(directory.path),
         "run_name": directory.name,
@@ -41,7 +44,7 @@ def arguments(
         "gradient_accumulation_steps": batch // micro,
         "learning_rate": t.learning_rate,
         "lr_scheduler_type": t.lr_scheduler,
-        "warmup_steps": t.warmup_ratio,
+        "warmup_steps": 0 if t.lr_scheduler == "constant" else t.warmup_ratio,
         "weight_decay": t.weight_decay,
         "max_grad_norm": t.max_grad_norm,
         "optim": optimizer,
@@ -64,6 +67,13 @@ def largest_divisor(number: int, at_most: int) -> int:
     return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
 
 
+def in_float32(model: Any) -> None:
+    """Keep trained parameters in float32: a small step on a bfloat16 weight rounds to nothing."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def seeded(config: SFTRunConfig | PTRunConfig) -> None:
     """Seed every generator; before anything is initialised at random."""
     set_seed(config.training.seed)
@@ -76,6 +86,7 @@ def run(trainer: Any, callback: RunCallback, resume: Resume, *, finished: bool =
     `finished` says that the resumed run has nothing left to train.
     """
     trainer.remove_callback(PrinterCallback)
+    in_float32(trainer.model)
     steps = trainer.args.max_steps
     if finished or resume.step >= steps:
         trainer.state.global_step = resume.step
@@ -97,17 +108,17 @@ def finish(
     directory: RunDirectory,
     callback: RunCallback,
     train_size: int,
-    batch: int,
+    seen: int,
     prepare: Callable[[Any], Any] = lambda model: model,
     **more: Any,
 ) -> None:
-    """Write the model and result.json. Checkpoints stay until the phase is marked done."""
+    """Write the model and result.json, after `seen` examples; checkpoints stay until it is done."""
     step = trainer.state.global_step
     directory.write_result(
         global_step=step,
         train_size=train_size,
-        data_points_seen=data_points_seen(step, train_size, batch),
-        data_used=data_used(step, train_size, batch),
+        data_points_seen=seen,
+        data_used=min(seen, train_size),
         train_tokens=int(trainer.state.num_input_tokens_seen),
         train_seconds=round(callback.seconds, 2),
         device=trainer.model.device.type,

@@ -1,0 +1,50 @@
+"""A disk that is full: recognised whatever library ran into it, and said in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tuning.runs import manifest
+from tuning.runs.errors import StageFailed
+
+ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SIGNS = (
+    "no space left", "file too large", "disk quota", "pytorchstreamwriter", "unexpected pos",
+)  # fmt: skip
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an exception, or one behind it, says that a file could not be written."""
+    if isinstance(error, OSError) and error.errno in ERRORS:
+        return True
+    text = str(error).lower()
+    if isinstance(error, Exception) and any(sign in text for sign in _SIGNS):
+        return True
+    return error.__context__ is not None and is_full(error.__context__)
+
+
+@contextlib.contextmanager
+def reporting_full(run_dir: Path, written: Path) -> Iterator[None]:
+    """Turn a write that failed into a StageFailed that says what is left.
+
+    A folder that was cut short is removed; `run_dir` itself is not.
+    """
+    try:
+        yield
+    except StageFailed:
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        if written != run_dir:
+            shutil.rmtree(written, ignore_errors=True)
+        newest = manifest.newest_whole(run_dir)
+        left = f"the last whole checkpoint is {newest.name}" if newest else "there is no checkpoint"
+        raise StageFailed(
+            f"{written.name} could not be written ({' '.join(str(error).split())[:120]}); {left}. "
+            "Free space and run the same command again."
+        ) from error
