@@ -15,8 +15,6 @@ from tuning.runs.rundir import RunDirectory
 DATA = ("--model", "tiny", "--dataset", "arith", "--task", "math")
 WHOLE = ("--full_modules", "embed_tokens", "lm_head")
 
-pytestmark = pytest.mark.xdist_group("artifacts")
-
 
 @pytest.fixture(scope="module")
 def with_sft(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -26,8 +26,6 @@ EXPERIMENT = (
 )  # fmt: skip
 PIPELINE = "run_sweetspot_pipeline.py"
 
-pytestmark = pytest.mark.xdist_group("experiment")
-
 
 @pytest.fixture(scope="module")
 def finished(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

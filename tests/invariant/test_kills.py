@@ -71,7 +71,7 @@ def progress_of(home: Path, role: str) -> tuple[str, int]:
     """(phase, position) of the stage that trains by `role`."""
     found = [
         path
-        for path in (home / "outputs/reports/fire/stages").glob("*/*.progress.json")
+        for path in (home / "outputs/reports/fire/stages").glob("*/*.json")
         if f"_{role}-arith" in path.name and "sweetspot-ppl" not in path.name.partition(role)[2]
     ]
     for path in sorted(found, key=_written, reverse=True):
@@ -144,7 +144,6 @@ class Fire:
             finish(self.home, self.log)
 
 
-@pytest.mark.xdist_group("kills")
 @pytest.mark.parametrize("target", TARGETS)
 def test_results_are_those_of_an_undisturbed_run(
     undisturbed: Path, trained_home: Path, tmp_path: Path, target: str

@@ -15,8 +15,6 @@ from tuning.runs.rundir import RunDirectory
 DATA = ("--model", "tiny", "--dataset", "arith", "--task", "math")
 ALL = ("--do_training", "--do_inference", "--do_evaluation")
 
-pytestmark = pytest.mark.xdist_group("methods")
-
 
 @pytest.fixture(scope="module")
 def with_sft(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,8 +15,6 @@ from tests.conftest import check, environment, run_entry
 from tuning.config import PACKAGE
 from tuning.runs import manifest
 
-pytestmark = pytest.mark.xdist_group("artifacts")
-
 
 def start_until(home: Path, step: int) -> subprocess.Popen[bytes]:
     """Pre-training in the background, once it has done `step` steps."""

@@ -21,7 +21,7 @@ ROW = Stage(name="row", role="base", hash="b")
 @dataclass
 class Entry:
     stage: Stage
-    record: Path
+    progress: Path
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_progress_comes_now_and_then(shown, capsys, monkeypatch, tmp_path):
     entry = Entry(WORK, tmp_path / "sft.json")
     shown.refresh([entry])
     told = {"phase": "train", "at": 5, "of": 10, "note": "loss 1.2"}
-    atomic.write_json(tmp_path / "sft.progress.json", told)
+    atomic.write_json(tmp_path / "sft.json", told)
     shown.refresh([entry])
     shown.ended(WORK, "done", "", 1.0)
     capsys.readouterr()
@@ -66,7 +66,7 @@ def test_progress_comes_now_and_then(shown, capsys, monkeypatch, tmp_path):
 def test_waiting_for_another_is_said_once(shown, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(display, "LOG_SECONDS", 0.0)
     told = {"phase": "waiting", "at": 0, "of": 0, "note": "sft: in use by process 3; waiting"}
-    atomic.write_json(tmp_path / "sft.progress.json", told)
+    atomic.write_json(tmp_path / "sft.json", told)
     for _ in range(2):
         shown.refresh([Entry(WORK, tmp_path / "sft.json")])
     assert capsys.readouterr().err.splitlines() == [

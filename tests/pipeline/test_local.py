@@ -108,7 +108,8 @@ def home(monkeypatch, tmp_path) -> Path:
 
 
 @pytest.fixture
-def experiment(home, tmp_path) -> Experiment:
+def experiment(home, tmp_path, monkeypatch) -> Experiment:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return Experiment(tmp_path)
 
 
@@ -204,7 +205,8 @@ def test_a_stage_whose_process_is_killed_goes_on(experiment):
     experiment.add("a", do=40)
     launcher = launch_elsewhere(experiment)
     run = RunDirectory(site.models_dir() / "a")
-    wait((site.reports_dir() / "trial" / "stages" / "a.progress.json").exists)
+    stages = site.reports_dir() / "trial" / "stages"
+    wait(lambda: list(stages.glob("*/a.json")))
     os.kill(holder(run), signal.SIGKILL)
     assert launcher.wait(timeout=30) == 0
     assert run.done("train")
@@ -255,7 +257,7 @@ def test_asked_to_stop_the_stages_save_and_the_next_launch_goes_on(experiment):
     output, errors = launcher.communicate(timeout=30)
     assert launcher.returncode == 75
     assert json.loads(output) == {"a": ["pending", ""], "b": ["pending", ""]}
-    assert "stopping: the stages save what they have" in errors
+    assert "stopping a: it saves what it has" in errors
     assert (run.status["state"], run.status["reason"]) == (
         "pending", "stopped on request; the same command continues"
     )  # fmt: skip
@@ -301,3 +303,10 @@ def test_gpus_are_given_out_one_each(experiment, monkeypatch):
     launcher.launch()
     logs = site.reports_dir() / "trial" / "logs"
     assert {(logs / f"{name}.txt").read_text().strip() for name in "ab"} == {"3", "5"}
+
+
+def test_a_number_of_threads_that_was_asked_for_is_kept(experiment, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    experiment.add("a", wide=True)
+    assert experiment.states() == {"a": "done"}
+    assert {threads for *_, threads in experiment.lines} == {"7"}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -20,23 +19,16 @@ from tuning.runs import interrupt, manifest
 from tuning.runs.atomic import whole_directory
 from tuning.runs.rundir import RunDirectory
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 TOKENIZER_DOCUMENTS = 10_000
 
 
 def pretrain(config: PretrainRunConfig, directory: RunDirectory) -> None:
     """Train, or continue, the run in `directory`; leaves model/ and result.json there."""
-
     settings = config.training
-    template = (site.CHAT_TEMPLATES / f"{config.chat_template}.jinja").read_text(encoding="utf-8")
-    documents = arith.pretraining_documents(settings.corpus_seed)
-    sample = itertools.islice(documents, TOKENIZER_DOCUMENTS)
-    tokenizer = train_tokenizer(sample, settings.tokenizer_vocab_size, template)
-    blocks = pack(
-        arith.pretraining_documents(settings.corpus_seed),
-        tokenizer,
-        block_size=config.shape.block_size,
-        num_blocks=settings.total_steps * settings.batch_size,
-    )
+    tokenizer, batches = _text(config)
     model = build(
         config.shape,
         seed=settings.seed,
@@ -48,12 +40,11 @@ def pretrain(config: PretrainRunConfig, directory: RunDirectory) -> None:
     done = int(newest.name.rpartition("-")[2]) if newest else 0
     directory.rewind_metrics(done)
     with tqdm(
-        total=settings.total_steps, initial=done, desc="pre-training", unit="step",
-        mininterval=2.0, file=sys.stderr,
-    ) as bar:  # fmt: skip
+        total=settings.total_steps, initial=done, desc="pre-training", unit="step", mininterval=2.0
+    ) as bar:
         state = train(
             model,
-            Batches(blocks=blocks, batch_size=settings.batch_size, seed=settings.seed),
+            batches,
             settings,
             directory=directory.path,
             on_step=_reporter(directory, settings.total_steps, settings.log_steps, bar),
@@ -69,6 +60,22 @@ def pretrain(config: PretrainRunConfig, directory: RunDirectory) -> None:
         parameters=sum(p.numel() for p in model.parameters()),
         device=model.device.type,
     )
+
+
+def _text(config: PretrainRunConfig) -> tuple[PreTrainedTokenizerFast, Batches]:
+    """The tokenizer, trained on the first documents, and every batch of the run."""
+    settings = config.training
+    template = (site.CHAT_TEMPLATES / f"{config.chat_template}.jinja").read_text(encoding="utf-8")
+    documents = arith.pretraining_documents(settings.corpus_seed)
+    sample = itertools.islice(documents, TOKENIZER_DOCUMENTS)
+    tokenizer = train_tokenizer(sample, settings.tokenizer_vocab_size, template)
+    blocks = pack(
+        arith.pretraining_documents(settings.corpus_seed),
+        tokenizer,
+        block_size=config.shape.block_size,
+        num_blocks=settings.total_steps * settings.batch_size,
+    )
+    return tokenizer, Batches(blocks=blocks, batch_size=settings.batch_size, seed=settings.seed)
 
 
 def _reporter(directory: RunDirectory, steps: int, every: int, bar: Any) -> Any:

@@ -26,7 +26,7 @@ class InProgress(Protocol):
     def stage(self) -> Stage: ...
 
     @property
-    def record(self) -> Path: ...
+    def progress(self) -> Path: ...
 
 
 class Display:
@@ -78,7 +78,7 @@ class Display:
         print(self._shown, end="", file=sys.stderr, flush=True)
 
     def _describe(self, entry: InProgress) -> str:
-        told = atomic.read_json(entry.record.with_suffix(".progress.json"))
+        told = atomic.read_json(entry.progress)
         name = entry.stage.name
         if not told:
             return f"{name} starting"

@@ -36,6 +36,7 @@ class Running:
     stage: Stage
     process: subprocess.Popen[bytes]
     record: Path
+    progress: Path
     device: str | None
     started: float
     asked: bool = False
@@ -137,12 +138,14 @@ class LocalLauncher:
             self.display.started(stage)
 
     def _start(self, stage: Stage) -> Running:
-        record = self.folder / "stages" / str(os.getpid()) / f"{stage.name}.json"
+        record = self.folder / "stages" / f"{stage.name}.json"
+        progress = self.folder / "stages" / str(os.getpid()) / f"{stage.name}.json"
         log = self.folder / "logs" / f"{stage.name}.txt"
-        record.parent.mkdir(parents=True, exist_ok=True)
+        progress.parent.mkdir(parents=True, exist_ok=True)
         device = self._free_device()
         command = [
             sys.executable, "-m", "tuning.pipeline.supervisor", "--record", str(record),
+            "--progress", str(progress),
             "--log", str(log), "--", *self._stage_command(stage),
         ]  # fmt: skip
         process = subprocess.Popen(
@@ -150,7 +153,12 @@ class LocalLauncher:
             start_new_session=True,
         )  # fmt: skip
         return Running(
-            stage=stage, process=process, record=record, device=device, started=time.monotonic()
+            stage=stage,
+            process=process,
+            record=record,
+            progress=progress,
+            device=device,
+            started=time.monotonic(),
         )
 
     def _stage_command(self, stage: Stage) -> list[str]:

@@ -62,20 +62,18 @@ def decide(code: int, *, asked: bool, progressed: bool, out_of_memory: bool) -> 
 class Supervisor:
     """One stage from its first start to its end."""
 
-    def __init__(self, command: Sequence[str], record: Path, log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], record: Path, log: Path, progress: Path | None = None
+    ) -> None:
         self.command = list(command)
         self.record = record
+        self.progress_file = progress or record.with_suffix(".progress.json")
         self.log = log
         self.asked = False
         self._log_start = 0
         self._furthest: dict[tuple[str, str], int] = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid())
-
-    @property
-    def progress_file(self) -> Path:
-        """Where the stage says how far it is."""
-        return self.record.with_suffix(".progress.json")
 
     def run(self) -> Ending:
         """Run the stage to its end; the record is written whole."""
@@ -201,10 +199,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m tuning.pipeline.supervisor", description=__doc__)
     parser.add_argument("--record", type=Path, required=True, help="where to write how it ended")
     parser.add_argument("--log", type=Path, required=True, help="where the stage's output goes")
+    parser.add_argument("--progress", type=Path, help="where the stage says how far it is")
     words = list(sys.argv[1:] if argv is None else argv)
     split = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:split])
-    return Supervisor(words[split + 1 :], args.record, args.log).run().code
+    return Supervisor(words[split + 1 :], args.record, args.log, args.progress).run().code
 
 
 if __name__ == "__main__":

@@ -48,10 +48,10 @@ def drift(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
 def gpus() -> list[str]:
     """The GPUs that this process may use, found without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shutil.which("nvidia-smi") is None:
-        return []
     if visible is not None:
         return [device for device in visible.split(",") if device.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
     return [str(number) for number in range(len(found))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datasets import Dataset
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
 from tuning.data import train_dataset
@@ -46,14 +46,10 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     rules = rules_of(config)
     if resume.checkpoint:
         rules.load(resume.state)
-    trainers.seeded(config)
-    base = models.load_base(config.model)
-    models.require_modules(base, config.lora)
-    model = get_peft_model(base, models.peft_config(config.lora))
     callback = RunCallback(directory, resume, stateful=rules)
     perplexity = PerplexityStoppingCallback(config, rules, pool, directory)
     trainer = _Trainer(
-        model=model,
+        model=_adapted(config),
         args=SFTConfig(
             **trainers.arguments(config, directory, report_to, steps, batch),
             max_length=None,
@@ -74,6 +70,16 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         base_perplexity=rules.history[0],
         sweetspots=rules.outcome(),
     )  # fmt: skip
+
+
+def _adapted(config: SFTRunConfig) -> PeftModel:
+    """The base model with a new adapter, initialised from the run's seed."""
+    trainers.seeded(config)
+    base = models.load_base(config.model)
+    models.require_modules(base, config.lora)
+    adapted = get_peft_model(base, models.peft_config(config.lora))
+    assert isinstance(adapted, PeftModel)
+    return adapted
 
 
 def _labelled(row: Encoded) -> dict[str, list[int]]:

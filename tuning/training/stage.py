@@ -18,7 +18,7 @@ from typing import Any
 from tuning import config as site
 from tuning.evaluation.config import EvaluationRunConfig, PassAtKConfig, evaluation_config
 from tuning.flags import Parser
-from tuning.runs import disk, interrupt, manifest
+from tuning.runs import disk, interrupt, manifest, provenance
 from tuning.runs.errors import UserError, choose
 from tuning.runs.rundir import Identity, RunDirectory, claim, locate, tell
 from tuning.training.config_parts import ModelLoadConfig
@@ -123,9 +123,9 @@ def train(
 
 def _one_device() -> None:
     """One process trains on one GPU: with more in sight the Trainer would multiply the batch."""
-    if "LOCAL_RANK" not in os.environ:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+    devices = provenance.gpus()
+    if len(devices) > 1 and "LOCAL_RANK" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[0]
 
 
 def _drop_evaluations(directory: RunDirectory) -> None:
