@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,6 +88,6 @@ def copy_home(source: Path, target: Path) -> Path:
     return target
 
 
-def words(command: Sequence[object]) -> list[str]:
-    """A command line as strings."""
-    return [str(word) for word in command]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that it runs beside all the others and not after them."""
+    items.sort(key=lambda item: "test_kills" not in item.nodeid)
