@@ -18,7 +18,7 @@ demo: $(READY)
 		--do_sft --do_dpo --do_inference --do_evaluation
 
 test: $(READY_DEV)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 check: $(READY_DEV)
 	$(BIN)/ruff check .
