@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.run_configs import sft
 from tests.small_site import COLLECTIONS, use
 from tuning import config as site
 from tuning import run_dpo, run_sft
@@ -31,10 +32,6 @@ pytestmark = pytest.mark.unit
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path) -> Path:
     return use(monkeypatch, tmp_path)
-
-
-def sft(model: str = "tiny", size: int = 500, **values) -> SFTRunConfig:
-    return sft_config(model=model, dataset="arith", task="math", train_size=size, values=values)
 
 
 def stand(config, name: str | None = None, *, done: bool = True) -> RunDirectory:
