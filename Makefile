@@ -1,7 +1,8 @@
-# make demo    set everything up and run the main job on the embedded default
-# make test    every test but those that need SLURM; sets everything up as well
-# make check   lint, types, unit tests
-# make bench   every benchmark, one table each
+# make demo        set everything up and run the main job on the embedded default, here
+# make test        every test but those that need SLURM; sets everything up as well
+# make test-slurm  those: they start a SLURM of two nodes on this machine (Debian: apt-get install slurm-wlm munge)
+# make check       lint, types, unit tests
+# make bench       every benchmark, one table each
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,16 +10,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-slurm check bench clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	@$(BIN)/python tuning/run_sweetspot_pipeline.py --model tiny --dataset arith --task math \
 		--total_data 3000 --sft_data 2000 --perplexity_thresholds 2.0 1.6 1.4 \
-		--do_sft --do_dpo --do_inference --do_evaluation
+		--do_sft --do_dpo --do_inference --do_evaluation --launcher local
 
 test: $(READY_DEV)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests --ignore tests/slurm
+
+test-slurm: $(READY_DEV)
+	$(BIN)/python -m pytest tests/slurm
 
 check: $(READY_DEV)
 	$(BIN)/ruff check .

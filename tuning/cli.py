@@ -1,11 +1,23 @@
 """`tuning`: commands about experiments as a whole. Imports nothing heavy.
 
-tuning report [EXPERIMENT]    write the report anew and print its table
+    tuning submit ...                  an experiment as SLURM jobs, or here
+    tuning status [EXPERIMENT]         how its stages stand
+    tuning logs RUN [-f]               what a stage said
+    tuning cancel EXPERIMENT           take its jobs out of the queue
+    tuning report [EXPERIMENT]         write the report anew and print its table
+    tuning prefetch ...                fetch the models of an experiment, for jobs without a network
+    tuning clean                       remove what nothing needs
+
+`submit` and `prefetch` take the flags of run_sweetspot_pipeline.py (--total_data ...), those of
+slurm/run.sh (--sft_ratio --train_sizes ...), or a YAML file that holds either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tuning import config as site
 from tuning.flags import Parser
@@ -13,28 +25,112 @@ from tuning.runs.atomic import read_json
 from tuning.runs.errors import UserError, choose
 from tuning.runs.stages import Plan
 
+WATCH_SECONDS = 5.0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the command."""
-    parser = Parser(prog="tuning", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    report = commands.add_parser("report", help="write a report anew and print its table")
-    report.add_argument("experiment", nargs="?", help="the newest, unless one is named")
-    args = parser.parse_args(argv)
-    return _report(args.experiment)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["submit"]:
+        from tuning.submit import main as submit
+
+        return submit(words[1:])
+    if words[:1] == ["prefetch"]:
+        from tuning.submit import prefetch
+
+        return prefetch(words[1:])
+    args = _parser().parse_args(words)
+    command: Callable[..., int] = args.run
+    return command(args)
 
 
-def _report(name: str | None) -> int:
-    from tuning.report.build import write_report
+def _parser() -> Parser:
+    made = Parser(prog="tuning", description=__doc__)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (("submit", "submit an experiment"), ("prefetch", "fetch its models")):
+        commands.add_parser(name, help=f"{text}; see tuning {name} --help")
+    status = _command(commands, "status", "how the stages of an experiment stand", _status)
+    _add_experiment(status)
+    status.add_argument("--watch", action="store_true", help="show it anew every 5 s until the end")
+    status.add_argument("--json", action="store_true", help="for scripts")
+    logs = _command(commands, "logs", "what a stage said", _logs)
+    logs.add_argument("run", help="a stage, or enough of its name")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as it is written")
+    logs.add_argument("--experiment", help="the newest that has such a stage, unless one is named")
+    cancel = _command(
+        commands, "cancel", "take the jobs of an experiment out of the queue", _cancel
+    )
+    cancel.add_argument("experiment", help="its name")
+    cancel.add_argument("--stage", help="only this stage and what stands on it")
+    _add_experiment(_command(commands, "report", "write a report anew, print its table", _report))
+    clean = _command(commands, "clean", "remove what nothing needs", _clean)
+    clean.add_argument("--dry_run", action="store_true", help="only say what would go")
+    clean.add_argument(
+        "--orphans", action="store_true", help="also runs and outputs that no experiment names"
+    )
+    return made
 
+
+def _command(commands: Any, name: str, text: str, run: Callable[..., int]) -> Parser:
+    made: Parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    made.set_defaults(run=run)
+    return made
+
+
+def _add_experiment(parser: Parser) -> None:
+    parser.add_argument("experiment", nargs="?", help="the newest, unless one is named")
+
+
+def _plans() -> dict[str, Plan]:
+    """Every experiment by its name, the newest last; UserError where there is none."""
     root = site.reports_dir()
     plans = sorted(root.glob("*/plan.json"), key=lambda path: path.stat().st_mtime)
     if not plans:
         raise UserError(f"there is no experiment under {root}.")
-    names = [path.parent.name for path in plans]
-    chosen = choose("experiment", name, names) if name else names[-1]
-    print(write_report(Plan.from_json(read_json(root / chosen / "plan.json") or {}), site.home()))
+    return {path.parent.name: Plan.from_json(read_json(path) or {}) for path in plans}
+
+
+def _plan(name: str | None) -> Plan:
+    plans = _plans()
+    return plans[choose("experiment", name, plans) if name else list(plans)[-1]]
+
+
+def _report(args: argparse.Namespace) -> int:
+    from tuning.pipeline.status import stages_of, states
+    from tuning.report.build import write_report
+
+    plan = _plan(args.experiment)
+    print(write_report(plan, site.home(), states(stages_of(plan, site.home()))))
     return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from tuning.pipeline.steering import status
+
+    plan = _plan(args.experiment)
+    return status(plan, watch=args.watch, as_json=args.json)
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from tuning.pipeline.steering import logs
+
+    plans = _plans()
+    if args.experiment:
+        name = choose("experiment", args.experiment, plans)
+        plans = {name: plans[name]}
+    return logs(list(plans.values()), args.run, follow=args.follow)
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from tuning.pipeline.steering import cancel
+
+    return cancel(_plan(args.experiment), args.stage)
+
+
+def _clean(args: argparse.Namespace) -> int:
+    from tuning.pipeline.steering import clean
+
+    return clean(dry_run=args.dry_run, orphans=args.orphans)
 
 
 def console() -> None:

@@ -143,6 +143,21 @@ def collections() -> Collections:
     return _load(collections_path())
 
 
+def frozen_collections() -> str:
+    """collections.yaml as text that means the same in any folder: its paths are absolute."""
+    import yaml
+
+    found = collections()
+    raw = yaml.safe_load(found.path.read_text(encoding="utf-8"))
+    for name, dataset in found.datasets.items():
+        for pool, file in dataset.files.items():
+            raw["datasets"][name][pool] = str(found.path.parent / Path(file).expanduser())
+    for name, model in found.models.items():
+        if model.path:
+            raw["models"][name]["path"] = model.path
+    return yaml.safe_dump(raw, sort_keys=False)
+
+
 @lru_cache(maxsize=8)
 def _load(path: Path) -> Collections:
     import yaml

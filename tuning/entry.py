@@ -20,6 +20,7 @@ from tuning.runs.errors import (
     StageFailed,
     UserError,
 )
+from tuning.runs.interrupt import EXIT_VARIABLE
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -37,7 +38,16 @@ def run(main: Callable[[], int | None]) -> None:
         os.environ.setdefault(name, value)
     own_folder = Path(__file__).resolve().parent
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != own_folder]
-    sys.exit(exit_code(main))
+    code = exit_code(main)
+    _write_down(code)
+    sys.exit(code)
+
+
+def _write_down(code: int) -> None:
+    """Leave the exit code where torchrun would not pass it on."""
+    path = os.environ.get(EXIT_VARIABLE)
+    if path and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") == "0":
+        Path(path).write_text(str(code))
 
 
 def exit_code(main: Callable[[], int | None]) -> int:

@@ -4,7 +4,9 @@
 
 Writes TUNING_HOME/models/{model}/: config.json, status.json, metrics.jsonl, result.json, and
 model/, which transformers loads and every later stage takes as a base. Run again, it continues or
-says that it is done.
+says that it is done. Under torchrun the processes share the batch:
+
+    torchrun --nproc_per_node 2 tuning/run_pretrain.py --model tiny
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pretrain(config, directory)
 
     options = stage.Options(do_training=True, wait=not args.no_wait, force=args.force)
-    stage.train(config.identity(), body, options)
+    stage.train(config.identity(), body, options, joined=True)
     return 0
 
 

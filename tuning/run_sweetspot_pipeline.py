@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
-from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError
+from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
     from tuning.pipeline.plan import Wanted
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 def parser() -> Parser:
     """The flags: the experiment, what to do, and settings of SFT, preference tuning, evaluation."""
     from tuning.evaluation.config import PassAtKConfig
+    from tuning.launch import add_launch_flags
     from tuning.training import config_training as training
     from tuning.training import stage
 
@@ -42,6 +42,7 @@ def parser() -> Parser:
         "--pft_method", nargs="+", default=["dpo"], help="dpo, kto, grpo: a fork each (dpo)"
     )
     _add_what_to_do(made)
+    add_launch_flags(made)
     rules = training.PerplexityConfig
     add_flags(made, rules, skip=("early_stop",), title="sweetspots")
     made.add_argument("--no_early_stop", action="store_true", help="train on after the last rule")
@@ -64,50 +65,27 @@ def _add_what_to_do(made: Parser) -> None:
     group.add_argument("--do_evaluation", action="store_true", help="score them")
     group.add_argument("--no_references", action="store_true", help="leave out the reference runs")
     group.add_argument("--experiment", help="the name of the experiment and its report")
-    group.add_argument("--dry_run", action="store_true", help="print the stages and start nothing")
-    group.add_argument("--max_parallel", type=int, help="stages side by side (default: 2, or GPUs)")
-    group.add_argument("--no_wait", action="store_true", help="fail where another process is at it")
-    group.add_argument("--wandb", default="off", help="off, offline or online (default: off)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
+    """Here: 0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed.
+    As SLURM jobs: 0 when everything is done or in the queue.
+    """
     args = parser().parse_args(argv)
+    from tuning import launch
+
+    options = launch.launch_options(args)
+    return launch.launch(plan_of(args), options)
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The plan that a command line asks for; UserError where it cannot be carried out."""
     from tuning.pipeline.plan import sweetspot_plan
-    from tuning.training.stage import wandb_mode
 
-    wandb_mode(args.wandb)
-    if args.max_parallel is not None and args.max_parallel < 1:
-        raise UserError(f"max_parallel is {args.max_parallel}; it must be at least 1.")
     plan = sweetspot_plan(_wanted(args))
-    if args.dry_run:
-        return _dry_run(plan)
-    if args.do_dpo and not args.do_sft:
+    if args.do_dpo and not args.do_sft and not args.dry_run:
         _require_sft(plan)
-    site.require_writable_home()
-    return _launch(plan, args)
-
-
-def _launch(plan: Plan, args: argparse.Namespace) -> int:
-    from tuning.pipeline.local import LocalLauncher
-    from tuning.report.build import write_report
-    from tuning.runs import atomic
-
-    folder = site.reports_dir() / plan.experiment
-    atomic.write_json(folder / "plan.json", plan.to_json())
-    print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)
-    launcher = LocalLauncher(
-        plan, max_parallel=args.max_parallel, wait=not args.no_wait, wandb=args.wandb
-    )
-    states = launcher.launch()
-    print(write_report(plan, site.home(), states))
-    failed = [name for name, (state, _) in states.items() if state in ("failed", "blocked")]
-    for name in failed:
-        reason = f"{states[name][1]} (log: {folder / 'logs' / name}.txt)"
-        print(f"error: {name}: {reason}", file=sys.stderr)
-    if launcher.stopping:
-        return EXIT_AGAIN
-    return EXIT_FAILED if failed else 0
+    return plan
 
 
 def _wanted(args: argparse.Namespace) -> Wanted:
@@ -143,9 +121,11 @@ def _require_sft(plan: Plan) -> None:
     sft = next(stage for stage in plan.stages if stage.role == "sft")
     directory = RunDirectory(locate(site.models_dir(), sft.name, sft.hash))
     if not directory.done("train"):
+        status = directory.status
+        why = f" (it failed: {status['reason']})" if status["state"] == "failed" else ""
         command = shlex.join(["python", "tuning/run_sft.py", *_bare(sft), "--do_training"])
         raise UserError(
-            f"the SFT run '{sft.name}' that the forks start from is not trained; "
+            f"the SFT run '{sft.name}' that the forks start from is not trained{why}; "
             f"add --do_sft, or make it with: {command}"
         )
 
@@ -155,21 +135,6 @@ def _bare(stage: Stage) -> tuple[str, ...]:
     flags = stage.command[1:]
     ends = [flags.index(flag) for flag in flags if flag.startswith("--do_")]
     return flags[: min(ends, default=len(flags))]
-
-
-def _dry_run(plan: Plan) -> int:
-    from tuning.runs.stages import standing
-
-    print(f"experiment {plan.experiment}")
-    for stage in plan.stages:
-        if not stage.command:
-            continue
-        found = standing(plan, stage, site.home())
-        why = f" ({found.reason})" if found.reason else ""
-        after = f"  after {', '.join(stage.parents)}" if stage.parents else ""
-        print(f"\n{stage.name}  [{found.state}{why}]{after}")
-        print(f"    python tuning/{shlex.join(stage.command)}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.conftest import check, environment, run_entry
 from tuning.config import PACKAGE
@@ -48,3 +50,62 @@ def test_stopped_and_killed_is_straight(trained_home: Path, home: Path) -> None:
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(set(steps))
     assert "already trained" in check(run_entry(home, "run_pretrain.py")).stdout
+
+
+def together(home: Path, *flags: str) -> subprocess.Popen[bytes]:
+    """Pre-training by two processes, in the background; stops when TUNING_STOP appears."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
+        "29631", str(PACKAGE / "run_pretrain.py"), *flags,
+    ]  # fmt: skip
+    told = {"TUNING_STOP": str(home.parent / "stop"), "TUNING_EXIT": str(home.parent / "exit")}
+    return subprocess.Popen(command, env=environment(home) | told)
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    short = ("--total_steps", "5", "--warmup_steps", "4")
+    check(run_entry(tmp_path / "alone", "run_pretrain.py", *short))
+    assert together(tmp_path / "two", *short).wait(timeout=120) == 0
+    one, two = (
+        load_file(next((tmp_path / name).glob("models/*")) / "model/model.safetensors")
+        for name in ("alone", "two")
+    )
+    assert all(torch.allclose(one[name], two[name], atol=1e-5, rtol=0) for name in one)
+
+
+def test_two_processes_stop_together_and_resume_bit_for_bit(tmp_path: Path) -> None:
+    flags = ("--total_steps", "40", "--warmup_steps", "4", "--save_steps", "10")
+    assert together(tmp_path / "straight", *flags).wait(timeout=120) == 0
+    home = tmp_path / "stopped"
+    first = together(home, *flags)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(home.glob("models/*/progress.json")):
+        time.sleep(0.05)
+    (tmp_path / "stop").touch()
+    assert first.wait(timeout=120) != 0
+    assert (tmp_path / "exit").read_text() == "75"
+    (tmp_path / "stop").unlink()
+    assert together(home, *flags).wait(timeout=120) == 0
+    runs = [next((tmp_path / name).glob("models/*")) for name in ("straight", "stopped")]
+    weights = [(run / "model/model.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+    lines = [
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in runs
+    ]
+    assert [x["loss"] for x in lines[0]] == [x["loss"] for x in lines[1]]
+    assert [x["step"] for x in lines[0]] == [x["step"] for x in lines[1]]
+
+
+def test_runs_of_one_process_refuse_torchrun(tiny_home: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+            "--master_port", "29632", str(PACKAGE / "run_sft.py"), "--model", "tiny", "--dataset",
+            "arith", "--task", "math", "--train_size", "32", "--do_training",
+        ],
+        env=environment(tiny_home), capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "error: sft runs are trained by one process; torchrun started 2." in done.stderr
+    assert not list(tiny_home.glob("models/*sft*"))

@@ -46,6 +46,9 @@ def progress(at, directory="run"):
         (-15, False, True, False, "again"),
         (-15, False, False, False, "failed"),
         (-15, True, False, False, "stopped"),
+        (-10, True, False, False, "stopped"),
+        (-2, True, False, False, "stopped"),
+        (-10, False, False, False, "failed"),
         (-9, False, True, False, "again"),
         (-9, False, False, False, "failed"),
         (-9, False, True, True, "failed"),
@@ -77,10 +80,12 @@ class Watched:
         )  # fmt: skip
 
     def end(self) -> dict:
-        """The record, with the exit code of the supervisor beside it."""
+        """How the record says it ended, with the exit code of the supervisor beside it."""
         _, errors = self.process.communicate(timeout=30)
         assert errors == ""
-        return read_json(self.record) | {"exit": self.process.returncode}
+        record = read_json(self.record)
+        said = {key: record[key] for key in ("state", "code", "reason", "attempts")}
+        return said | {"exit": self.process.returncode}
 
     def wait_for(self, text: str) -> None:
         deadline = time.monotonic() + 20
@@ -220,7 +225,7 @@ time.sleep(60)
     finally:
         started.kill()
         started.wait()
-    wait(lambda: read_json(tmp_path / "r.json") is not None)
+    wait(lambda: read_json(tmp_path / "r.json")["state"] != "running")
     assert read_json(tmp_path / "r.json")["state"] == "pending"
     assert "saved" in log.read_text()
 

@@ -1,5 +1,5 @@
-"""A sweetspot experiment that nobody trained: the plan is real, the run directories are written
-through the real classes, and the numbers are made up.
+"""Sweetspot and budget experiments that nobody trained: the plan is real, the run directories are
+written through the real classes, and the numbers are made up.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from tuning.evaluation.intervals import mean_interval
 from tuning.evaluation.pass_at_k import per_prompt
+from tuning.pipeline.grid import Budget, budget_plan
 from tuning.pipeline.plan import Wanted, sweetspot_plan
 from tuning.runs import atomic, manifest
 from tuning.runs.rundir import Identity, RunDirectory, claim
@@ -231,3 +232,46 @@ def fake(home: Path, scores: dict[str, float] | None = None, **changes: Any) -> 
     """A fake experiment under `home`, which must be TUNING_HOME; nothing is written yet."""
     plan = sweetspot_plan(wanted(**changes))
     return Fake(home=home, plan=plan, scores=REALISTIC if scores is None else scores)
+
+
+def budget(**changes: Any) -> Budget:
+    """A budget of 1,000 examples divided in four ways, with changes."""
+    values: dict[str, Any] = {
+        "task": "math",
+        "dataset": "arith",
+        "sft_ratios": ("0", "0.25", "0.75", "1"),
+        "base_models": ("tiny",),
+        "pft_methods": ("dpo",),
+        "do_training": True,
+        "do_sft_first": True,
+        "do_inference": True,
+        "do_evaluation": True,
+        "experiment": "trial",
+    }
+    return Budget(**(values | changes))
+
+
+def fake_budget(home: Path, scores: dict[str, float] | None = None, **changes: Any) -> Fake:
+    """A fake budget experiment under `home`, which must be TUNING_HOME; nothing is written yet.
+
+    `scores` maps the name or the role of a stage to pass@1; the others follow from their sizes.
+    """
+    plan, _ = budget_plan(budget(**changes))
+    return Fake(home=home, plan=plan, scores=made_up(plan) | (scores or {}))
+
+
+def made_up(plan: Plan) -> dict[str, float]:
+    """pass@1 by the name of the stage: more SFT is better, and some preference tuning too."""
+    found = {}
+    for stage in plan.stages:
+        if stage.role == "base":
+            found[stage.name] = 0.02
+        if stage.total_data is not None:
+            share = 1.0 if stage.role == "reference_sft" else 0.0
+            if stage.role == "pt":
+                share = 1 - (stage.train_size or 0) / stage.total_data
+            lift = {"dpo": 0.35, "kto": 0.25, "grpo": 0.5}.get(stage.pft_method or "", 0.0)
+            size = math.log10(stage.total_data) / 10
+            wave = 0.001 * ((stage.seed or 0) % 7) + 0.0001 * len(stage.name)
+            found[stage.name] = 0.02 + size * (1.6 * share + lift * share * (1 - share) * 4) + wave
+    return found

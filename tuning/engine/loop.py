@@ -2,7 +2,8 @@
 
 It resumes by itself from the newest whole checkpoint in its directory, and the result is equal, bit
 for bit, to that of a run that was never disturbed: the batch and the learning rate are functions of
-the step, and all else that a step depends on is in the checkpoint.
+the step, and all else that a step depends on is in the checkpoint. Under torchrun the micro-batches
+of a step are shared out among the processes, and the result differs by rounding only.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from tuning.engine import checkpoint
+from tuning.engine import checkpoint, ranks
 from tuning.engine.batches import IGNORED, Batch
 from tuning.engine.checkpoint import TrainingState
 from tuning.engine.config import PretrainConfig
@@ -48,12 +49,13 @@ def train(
         directory: Where checkpoints are written, and looked for.
         on_step: Gets step (counted from 1), loss (nats a token), lr, grad_norm (before clipping),
             tokens (so far), tokens_per_second (of this step) and seconds (so far) after each step.
-        should_stop: Asked before each step; where it says yes, a checkpoint is written.
+        should_stop: Asked before each step; where it says yes, a checkpoint is written. All
+            processes must get the same answer.
 
     Raises:
         Interrupted: `should_stop` said yes; the same call continues.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + ranks.rank())
     state = TrainingState(model=model, optimizer=_adamw(model, config))
     if found := newest_whole(directory):
         checkpoint.load(state, found)
@@ -71,14 +73,16 @@ def train(
         for group in state.optimizer.param_groups:
             group["lr"] = rate
 
-        # Gradients of the mean over all loss tokens of the batch, however it is split.
+        # Gradients of the mean over all loss tokens of the batch, however it is split and shared.
         batch = batches.at(state.step)
         loss_tokens = int((batch.labels != IGNORED).sum())
         loss = 0.0
-        for part in _micro_batches(batch, config.micro_batch_size):
+        for part in ranks.mine(_micro_batches(batch, config.micro_batch_size)):
             share = _summed_loss(model, part, device, config.precision) / loss_tokens
             share.backward()
             loss += share.item()
+        ranks.add_gradients(model.parameters())
+        loss = ranks.total(loss)
 
         # One step of the optimizer.
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
@@ -134,7 +138,7 @@ def _adamw(model: torch.nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
 
 
 def _micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
-    size = size or len(batch.input_ids)
+    size = size or -(-len(batch.input_ids) // ranks.world_size())
     parts = zip(batch.input_ids.split(size), batch.labels.split(size), strict=True)
     return (Batch(input_ids, labels) for input_ids, labels in parts)
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from tuning import config as site
 from tuning.data import arith
+from tuning.engine import ranks
 from tuning.engine.batches import Batches, pack
 from tuning.engine.loop import train
 from tuning.engine.model import build
@@ -26,7 +27,11 @@ TOKENIZER_DOCUMENTS = 10_000
 
 
 def pretrain(config: PretrainRunConfig, directory: RunDirectory) -> None:
-    """Train, or continue, the run in `directory`; leaves model/ and result.json there."""
+    """Train, or continue, the run in `directory`; leaves model/ and result.json there.
+
+    Under torchrun every process calls this; the first one writes.
+    """
+    first = ranks.rank() == 0
     settings = config.training
     tokenizer, batches = _text(config)
     model = build(
@@ -38,18 +43,24 @@ def pretrain(config: PretrainRunConfig, directory: RunDirectory) -> None:
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     newest = manifest.newest_whole(directory.path)
     done = int(newest.name.rpartition("-")[2]) if newest else 0
-    directory.rewind_metrics(done)
+    if first:
+        directory.rewind_metrics(done)
     with tqdm(
-        total=settings.total_steps, initial=done, desc="pre-training", unit="step", mininterval=2.0
-    ) as bar:
+        total=settings.total_steps, initial=done, desc="pre-training", unit="step",
+        mininterval=2.0, disable=not first,
+    ) as bar:  # fmt: skip
         state = train(
             model,
             batches,
             settings,
             directory=directory.path,
-            on_step=_reporter(directory, settings.total_steps, settings.log_steps, bar),
-            should_stop=interrupt.asked_to_stop,
+            on_step=_reporter(directory, settings.total_steps, settings.log_steps, bar)
+            if first
+            else None,
+            should_stop=interrupt.agreed_to_stop,
         )
+    if not first:
+        return
     with whole_directory(directory.path / "model") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -59,6 +70,7 @@ def pretrain(config: PretrainRunConfig, directory: RunDirectory) -> None:
         train_seconds=round(state.seconds, 2),
         parameters=sum(p.numel() for p in model.parameters()),
         device=model.device.type,
+        processes=ranks.world_size(),
     )
 
 

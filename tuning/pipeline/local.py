@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from tuning import config as site
+from tuning.pipeline.commands import python_path, stage_command
 from tuning.pipeline.display import Display
 from tuning.runs import atomic, provenance
 from tuning.runs.errors import EXIT_AGAIN
@@ -146,7 +147,8 @@ class LocalLauncher:
         command = [
             sys.executable, "-m", "tuning.pipeline.supervisor", "--record", str(record),
             "--progress", str(progress),
-            "--log", str(log), "--", *self._stage_command(stage),
+            "--log", str(log), "--",
+            *stage_command(stage, wait=self.wait, wandb=self.wandb),
         ]  # fmt: skip
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, env=self._environment(stage, device),
@@ -161,24 +163,14 @@ class LocalLauncher:
             started=time.monotonic(),
         )
 
-    def _stage_command(self, stage: Stage) -> list[str]:
-        script, *flags = stage.command
-        trains = "train" in stage.phases and stage.role != "pretrain"
-        return [
-            sys.executable, str(site.PACKAGE / script), *flags,
-            *([] if self.wait else ["--no_wait"]),
-            *(["--wandb", self.wandb] if trains and self.wandb != "off" else []),
-        ]  # fmt: skip
-
     def _environment(self, stage: Stage, device: str | None) -> dict[str, str]:
         cores = os.cpu_count() or 1
         share = cores if stage.wide else max(1, cores // self.slots)
         threads = os.environ.get("OMP_NUM_THREADS") or str(share)
-        found = {str(site.CHECKOUT), *filter(None, os.environ.get("PYTHONPATH", "").split(":"))}
         environment = os.environ | {
             PARENT_VARIABLE: str(os.getpid()),
             "OMP_NUM_THREADS": threads,
-            "PYTHONPATH": ":".join(sorted(found, key=lambda path: path != str(site.CHECKOUT))),
+            "PYTHONPATH": python_path(),
         }
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device

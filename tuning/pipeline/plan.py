@@ -10,30 +10,20 @@ are taken.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tuning import config as site
 from tuning.data import train_dataset
-from tuning.engine.run_config import PretrainRunConfig, pretrain_config
-from tuning.evaluation.config import evaluation_config, sampling_config
-from tuning.flags import command_line
+from tuning.pipeline.stage_makers import StageMaker, check_experiment, directory_name
 from tuning.runs.errors import UserError
 from tuning.runs.identity import digest
-from tuning.runs.rundir import locate
 from tuning.runs.stages import Plan, Stage
 from tuning.runs.sweetspot import sweetspot_hash, sweetspot_name
 from tuning.training import parents
 from tuning.training.config_parts import check_thresholds
-from tuning.training.config_training import (
-    PTRunConfig,
-    SFTRunConfig,
-    model_config,
-    preference_config,
-    sft_config,
-)
+from tuning.training.config_training import PTRunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,24 +62,27 @@ class _Planner:
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
         _check(wanted)
-        self.sampling = sampling_config(wanted.model, wanted.evaluation_values)
-        self.model = model_config(wanted.model, wanted.model_values)
+        self.maker = StageMaker(
+            model=wanted.model, dataset=wanted.dataset, task=wanted.task,
+            do_inference=wanted.do_inference, do_evaluation=wanted.do_evaluation,
+            model_values=wanted.model_values, sft_values=wanted.sft_values,
+            pft_values=wanted.pft_values, evaluation_values=wanted.evaluation_values,
+        )  # fmt: skip
         self.stages: list[Stage] = []
-        train_dataset.require(wanted.dataset, "test", self.sampling.prompts, "prompts")
-        self.evaluates = wanted.do_inference or wanted.do_evaluation
+        train_dataset.require(wanted.dataset, "test", self.maker.sampling.prompts, "prompts")
         rules = {
             "perplexity_thresholds": wanted.thresholds,
             "perplexity_patience": wanted.patience,
             "early_stop": wanted.early_stop,
         }
-        self.sft = self._sft(wanted.sft_data, rules)
-        self.sft_name = locate(site.models_dir(), self.sft.run_name, self.sft.hash).name
+        self.sft = self.maker.sft_run(wanted.sft_data, rules)
+        self.sft_name = directory_name(self.sft)
 
     def plan(self) -> Plan:
-        w = self.wanted
+        w, make = self.wanted, self.maker
         base = self._pretrain()
-        self._base(base)
-        self._add_sft("sft", self.sft, base, train=w.do_sft)
+        self.stages.append(make.base_stage(base, self._taken()))
+        self.stages.append(make.sft_stage("sft", self.sft, base, train=w.do_sft))
         for label in self.sft.rules:
             self._sweetspot(label)
         if w.do_dpo:
@@ -98,167 +91,62 @@ class _Planner:
                     self._add_preference("fork", self._fork(label, method), self.sft_name)
         if w.references and w.do_sft:
             no_rules = {"perplexity_thresholds": (), "perplexity_patience": ()}
-            reference = self._sft(w.total_data, no_rules)
-            self._add_sft("reference_sft", reference, base, train=True)
+            reference = make.sft_run(w.total_data, no_rules)
+            self.stages.append(make.sft_stage("reference_sft", reference, base, train=True))
         if w.references and w.do_dpo:
             for method in w.methods:
-                self._add_preference("reference_pt", self._from_base(method), base)
+                config = make.preference_run(method, w.total_data)
+                self._add_preference("reference_pt", config, base)
         hashes = [(s.name, s.hash, s.evaluation_hash) for s in self.stages]
-        default = f"{self.model.label}_{w.dataset}_{w.total_data}-{digest(hashes)[:6]}"
+        default = f"{make.base.label}_{w.dataset}_{w.total_data}-{digest(hashes)[:6]}"
         return Plan(
             experiment=w.experiment or default, stages=tuple(self.stages), about=self._about()
         )
 
     def _about(self) -> dict[str, Any]:
-        w = self.wanted
+        w, sampling = self.wanted, self.maker.sampling
         return {
-            "model": w.model, "source": self.model.source, "dataset": w.dataset,
+            "model": w.model, "source": self.maker.base.source, "dataset": w.dataset,
             "task": site.collections().task(w.task), "total_data": w.total_data,
             "sft_data": w.sft_data, "rules": self.sft.rules, "methods": list(w.methods),
-            "k_values": list(self.sampling.k_values), "prompts": self.sampling.prompts,
-            "samples": self.sampling.n_samples, "temperature": self.sampling.temperature,
+            "k_values": list(sampling.k_values), "prompts": sampling.prompts,
+            "samples": sampling.n_samples, "temperature": sampling.temperature,
         }  # fmt: skip
 
-    def _pretrain(self) -> str | None:
-        entry = site.collections().model(self.wanted.model)
-        if entry.from_run is None:
-            return None
-        config: PretrainRunConfig = pretrain_config(entry.from_run)
-        name = locate(site.models_dir(), config.run_name, config.hash).name
-        self.stages.append(
-            Stage(
-                name=name, role="pretrain", hash=config.hash, phases=("train",), wide=True,
-                command=("run_pretrain.py", "--model", entry.from_run), seed=config.training.seed,
-            )
-        )  # fmt: skip
-        return name
+    def _taken(self) -> set[str]:
+        return {stage.name for stage in self.stages}
 
-    def _base(self, base: str | None) -> None:
-        where = ("--model", self.wanted.model, *parents.base_flags(self.model))
-        self.stages.append(
-            self._artifact(
-                f"{self.model.label}", "base", self.model.identity_hash, where,
-                parents=(base,) if base else (),
-            )
-        )  # fmt: skip
+    def _pretrain(self) -> str | None:
+        stage = self.maker.pretrain_stage()
+        if stage is None:
+            return None
+        self.stages.append(stage)
+        return stage.name
 
     def _sweetspot(self, label: str) -> None:
         self.stages.append(
-            self._artifact(
+            self.maker.evaluated_stage(
                 sweetspot_name(self.sft_name, label), "sweetspot",
                 sweetspot_hash(self.sft.hash, label),
-                ("--run", self.sft_name, "--sweetspot", label),
+                ("--run", self.sft_name, "--sweetspot", label), self._taken(),
                 parents=(self.sft_name,), parent=self.sft_name, sweetspot=label,
             )
         )  # fmt: skip
 
-    def _artifact(
-        self, name: str, role: str, hash_: str, where: tuple[str, ...], **more: Any
-    ) -> Stage:
-        """A stage that evaluates what another has trained."""
-        data = ("--dataset", self.wanted.dataset, "--task", self.wanted.task)
-        command = ("run_inference.py", *where, *data, *self._evaluation_flags())
-        taken = {stage.name for stage in self.stages}
-        return Stage(
-            name=f"{name}-{role}" if name in taken else name, role=role, hash=hash_, trains=False,
-            artifact=name, command=command if self.evaluates else (),
-            **self._evaluation(name, hash_, train=False), **more,
-        )  # fmt: skip
-
-    def _sft(self, size: int, rules: Mapping[str, Any]) -> SFTRunConfig:
-        return sft_config(
-            model=self.wanted.model, dataset=self.wanted.dataset, task=self.wanted.task,
-            train_size=size, values={**self.wanted.model_values, **self.wanted.sft_values, **rules},
-        )  # fmt: skip
-
-    def _add_sft(self, role: str, config: SFTRunConfig, base: str | None, *, train: bool) -> None:
-        name = locate(site.models_dir(), config.run_name, config.hash).name
-        flags = parents.sft_flags(config)
-        self.stages.append(
-            self._trained(
-                name, role, config.hash, ("run_sft.py", *flags), train=train,
-                parents=(base,) if base else (), train_size=config.dataset.train_size,
-                seed=config.training.seed,
-            )
-        )  # fmt: skip
-
-    def _preference(self, **more: Any) -> PTRunConfig:
-        return preference_config(
-            model=self.wanted.model, dataset=self.wanted.dataset, task=self.wanted.task,
-            values={**self.wanted.model_values, **self.wanted.pft_values}, **more,
-        )  # fmt: skip
-
     def _fork(self, label: str, method: str) -> PTRunConfig:
         parent = parents.parent_of(self.sft, self.sft_name, label, self.wanted.total_data)
-        return self._preference(pft_method=method, train_size=None, parent=parent)
-
-    def _from_base(self, method: str) -> PTRunConfig:
-        return self._preference(pft_method=method, train_size=self.wanted.total_data)
+        return self.maker.preference_run(method, None, parent)
 
     def _add_preference(self, role: str, config: PTRunConfig, parent: str | None) -> None:
-        is_fork = config.parent is not None
-        name = config.run_name
-        if not is_fork:
-            name = locate(site.models_dir(), name, config.hash).name
         self.stages.append(
-            self._trained(
-                name, role, config.hash, ("run_dpo.py", *parents.preference_flags(config)),
-                train=True, parents=(parent,) if parent else (),
-                parent=parent if is_fork else None,
-                sweetspot=config.parent.sweetspot if config.parent else None,
-                pft_method=config.pft_method, train_size=config.dataset.train_size,
-                total_data=self.wanted.total_data, seed=config.training.seed,
-            )
-        )  # fmt: skip
-
-    def _trained(
-        self,
-        name: str,
-        role: str,
-        hash_: str,
-        command: tuple[str, ...],
-        *,
-        train: bool,
-        **more: Any,
-    ) -> Stage:
-        """A stage that trains a run and evaluates it."""
-        flags = ("--do_training",) if train else ()
-        return Stage(
-            name=name, role=role, hash=hash_, command=(*command, *flags, *self._evaluation_flags()),
-            **self._evaluation(name, hash_, train=train), **more,
-        )  # fmt: skip
-
-    def _evaluation_flags(self) -> tuple[str, ...]:
-        default = sampling_config(self.wanted.model)
-        phases = [
-            *(["--do_inference"] if self.wanted.do_inference else []),
-            *(["--do_evaluation"] if self.wanted.do_evaluation else []),
-        ]
-        return (*phases, *(command_line([(self.sampling, default)]) if phases else []))
-
-    def _evaluation(self, artifact: str, hash_: str, *, train: bool) -> dict[str, Any]:
-        config = evaluation_config(
-            model=self.wanted.model, artifact=artifact, artifact_hash=hash_,
-            dataset=self.wanted.dataset, task=self.wanted.task, sampling=self.sampling,
-        )  # fmt: skip
-        phases = [
-            *(["train"] if train else []),
-            *(["infer"] if self.wanted.do_inference else []),
-            *(["evaluate"] if self.wanted.do_evaluation else []),
-        ]
-        return {
-            "phases": tuple(phases), "task": config.task, "evaluation_hash": config.hash,
-            "evaluation_suffix": config.suffix,
-        }  # fmt: skip
+            self.maker.preference_stage(role, config, parent, total_data=self.wanted.total_data)
+        )
 
 
 def _check(wanted: Wanted) -> None:
     """Raise UserError for what cannot be, before anything is looked at."""
     collections = site.collections()
-    if wanted.experiment and not re.fullmatch(r"\w[\w.@-]*", wanted.experiment):
-        raise UserError(
-            f"experiment '{wanted.experiment}' is no name; use letters, digits and . _ - @."
-        )
+    check_experiment(wanted.experiment)
     collections.model(wanted.model)
     collections.dataset(wanted.dataset, collections.task(wanted.task))
     if not (wanted.do_sft or wanted.do_dpo):

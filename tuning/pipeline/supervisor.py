@@ -3,10 +3,11 @@ launcher; no torch.
 
     python -m tuning.pipeline.supervisor --record FILE --log FILE -- python tuning/run_sft.py ...
 
-Passes SIGTERM, SIGINT and SIGUSR1 on, and ends with its own parent. Starts the stage again when it
-saved and stopped (75) without this process having been asked to stop, and when it was killed by
-signal 9 with progress since it began and no sign of memory exhaustion. Writes how the stage ended,
-and why, to the record and to the run's status.
+Passes SIGTERM, SIGINT and SIGUSR1 on, and ends with its own parent. A stage is started again when
+it saved and stopped (75) without this process having been asked to stop, and when it was killed by
+signal 9 with progress since it began and no sign of memory exhaustion: here, or, inside a SLURM
+job, by putting the job back into the queue. Writes how the stage ended, and why, to the record and
+to the run's status.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 from tuning.runs import atomic
 from tuning.runs.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR
-from tuning.runs.interrupt import PARENT_VARIABLE
+from tuning.runs.interrupt import EXIT_VARIABLE, PARENT_VARIABLE, STOP_VARIABLE
 from tuning.runs.lock import Lock
 from tuning.runs.rundir import PROGRESS_VARIABLE, RunDirectory
 
@@ -50,7 +51,7 @@ def decide(code: int, *, asked: bool, progressed: bool, out_of_memory: bool) -> 
     """
     if code == EXIT_DONE:
         return "done"
-    if code == EXIT_AGAIN or code == -signal.SIGTERM:
+    if code == EXIT_AGAIN or -code in PASSED_ON:
         if asked:
             return "stopped"
         return "again" if progressed else "failed"
@@ -59,19 +60,66 @@ def decide(code: int, *, asked: bool, progressed: bool, out_of_memory: bool) -> 
     return "failed"
 
 
+class Host(Protocol):
+    """The place where a supervisor runs, as far as it makes a difference."""
+
+    starts_again: bool
+    """Whether a stage is started again right here."""
+
+    def watch(self) -> None:
+        """Called several times a second while the stage runs."""
+
+    def requeue(self, why: str, record: Callable[[str], None]) -> bool:
+        """Have the stage started again later and elsewhere, if that is to be; `record` writes
+        down why, before the place ends.
+        """
+
+
+class Here:
+    """A process on a machine of which nobody wants the place back."""
+
+    starts_again = True
+
+    def watch(self) -> None:
+        """Nothing to look after."""
+
+    def requeue(self, why: str, record: Callable[[str], None]) -> bool:
+        """There is no queue."""
+        return False
+
+
 class Supervisor:
-    """One stage from its first start to its end."""
+    """One stage from its first start to its end.
+
+    `joined`: the command starts the stage's processes through torchrun, which does not pass signals
+    and exit codes on; they go by way of two files.
+    """
 
     def __init__(
-        self, command: Sequence[str], record: Path, log: Path, progress: Path | None = None
+        self,
+        command: Sequence[str],
+        record: Path,
+        log: Path,
+        progress: Path | None = None,
+        *,
+        host: Host | None = None,
+        joined: bool = False,
+        continues: bool = False,
     ) -> None:
         self.command = list(command)
         self.record = record
         self.progress_file = progress or record.with_suffix(".progress.json")
         self.log = log
-        self.asked = False
+        self.host = host or Here()
+        self.joined = joined
+        self.asked = 0
+        self._stop_file = self.progress_file.with_suffix(".stop")
+        self._exit_file = self.progress_file.with_suffix(".exit")
         self._log_start = 0
-        self._furthest: dict[tuple[str, str], int] = {}
+        before = (atomic.read_json(record) or {}) if continues else {}
+        self._attempts = int(before.get("attempts", 0))
+        self._idle = int(before.get("idle", 0))
+        self._furthest: dict[str, int] = dict(before.get("furthest", {}))
         self._child: subprocess.Popen[bytes] | None = None
         self._parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid())
 
@@ -80,56 +128,111 @@ class Supervisor:
         for number in PASSED_ON:
             signal.signal(number, lambda number, _frame: self._pass_on(number))
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        attempts = 0
         while True:
-            attempts += 1
-            self._log_start = self.log.stat().st_size if self.log.exists() else 0
+            self._attempts += 1
+            self._write(Ending(state="running", code=0))
             memory = oom_kills()
-            with self.log.open("ab") as log:
-                code = self._attempt(log)
-            verdict = decide(
-                code,
-                asked=self.asked,
-                progressed=self._progressed() and attempts < MOST_ATTEMPTS,
-                out_of_memory=oom_kills() > memory,
-            )
-            if verdict != "again":
-                break
-        ending = self._ending(verdict, code, out_of_memory=oom_kills() > memory)
-        atomic.write_json(self.record, asdict(ending) | {"attempts": attempts})
-        self._mark_run(ending)
-        return ending
+            code = self._attempt()
+            out_of_memory = oom_kills() > memory
+            verdict = self._verdict(code, out_of_memory=out_of_memory)
+            if verdict == "again" and self.host.starts_again:
+                continue
+            if verdict in ("again", "stopped") and self._requeued(code):
+                return Ending(state="pending", code=EXIT_AGAIN)
+            ending = self._ending(verdict, code, out_of_memory=out_of_memory)
+            self._write(ending)
+            self._mark_run(ending)
+            return ending
 
-    def _attempt(self, log: IO[bytes]) -> int:
+    def _verdict(self, code: int, *, out_of_memory: bool) -> str:
+        """`decide()`, with the progress since the last start, here or in an earlier job."""
+        progressed = self._progressed()
+        self._idle = 0 if progressed else self._idle + 1
+        verdict = decide(
+            code,
+            asked=bool(self.asked),
+            progressed=progressed and not self._too_often(),
+            out_of_memory=out_of_memory,
+        )
+        return "failed" if verdict == "stopped" and self._stuck() else verdict
+
+    def _too_often(self) -> bool:
+        return self.host.starts_again and self._attempts >= MOST_ATTEMPTS
+
+    def _stuck(self) -> bool:
+        """Whether two starts in a row led nowhere where each costs a place in the queue."""
+        return not self.host.starts_again and self._idle > 1
+
+    def _requeued(self, code: int) -> bool:
+        why = f"killed by {signal.Signals(-code).name}" if code < 0 else "saved"
+        if self.asked:
+            why = f"asked to stop by {signal.Signals(self.asked).name}"
+        return self.host.requeue(
+            why,
+            lambda reason: self._write(Ending(state="pending", code=EXIT_AGAIN, reason=reason)),
+        )
+
+    def _write(self, ending: Ending) -> None:
+        """The record: how the stage stands, and what the next start needs to know."""
+        counts = {"attempts": self._attempts, "idle": self._idle, "furthest": self._furthest}
+        atomic.write_json(self.record, asdict(ending) | counts)
+
+    def _attempt(self) -> int:
+        """Start the stage and wait for it; its exit code, or -N for signal N."""
         environment = os.environ | {
             PARENT_VARIABLE: str(os.getpid()),
             PROGRESS_VARIABLE: str(self.progress_file),
+            STOP_VARIABLE: str(self._stop_file),
+            EXIT_VARIABLE: str(self._exit_file),
             "PYTHONUNBUFFERED": "1",
         }
-        self._child = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            env=environment, start_new_session=True,
-        )  # fmt: skip
+        self._stop_file.parent.mkdir(parents=True, exist_ok=True)
+        for left in (self._stop_file, self._exit_file):
+            left.unlink(missing_ok=True)
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self._child = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
         if self.asked:
-            self._child.terminate()
+            self._tell_child(signal.SIGTERM)
         while (code := self._child.poll()) is None:
             if os.getppid() != self._parent and not self.asked:
                 self._pass_on(signal.SIGTERM)
+            self.host.watch()
             time.sleep(POLL_SECONDS)
-        return code
+        return self._told_exit(code)
+
+    def _told_exit(self, code: int) -> int:
+        """The exit code of a stage that torchrun started, as its first rank wrote it down.
+
+        It says 75 only where all ranks agreed to stop.
+        """
+        told = self._exit_file.read_text() if self._exit_file.exists() else ""
+        self._exit_file.unlink(missing_ok=True)
+        self._stop_file.unlink(missing_ok=True)
+        return int(told) if self.joined and code != EXIT_DONE and told else code
 
     def _pass_on(self, number: int) -> None:
-        self.asked = True
-        if self._child is not None and self._child.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+        self.asked = number
+        self._tell_child(signal.SIGTERM if number == signal.SIGINT else number)
+
+    def _tell_child(self, number: int) -> None:
+        if self._child is None or self._child.poll() is not None:
+            return
+        if self.joined:
+            self._stop_file.touch()
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._child.send_signal(number)
 
     def _progressed(self) -> bool:
         """Whether the stage got further than ever; a step that is done again does not count."""
         found: dict[str, Any] = atomic.read_json(self.progress_file) or {}
         if not found.get("directory"):
             return False
-        place = (found["directory"], found["phase"])
+        place = f"{found['directory']}:{found['phase']}"
         further = found["at"] > self._furthest.get(place, 0) or place not in self._furthest
         self._furthest[place] = max(found["at"], self._furthest.get(place, 0))
         return further

@@ -27,8 +27,10 @@ def write_report(
     `states` says of each stage how the launcher saw it end, (state, reason); what the run
     directories themselves say is done goes first.
     """
+    from tuning.report.budget_words import budget_answer
     from tuning.report.comparisons import compare
     from tuning.report.page import page
+    from tuning.report.row import is_counted
     from tuning.report.rows import gather
     from tuning.report.table import csv_text, terminal_table
     from tuning.report.words import answer
@@ -37,7 +39,7 @@ def write_report(
     folder = home / "outputs" / "reports" / plan.experiment
     atomic.write_text(folder / "results.csv", csv_text(rows))
     found = compare(rows)
-    said = answer(rows, found)
+    said = (budget_answer if is_counted(rows) else answer)(rows, found)
     html = page(plan.experiment, plan.about, rows, found, said)
     atomic.write_text(folder / "report.html", html)
     words = textwrap.fill(f"{said.title}. {said.text}", WIDTH)

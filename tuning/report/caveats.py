@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from tuning.report.comparisons import MIN_PROMPTS, Comparison
-from tuning.report.rows import Row, of_role, same_weights
+from tuning.report.row import WAYS, Row, is_counted, of_role, same_weights
 from tuning.report.table import count
 
 _DATASETS = {
@@ -35,10 +35,16 @@ def caveats(
 
 
 def _seeds(rows: Sequence[Row]) -> str:
-    trained = of_role(rows, "sft", "fork", "reference_sft", "reference_pt")
+    trained = of_role(rows, "sft", *WAYS)
     seeds = sorted({row.seed for row in trained if row.seed is not None})
     if not seeds or not any(row.scores for row in rows):
         return ""
+    if any(row.names_seed for row in rows) and len(seeds) > 1:
+        return (
+            f"Every split was trained with seeds {', '.join(map(str, seeds))}, and the headline "
+            "and the figure take all their answers together. The intervals are over test prompts; "
+            "they hold for these seeds and say nothing of others."
+        )
     which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
     return (
         f"Every model was trained once, with {which}. The intervals are over test prompts; they "
@@ -88,8 +94,9 @@ def _offline(rows: Sequence[Row]) -> str:
     if "grpo" in methods:
         parts.append("One GRPO example is one prompt, however many answers were sampled for it.")
     if methods:
+        runs = "runs" if is_counted(rows) else "forks"
         parts.append(
-            "All forks of a method share their hyperparameters; none was tuned for itself."
+            f"All {runs} of a method share their hyperparameters; none was tuned for itself."
         )
     return " ".join(parts)
 
@@ -99,7 +106,8 @@ def _price(rows: Sequence[Row]) -> str:
     sft = next(
         (r for r in of_role(rows, "reference_sft", "sft") if r.cost and r.sft_data_used), None
     )
-    pairs = [row for row in of_role(rows, "fork", "reference_pt") if row.cost and row.pft_data]
+    tuned = of_role(rows, "fork", "pt", "reference_pt")
+    pairs = [row for row in tuned if row.cost and row.pft_data]
     if sft is None or not pairs:
         return ""
     assert sft.cost is not None and sft.sft_data_used

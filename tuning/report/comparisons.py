@@ -1,7 +1,8 @@
 """Which model is better than which: paired bootstraps over the prompts that both answered.
 
-Three questions: does a fork beat the sweetspot that it starts from, does it beat SFT on the whole
-budget, and do SFT and the reference runs beat the base.
+Three questions: does preference tuning beat the SFT model that it starts from, does it beat SFT on
+the whole budget, and do SFT and the reference runs beat the base. Like is compared with like: rows
+of one base model, and where it is about a budget, of one budget.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tuning.evaluation.intervals import Interval, paired_difference
-from tuning.report.rows import Row
+from tuning.report.row import Row
 
 MIN_PROMPTS = 10
 """With fewer the bootstrap's interval is no interval: of one prompt it has no width at all."""
@@ -48,16 +49,30 @@ class Comparison:
 def compare(rows: Sequence[Row]) -> list[Comparison]:
     """Every comparison for which both sides were scored on the same prompts."""
     by_name = {row.run_name: row for row in rows}
-    base = next((row for row in rows if row.role == "base"), None)
-    whole = next((row for row in rows if row.role == "reference_sft"), None)
-    forks = [row for row in rows if row.role == "fork"]
+    tuned = [row for row in rows if row.role in ("fork", "pt")]
+    alone = [row for row in rows if row.role == "reference_pt" and row.counted]
     pairs: list[tuple[Question, Row, Row | None]] = []
-    pairs += [("parent", fork, by_name.get(fork.parent or "")) for fork in forks]
-    pairs += [("whole_budget", fork, whole) for fork in forks]
+    pairs += [("parent", row, by_name.get(row.parent or "")) for row in tuned]
+    pairs += [("whole_budget", row, _whole(rows, row)) for row in (*tuned, *alone)]
     trained = [row for row in rows if row.role in ("sft", "reference_sft", "reference_pt")]
-    pairs += [("base", row, base) for row in trained]
+    pairs += [("base", row, base_of(rows, row)) for row in trained]
     found = (against(question, ours, theirs) for question, ours, theirs in pairs)
     return [comparison for comparison in found if comparison is not None]
+
+
+def base_of(rows: Sequence[Row], row: Row) -> Row | None:
+    """The base model that a model was made from."""
+    return next((r for r in rows if r.role == "base" and r.model == row.model), None)
+
+
+def _whole(rows: Sequence[Row], row: Row) -> Row | None:
+    """SFT of the same base model on the same budget, by the same seed if there is such a run."""
+    alike = [
+        r
+        for r in rows
+        if r.role == "reference_sft" and (r.model, r.total_budget) == (row.model, row.total_budget)
+    ]
+    return next((r for r in alike if r.seed == row.seed), next(iter(alike), None))
 
 
 def against(question: Question, ours: Row, theirs: Row | None) -> Comparison | None:

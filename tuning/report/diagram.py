@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from html import escape
 
 from tuning.report.palette import Palette
-from tuning.report.rows import Row, of_role
+from tuning.report.row import Row, is_counted, of_role
 from tuning.report.table import count, perplexity
 
 WIDTH, HEIGHT = 222, 56
 ACROSS, DOWN = WIDTH + 38, HEIGHT + 14
+MOST = 24
+"""Boxes; a larger grid is better read in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +36,14 @@ class Node:
 
 
 def chain(rows: Sequence[Row]) -> str:
-    """The runs as boxes, each joined to the one that it starts from; inline SVG."""
+    """The runs as boxes, each joined to the one that it starts from; inline SVG.
+
+    "" for more boxes than a page can hold.
+    """
+    if is_counted(rows) and len(rows) > MOST:
+        return ""
     palette = Palette(rows)
-    nodes = _placed(rows)
+    nodes = _placed_by_parent(rows) if is_counted(rows) else _placed(rows)
     by_name = {node.row.run_name: node for node in nodes}
     joined = [(by_name.get(node.row.parent or ""), node) for node in nodes]
     lines = [_edge(above, node) for above, node in joined if above]
@@ -68,6 +75,27 @@ def _placed(rows: Sequence[Row]) -> list[Node]:
     return nodes
 
 
+def _placed_by_parent(rows: Sequence[Row]) -> list[Node]:
+    """A tree a base model: below each other what continues one model, beside it."""
+    names = {row.run_name for row in rows}
+    nodes: list[Node] = []
+    line = 0
+
+    def place(row: Row, column: int) -> float:
+        nonlocal line
+        below = [place(r, column + 1) for r in rows if r.parent == row.run_name]
+        if not below:
+            line += 1
+        at = (below[0] + below[-1]) / 2 if below else line - 1.0
+        nodes.append(Node(row=row, column=column, line=at))
+        return at
+
+    for row in rows:
+        if row.parent not in names:
+            place(row, 0)
+    return nodes
+
+
 def _edge(above: Node, node: Node) -> str:
     x1, y1 = above.x + WIDTH, above.y + HEIGHT / 2
     x2, y2 = node.x, node.y + HEIGHT / 2
@@ -84,7 +112,7 @@ def _box(node: Node, palette: Palette) -> str:
     kind = "missing" if row.missing else "there"
     score = f"{row.scores.first[0]:.3f}" if row.scores else ""
     right = x + WIDTH - 12
-    label = row.label.replace("patience ", "")
+    label = _title(row).replace("patience ", "")
     tip = escape(f"{row.run_name}: {row.note or row.state}")
     return (
         f'<g class="node {kind}"><title>{tip}</title>'
@@ -97,12 +125,21 @@ def _box(node: Node, palette: Palette) -> str:
     )
 
 
+def _title(row: Row) -> str:
+    """The name of a box, which stands beside what it starts from."""
+    if not row.counted:
+        return row.label
+    if row.role == "base":
+        return row.model or row.label
+    return ", ".join(filter(None, (row.step, row.which_seed)))
+
+
 def _detail(row: Row) -> str:
     """The second line of a box: what went in, or why there is nothing."""
     if row.missing:
         note = row.note.removeprefix("perplexity ")
         return note if len(note) <= 30 else f"{note[:29]}…"
-    if row.role in ("fork", "reference_pt"):
+    if row.role in ("fork", "pt", "reference_pt"):
         return f"+ {count(row.pft_data)} preference"
     if row.role == "base":
         return f"ppl {perplexity(row.perplexity)}" if row.perplexity else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tuning.report.rows import Row
+from tuning.report.row import WAYS, Row, is_counted, of_role
 
 NEUTRAL = {
     "ink": ("#1b1f24", "#e8eaed"),
@@ -48,14 +48,25 @@ def css_variables(dark: bool) -> str:
 
 
 class Palette:
-    """Which run has which colour: a sweetspot and its forks share one."""
+    """Which run has which colour: a sweetspot and its forks share one.
+
+    Of one budget each split has a colour; where there are several, each budget of each model has.
+    """
 
     def __init__(self, rows: Sequence[Row]) -> None:
         spots = [row.threshold for row in rows if row.role in ("sweetspot", "fork")]
         self._spots = list(dict.fromkeys(spots))
+        ways = of_role(rows, *WAYS) if is_counted(rows) else []
+        budgets = list(dict.fromkeys((row.model, row.total_budget) for row in ways))
+        self._budgets = budgets if len(budgets) > 1 else []
+        self._shares = sorted({row.sft_share or 0 for row in of_role(ways, "pt")})
 
     def name(self, row: Row) -> str:
         """The name of the CSS variable."""
+        if self._budgets and row.role in WAYS:
+            return f"spot-{self._budgets.index((row.model, row.total_budget)) % 6}"
+        if row.role == "pt":
+            return f"spot-{self._shares.index(row.sft_share or 0) % 6}"
         if row.role in ("sweetspot", "fork"):
             return f"spot-{self._spots.index(row.threshold) % 6}"
         return {"sft": "sft", "reference_sft": "whole", "reference_pt": "pref"}.get(

@@ -9,18 +9,20 @@ from typing import Any
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from tuning.report.palette import CARD, Palette
-from tuning.report.rows import Row, of_role
+from tuning.report.row import Row, is_counted, of_role
 from tuning.report.svg import Drawing, drawing, end_labels, halo, share, spread
 from tuning.report.table import count
 
 TICKS = (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500,
          1000, 2000, 5000, 10_000, 50_000, 100_000)  # fmt: skip
+MOST_LINES = 8
+"""What the figure of a grid can hold."""
 
 
 def perplexity_figure(rows: Sequence[Row]) -> str | None:
     """Perplexity over SFT examples, with the thresholds and the forks."""
     runs = [row for row in of_role(rows, "sft", "reference_sft") if row.curve]
-    if not runs:
+    if not runs or (is_counted(rows) and len(runs) > MOST_LINES):
         return None
     palette = Palette(rows)
     with drawing("perplexity", "Perplexity over SFT examples", 4.6) as made:

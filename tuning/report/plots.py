@@ -11,11 +11,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 from tuning.report.palette import CARD, INK, MUTED, SERIES, Palette, dashes, marker
-from tuning.report.rows import Cost, Row, of_role, same_weights
+from tuning.report.row import WAYS, Cost, Row, is_counted, of_role, same_weights
 from tuning.report.svg import Drawing, drawing, end_labels, halo, spread
 from tuning.report.table import count, tokens
 
 BLUE, GREY = SERIES["sft"][0], SERIES["base"][0]
+MOST_LINES, MOST_BARS = 24, 48
+"""What a figure of a grid can hold; beyond that the tables tell more."""
 
 
 def score(row: Row) -> str:
@@ -38,7 +40,8 @@ def score_figure(rows: Sequence[Row], budget: int | None) -> str | None:
         ax.grid(False, axis="x")
         ax.set_xlabel(f"share of the budget of {count(budget)} examples spent on SFT")
         ax.set_ylabel("pass@1")
-        _base_band(made, ax, scored)
+        for base in of_role(scored, "base")[:1]:
+            base_band(made, ax, base)
         handles = _sft_only(made, ax, scored, budget, palette)
         handles += _whole_budget(made, ax, scored, budget, palette)
         _spot_labels(ax, scored, budget, palette)
@@ -49,31 +52,35 @@ def score_figure(rows: Sequence[Row], budget: int | None) -> str | None:
     return made.svg
 
 
-def _base_band(made: Drawing, ax: Any, scored: Sequence[Row]) -> None:
-    base = next(iter(of_role(scored, "base")), None)
-    if base is None or base.scores is None:
-        return
+def base_band(
+    made: Drawing, ax: Any, base: Row, name: str = "", label_at: float | None = None
+) -> None:
+    """The score of a base as a line with its interval, across the plot; its label stands above,
+    unless it is to stand at another height.
+    """
+    assert base.scores is not None
     middle, low, high = base.scores.first
     band = ax.axhspan(low, high, color=GREY, alpha=0.22, lw=0, zorder=1)
     ax.axhline(middle, color=GREY, lw=1.2, zorder=1)
-    made.tip(band, f"base model: {score(base)}")
+    made.tip(band, f"{name}base model: {score(base)}")
     ax.text(
-        1.055, high, f"base model {middle:.3f}", color=MUTED, ha="right", va="bottom",
-        path_effects=halo(),
+        1.055, high if label_at is None else label_at, f"{name}base model {middle:.3f}",
+        color=MUTED, ha="right", va="bottom", path_effects=halo(),
     )  # fmt: skip
 
 
-def _point(
+def point(
     made: Drawing, ax: Any, row: Row, x: float, colour: str, shape: str, *, hollow: bool
 ) -> None:
+    """The score of a model with its interval."""
     assert row.scores is not None
     middle, low, high = row.scores.first
     ax.plot([x, x], [low, high], color=colour, lw=1.6, zorder=4, solid_capstyle="butt")
-    (point,) = ax.plot(
+    (mark,) = ax.plot(
         [x], [middle], shape, ms=8, color=colour, mfc=CARD if hollow else colour,
         mec=colour if hollow else CARD, mew=1.8 if hollow else 1.2, zorder=5,
     )  # fmt: skip
-    made.tip(point, f"{row.label}: {score(row)}\n{row.run_name}")
+    made.tip(mark, f"{row.label}: {score(row)}\n{row.run_name}")
 
 
 def _sft_only(
@@ -93,7 +100,7 @@ def _sft_only(
         [row.scores.first[0] for row in line if row.scores], color=BLUE, lw=1.3, zorder=2,
     )  # fmt: skip
     for row in points:
-        _point(made, ax, row, (row.sft_data_used or 0) / budget, palette[row], "o", hollow=True)
+        point(made, ax, row, (row.sft_data_used or 0) / budget, palette[row], "o", hollow=True)
     name = "SFT only, the rest of the budget unspent"
     return [Line2D([], [], color=BLUE, lw=1.3, marker="o", mfc=CARD, ms=7, label=name)]
 
@@ -117,10 +124,10 @@ def _whole_budget(
             color=MUTED, lw=1.2, ls=dashes(method), zorder=2,
         )  # fmt: skip
         for x, row in zip(xs, mine, strict=True):
-            _point(made, ax, row, x, palette[row], marker(method), hollow=False)
+            point(made, ax, row, x, palette[row], marker(method), hollow=False)
         handles.append(_handle(method))
     for row in whole:
-        _point(made, ax, row, 1.0, palette[row], "D", hollow=False)
+        point(made, ax, row, 1.0, palette[row], "D", hollow=False)
         assert row.scores is not None
         ax.text(
             1.0, row.scores.first[2], f"{row.label}\n", color=palette[row], ha="right",
@@ -157,7 +164,7 @@ def pass_at_k_figure(rows: Sequence[Row]) -> str | None:
     """pass@k over k, a line a model; None where only one k was measured."""
     scored = [row for row in rows if row.scores and len(row.scores.pass_at_k) > 1]
     final = [row for row in scored if row.role != "sweetspot"]
-    if not final:
+    if not final or (is_counted(rows) and len(final) > MOST_LINES):
         return None
     palette = Palette(rows)
     ks = sorted({k for row in final if row.scores for k in row.scores.pass_at_k})
@@ -190,14 +197,16 @@ def pass_at_k_figure(rows: Sequence[Row]) -> str | None:
     return made.svg
 
 
+def with_cost(rows: Sequence[Row]) -> list[Row]:
+    """The final models whose training is known; of a budget experiment, those that spent one."""
+    roles = WAYS if is_counted(rows) else ("sft", *WAYS)
+    return [row for row in of_role(rows, *roles) if row.sft_cost and row.pft_cost]
+
+
 def cost_figure(rows: Sequence[Row]) -> str | None:
     """Examples, tokens and seconds of every final model, SFT and preference part stacked."""
-    final = [
-        row
-        for row in of_role(rows, "sft", "fork", "reference_sft", "reference_pt")
-        if row.sft_cost and row.pft_cost
-    ]
-    if not final:
+    final = with_cost(rows)
+    if not final or (is_counted(rows) and len(final) > MOST_BARS):
         return None
     palette = Palette(rows)
     devices = sorted({row.device for row in final if row.device})

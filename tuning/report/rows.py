@@ -6,11 +6,12 @@ else; what a row says does not depend on who ran the plan, when or where, apart 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuning.report.row import Cost, Row, Scores
 from tuning.runs import atomic
 from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.rundir import RunDirectory
@@ -20,151 +21,11 @@ from tuning.runs.sweetspot import Skipped, Sweetspot, find_sweetspot
 States = Mapping[str, tuple[str, str]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What scores.json holds."""
-
-    prompts: int
-    samples: int
-    pass_at_k: dict[int, tuple[float, float, float]]
-    """k -> (estimate, low, high), k in ascending order."""
-    correct: tuple[int, ...]
-    """Right answers among `samples`, for each prompt."""
-
-    @property
-    def largest_k(self) -> int:
-        """The largest k of pass@k."""
-        return max(self.pass_at_k)
-
-    @property
-    def first(self) -> tuple[float, float, float]:
-        """pass@1 with its interval."""
-        return self.pass_at_k[1]
-
-    @property
-    def per_prompt(self) -> list[float]:
-        """pass@1 of each prompt."""
-        return [count / self.samples for count in self.correct]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What training took: tokens that the trainer counted, and seconds on its device."""
-
-    tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One stage of an experiment and what came of it; None stands for what is not known."""
-
-    stage_name: str
-    """The name of the stage in the plan."""
-    run_name: str
-    """The run's directory; of a fork whose size is not known yet, the planned name."""
-    role: str
-    """base, sft, sweetspot, fork, reference_sft or reference_pt."""
-    state: str
-    """done, skipped, failed, blocked, running or pending."""
-    note: str
-    """Why there is no result; "" where there is one."""
-    config_hash: str
-    pft_method: str | None = None
-    parent: str | None = None
-    """`run_name` of the row that this one starts from."""
-    threshold: str | None = None
-    """`2.0`, or `2@0.02` for a patience rule."""
-    perplexity: float | None = None
-    """On the validation pool: of an SFT run at its end, of a sweetspot at its step, of the base
-    before the first step. A preference run measures none: a fork has that of the checkpoint that
-    it starts from."""
-    sft_data_used: int | None = None
-    """Different SFT examples behind this model."""
-    pft_data: int | None = None
-    """Different preference examples behind this model."""
-    cost: Cost | None = None
-    """Of this run alone; of a sweetspot, of its SFT run up to its step; of the base, of
-    pre-training."""
-    sft_cost: Cost | None = None
-    """The part of SFT in making this model from the base."""
-    pft_cost: Cost | None = None
-    """The part of preference tuning in making this model from the base."""
-    scores: Scores | None = None
-    seed: int | None = None
-    train_size: int | None = None
-    """What the run was given, which early stopping may not use up."""
-    total_budget: int | None = None
-    device: str | None = None
-    config: dict[str, Any] | None = None
-    """config.json of the run."""
-    evaluation_config: dict[str, Any] | None = None
-    curve: tuple[dict[str, Any], ...] = field(default=(), repr=False)
-    """The perplexity measurements of an SFT run: step, perplexity, data_points_seen."""
-
-    @property
-    def total_data(self) -> int | None:
-        """Examples behind this model, SFT and preference together."""
-        if self.sft_data_used is None or self.pft_data is None:
-            return None
-        return self.sft_data_used + self.pft_data
-
-    @property
-    def missing(self) -> bool:
-        """Whether the row has no result, for the reason in `note`."""
-        return self.state != "done"
-
-    @property
-    def label(self) -> str:
-        """What people call it."""
-        method = (self.pft_method or "").upper()
-        if self.role == "fork":
-            return f"{method} from {self.spot}"
-        if self.role == "sweetspot":
-            return f"SFT to {self.spot}"
-        return {
-            "base": "base model",
-            "sft": "SFT",
-            "reference_sft": "SFT, whole budget",
-            "reference_pt": f"{method} only, whole budget",
-        }[self.role]
-
-    @property
-    def prose(self) -> str:
-        """What it is called in a sentence."""
-        on = "on the whole budget"
-        method = (self.pft_method or "").upper()
-        names = {
-            "base": "the base model",
-            "reference_sft": f"SFT {on}",
-            "reference_pt": f"{method} alone {on}",
-        }
-        return names.get(self.role, self.label)
-
-    @property
-    def spot(self) -> str:
-        """The sweetspot in words: `ppl 2.0` or `patience 2@0.02`."""
-        kind = "patience" if "@" in (self.threshold or "") else "ppl"
-        return f"{kind} {self.threshold}"
-
-
-def of_role(rows: Sequence[Row], *roles: str) -> list[Row]:
-    """The rows of some roles."""
-    return [row for row in rows if row.role in roles]
-
-
-def same_weights(spot: Row, sft: Row) -> bool:
-    """Whether an SFT run ended at a sweetspot, so that the two are one model."""
-    if spot.role != "sweetspot" or spot.cost is None or sft.cost is None:
-        return False
-    return spot.cost.tokens == sft.cost.tokens
-
-
 def gather(plan: Plan, home: Path, states: States | None = None) -> list[Row]:
-    """A row for each stage but pre-training, in the order of the plan."""
+    """A row for each stage that has or makes a model, but the base's pre-training, in order."""
     rows: list[Row] = []
     for stage in plan.stages:
-        if stage.role != "pretrain":
+        if stage.role not in ("pretrain", "report"):
             rows.append(_Reader(plan, home, states or {}, rows).row(stage))
     return rows
 
@@ -189,12 +50,13 @@ class _Reader:
             "state": state,
             "note": note,
             "config_hash": stage.hash,
+            **self._identity(stage),
             "pft_method": stage.pft_method,
             "threshold": stage.sweetspot.removeprefix("ppl-") if stage.sweetspot else None,
             "scores": scores,
             "seed": stage.seed,
             "train_size": found.train_size or stage.train_size,
-            "total_budget": self.plan.about.get("total_data") or stage.total_data,
+            "total_budget": self._budget(stage),
             "config": found.run.config if found.run else None,
             "evaluation_config": evaluation_config,
         }
@@ -204,6 +66,7 @@ class _Reader:
             "reference_sft": self._sft,
             "sweetspot": self._sweetspot,
             "fork": self._fork,
+            "pt": self._continued,
             "reference_pt": self._preference,
         }[stage.role]
         return Row(**(common | read(stage, found.run)))
@@ -225,11 +88,39 @@ class _Reader:
                 return "pending", status["reason"]
         return "pending", reason or "not run yet"
 
-    def _one(self, role: str) -> Row | None:
-        return next((row for row in self.rows if row.role == role), None)
+    def _model(self, stage: Stage) -> str | None:
+        about = self.plan.about
+        model: str | None = about.get("model_of", {}).get(stage.name, about.get("model"))
+        return model
+
+    def _identity(self, stage: Stage) -> dict[str, Any]:
+        """What tells a row from the others: in a grid the numbers, the model and the seed."""
+        about = self.plan.about
+        shares = {"reference_sft": stage.train_size, "reference_pt": 0}
+        if stage.role == "pt":
+            shares["pt"] = self.plan.stage(stage.parent or "").train_size
+        return {
+            "model": self._model(stage),
+            "counted": about.get("kind") in ("budget", "grid"),
+            "names_model": len(about.get("models", ())) > 1,
+            "names_seed": len(about.get("seeds", ())) > 1,
+            "sft_share": shares.get(stage.role),
+        }
+
+    def _budget(self, stage: Stage) -> int | None:
+        """The examples of the whole budget; an SFT run alone may be all of one."""
+        whole = stage.train_size if stage.role == "reference_sft" else None
+        size: int | None = self.plan.about.get("total_data") or stage.total_data or whole
+        return size
+
+    def _base_of(self, stage: Stage) -> Row | None:
+        """The row of the base model that a stage stands on."""
+        model = self._model(stage)
+        return next((row for row in self.rows if row.role == "base" and row.model == model), None)
 
     def _base(self, stage: Stage, run: RunDirectory | None) -> dict[str, Any]:
-        pretraining = next((s for s in self.plan.stages if s.role == "pretrain"), None)
+        made = (s for s in self.plan.stages if s.role == "pretrain" and s.name in stage.parents)
+        pretraining = next(made, None)
         more: dict[str, Any] = {}
         if pretraining is not None:
             directory = standing(self.plan, pretraining, self.home).run
@@ -241,16 +132,17 @@ class _Reader:
                 "config": directory.config if directory else None,
             }
         return more | {
-            "perplexity": self._base_perplexity(),
+            "perplexity": self._base_perplexity(stage),
             "sft_data_used": 0,
             "pft_data": 0,
             "sft_cost": Cost(tokens=0, seconds=0.0),
             "pft_cost": Cost(tokens=0, seconds=0.0),
         }
 
-    def _base_perplexity(self) -> float | None:
-        for stage in self.plan.stages:
-            if stage.role not in ("sft", "reference_sft"):
+    def _base_perplexity(self, base: Stage) -> float | None:
+        runs = (s for s in self.plan.stages if s.role in ("sft", "reference_sft"))
+        for stage in runs:
+            if self._model(stage) != self._model(base):
                 continue
             run = standing(self.plan, stage, self.home).run
             first = next((p for p in _curve(run) if p["step"] == 0), {})
@@ -261,7 +153,7 @@ class _Reader:
 
     def _sft(self, stage: Stage, run: RunDirectory | None) -> dict[str, Any]:
         result = _result(run)
-        base = self._one("base")
+        base = self._base_of(stage)
         return {
             "parent": base.run_name if base else None,
             "perplexity": result.get("perplexity"),
@@ -296,9 +188,7 @@ class _Reader:
         }
 
     def _fork(self, stage: Stage, run: RunDirectory | None) -> dict[str, Any]:
-        label = (stage.sweetspot or "").removeprefix("ppl-")
-        spots = (row for row in self.rows if row.role == "sweetspot" and row.threshold == label)
-        spot = next(spots, None)
+        spot = next((row for row in self.rows if self._is_start(row, stage)), None)
         return self._preference(stage, run) | {
             "parent": spot.run_name if spot else stage.parent,
             "perplexity": spot.perplexity if spot else None,
@@ -306,9 +196,27 @@ class _Reader:
             "sft_cost": spot.sft_cost if spot else None,
         }
 
+    def _is_start(self, row: Row, fork: Stage) -> bool:
+        """Whether a row is the sweetspot that a fork starts from."""
+        spot = self.plan.stage(row.stage_name)
+        return spot.role == "sweetspot" and (spot.parent, spot.sweetspot) == (
+            fork.parent,
+            fork.sweetspot,
+        )
+
+    def _continued(self, stage: Stage, run: RunDirectory | None) -> dict[str, Any]:
+        """Preference tuning of an SFT run: its examples and its cost come on top."""
+        above = next((row for row in self.rows if row.stage_name == stage.parent), None)
+        return self._preference(stage, run) | {
+            "parent": above.run_name if above else stage.parent,
+            "perplexity": above.perplexity if above else None,
+            "sft_data_used": above.sft_data_used if above else None,
+            "sft_cost": above.sft_cost if above else None,
+        }
+
     def _preference(self, stage: Stage, run: RunDirectory | None) -> dict[str, Any]:
         result = _result(run)
-        base = self._one("base")
+        base = self._base_of(stage)
         return {
             "parent": base.run_name if base else None,
             "sft_data_used": 0,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tuning.report.rows import Row
+from tuning.report.row import Row
 
 _LEFT_OUT = ("time", "slurm_job")
 
@@ -18,15 +18,12 @@ def settings(rows: Sequence[Row]) -> str:
     for title, kinds in (
         ("Pre-training", ("base",)),
         ("SFT", ("sft", "reference_sft")),
-        ("Preference tuning", ("fork", "reference_pt")),
+        ("Preference tuning", ("fork", "pt", "reference_pt")),
     ):
         mine = {k: v for k, v in found.items() if v[0].role in kinds}
         flat = {k: _identity(r, c) | _flat(c.get("settings") or {}) for k, (r, c) in mine.items()}
         parts.append(_matrix(title, {k: mine[k][0].label for k in mine}, flat))
-    sampled = next((row for row in rows if row.evaluation_config), None)
-    if sampled is not None:
-        config = sampled.evaluation_config or {}
-        parts.append(_matrix("Evaluation", {"": "every model"}, {"": _evaluation(config)}))
+    parts.append(_sampling(rows))
     where = {k: _flat(_provenance(c)) for k, (_, c) in found.items()}
     parts.append(_matrix("Provenance", {k: v[0].label for k, v in found.items()}, where))
     return "".join(parts)
@@ -45,6 +42,18 @@ def _identity(row: Row, config: Mapping[str, Any]) -> dict[str, Any]:
         "parent": parent.get("run_name"),
         "artifact": config.get("artifact"),
     }
+
+
+def _sampling(rows: Sequence[Row]) -> str:
+    """How models were sampled and scored; one column where all share it."""
+    columns: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row.evaluation_config is not None:
+            columns.setdefault(row.model or "", _evaluation(row.evaluation_config))
+    different = {str(column): column for column in columns.values()}
+    if len(different) == 1:
+        columns = dict(zip(["every model"], different.values(), strict=True))
+    return _matrix("Evaluation", {name: name for name in columns}, columns)
 
 
 def _evaluation(config: Mapping[str, Any]) -> dict[str, Any]:

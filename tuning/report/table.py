@@ -7,13 +7,15 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from tuning.report.rows import Row
+from tuning.report.row import Row, is_counted
 
 COLUMNS = (
     "run_name", "stage", "pft_method", "parent", "threshold", "perplexity", "sft_data_used",
     "pft_data", "total_data", "pass_at_1", "pass_at_1_low", "pass_at_1_high", "pass_at_k",
     "prompts", "samples", "train_tokens", "train_seconds", "config_hash", "seed", "note",
 )  # fmt: skip
+COUNTED_COLUMNS = (*COLUMNS[:3], "model", "total_budget", *COLUMNS[3:])
+"""Where several budgets or models stand side by side."""
 NAME_WIDTH = 46
 NOTE_WIDTH = 56
 
@@ -22,10 +24,11 @@ def csv_text(rows: Sequence[Row]) -> str:
     """results.csv; an empty field stands for what is not known."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    columns = COUNTED_COLUMNS if is_counted(rows) else COLUMNS
+    writer.writerow(columns)
     for row in rows:
         values = _values(row)
-        writer.writerow([_plain(values[column]) for column in COLUMNS])
+        writer.writerow([_plain(values[column]) for column in columns])
     return buffer.getvalue()
 
 
@@ -36,6 +39,8 @@ def _values(row: Row) -> dict[str, Any]:
         "run_name": row.run_name,
         "stage": row.role,
         "pft_method": row.pft_method,
+        "model": row.model,
+        "total_budget": row.total_budget,
         "parent": row.parent,
         "threshold": row.threshold,
         "perplexity": row.perplexity,

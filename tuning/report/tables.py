@@ -7,16 +7,11 @@ from html import escape
 
 from tuning.report.comparisons import MIN_PROMPTS, Comparison
 from tuning.report.palette import Palette
-from tuning.report.rows import Cost, Row, of_role
+from tuning.report.row import WAYS, Cost, Row, is_counted, of_role
 from tuning.report.table import count, perplexity, tokens
-from tuning.report.words import difference, interval
+from tuning.report.words import difference, interval, questions
 
 _GROUPS = {"base": 0, "sft": 0, "sweetspot": 1, "fork": 2, "reference_sft": 3, "reference_pt": 3}
-_QUESTIONS = {
-    "parent": "Does a fork beat the sweetspot that it starts from?",
-    "whole_budget": "Does a fork beat SFT on the whole budget?",
-    "base": "Do SFT and the reference runs beat the base?",
-}
 
 
 def results(rows: Sequence[Row]) -> str:
@@ -24,17 +19,43 @@ def results(rows: Sequence[Row]) -> str:
     palette = Palette(rows)
     largest = max((row.scores.largest_k for row in rows if row.scores), default=1)
     top = max((row.scores.first[2] for row in rows if row.scores), default=1.0)
-    best = max((row for row in rows if row.scores), key=_estimate, default=None)
+    best = _best(rows)
+    groups = _groups(rows)
     head = ["perplexity", "SFT<br>examples", "preference<br>examples", "total", "pass@1", ""]
     head += [f"pass@{largest}"] if largest > 1 else []
     lines = []
-    for before, row in zip([None, *rows], rows, strict=False):
-        new = before is not None and _GROUPS[before.role] != _GROUPS[row.role]
-        classes = [("group", new), ("missing", row.missing), ("best", row is best)]
+    for number, row in enumerate(rows):
+        new = number > 0 and groups[number - 1] != groups[number]
+        classes = [("group", new), ("missing", row.missing), ("best", row.stage_name in best)]
         chosen = " ".join(name for name, applies in classes if applies)
         cells = _cells(row, palette, top, largest)
         lines.append(f'<tr class="{chosen}">{"".join(cells)}</tr>')
     return _table(["model", *head], lines)
+
+
+def _best(rows: Sequence[Row]) -> set[str]:
+    """The stages with the highest score: of all, or of each budget where there are several."""
+    scored = [row for row in rows if row.scores]
+    if not is_counted(rows):
+        return {row.stage_name for row in [max(scored, key=_estimate)]} if scored else set()
+    found: dict[tuple[str | None, int | None], Row] = {}
+    for row in of_role(scored, *WAYS):
+        key = (row.model, row.total_budget)
+        found[key] = max(found.get(key, row), row, key=_estimate)
+    return {row.stage_name for row in found.values()}
+
+
+def _groups(rows: Sequence[Row]) -> list[object]:
+    """What each row belongs to; where that changes, the table draws a line."""
+    if not is_counted(rows):
+        return [_GROUPS[row.role] for row in rows]
+    found: list[object] = []
+    after: tuple[str | None, int | None] = (None, None)
+    for row in reversed(rows):
+        if row.role in WAYS:
+            after = (row.model, row.total_budget)
+        found.append((row.model, row.role) if row.role == "base" else after)
+    return found[::-1]
 
 
 def _estimate(row: Row) -> float:
@@ -44,7 +65,7 @@ def _estimate(row: Row) -> float:
 def _cells(row: Row, palette: Palette, top: float, largest: int) -> list[str]:
     known = [
         _name(row, palette, full=True),
-        _cell(perplexity(row.perplexity), unit="from" if row.role == "fork" else ""),
+        _cell(perplexity(row.perplexity), unit="from" if row.role in ("fork", "pt") else ""),
         _cell(count(row.sft_data_used)),
         _cell(count(row.pft_data)),
         _cell(count(row.total_data)),
@@ -93,7 +114,7 @@ def comparisons(found: Sequence[Comparison], rows: Sequence[Row]) -> str:
     reach = max((max(abs(c.difference.low), abs(c.difference.high)) for c in found), default=1.0)
     reach = max(reach, 1e-9) * 1.05
     lines = []
-    for question, title in _QUESTIONS.items():
+    for question, title in questions(rows).items():
         mine = [c for c in found if c.question == question]
         if mine:
             lines.append(f'<tr class="title"><td colspan="5">{title}</td></tr>')
@@ -121,7 +142,7 @@ def cost(rows: Sequence[Row]) -> str:
     """What each final model took, the SFT part and the preference part."""
     palette = Palette(rows)
     lines = []
-    for row in of_role(rows, "sft", "sweetspot", "fork", "reference_sft", "reference_pt"):
+    for row in of_role(rows, "sft", "sweetspot", *WAYS):
         if row.sft_cost is None or row.pft_cost is None:
             continue
         both = Cost(

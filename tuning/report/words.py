@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuning.report.comparisons import MIN_PROMPTS, Comparison, about, against
-from tuning.report.rows import Row, of_role
+from tuning.report.comparisons import MIN_PROMPTS, Comparison, Question, about, against
+from tuning.report.row import Row, is_counted, of_role
 from tuning.report.table import count, perplexity
 
 
@@ -55,46 +55,105 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
+def questions(rows: Sequence[Row]) -> dict[Question, str]:
+    """What the comparisons of an experiment answer."""
+    if is_counted(rows):
+        return {
+            "parent": "Does preference tuning improve the SFT model that it continues?",
+            "whole_budget": "Does preference tuning on some or all of a budget beat SFT on all?",
+            "base": "Do runs of one method alone beat the base?",
+        }
+    return {
+        "parent": "Does a fork beat the sweetspot that it starts from?",
+        "whole_budget": "Does a fork beat SFT on the whole budget?",
+        "base": "Do SFT and the reference runs beat the base?",
+    }
+
+
+def findings(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> tuple[Finding, ...]:
+    """The questions that comparisons answer, each with a short answer and a sentence."""
+    asked = questions(rows)
+    kind = "model" if is_counted(rows) else "fork"
+    found = [
+        Finding(question=asked[question], answer=_of(mine), text=_told(mine, kind))
+        for question in ("parent", "whole_budget")
+        if (mine := about(comparisons, question))
+    ]
+    sft = _about_sft(comparisons)
+    return tuple([*found, sft] if sft else found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """The best of several ways, and how the others compare with it, from near to far."""
+
+    best: Row
+    compared: list[Comparison]
+
+    @property
+    def ties(self) -> list[Row]:
+        """What cannot be told from the best."""
+        return [c.theirs for c in self.compared if c.sign <= 0]
+
+    @property
+    def settled(self) -> bool:
+        """Whether there are prompts enough to say anything."""
+        assert self.best.scores is not None
+        return self.best.scores.prompts >= MIN_PROMPTS
+
+    @property
+    def sentence(self) -> str:
+        """What follows for the order; "" where there is nothing to say."""
+        if self.ties:
+            return (
+                f"On these prompts it cannot be told from "
+                f"{listed([row.prose for row in self.ties])}, so the order among them is not a "
+                "result."
+            )
+        if self.compared and self.settled:
+            closest = self.compared[0]
+            behind = difference(closest).replace("+", "")
+            return f"Next is {closest.theirs.prose}, {behind} behind it."
+        return ""
+
+
+def ranked(ways: Sequence[Row]) -> Ranking:
+    """Ways to spend one budget, which were scored on the same prompts."""
+    best, *others = sorted(ways, key=estimate, reverse=True)
+    return Ranking(
+        best=best, compared=[c for other in others if (c := against("parent", best, other))]
+    )
+
+
+def prompts(row: Row) -> str:
+    """`200 test prompts`"""
+    assert row.scores is not None
+    return f"{row.scores.prompts:,} test prompt{'s' if row.scores.prompts > 1 else ''}"
+
+
 def answer(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Answer:
     """How this budget should have been spent, as far as this experiment can say."""
     ways = [row for row in of_role(rows, "fork", "reference_sft", "reference_pt") if row.scores]
     title, text = _decision(rows, ways) if len(ways) > 1 else _without_choice(rows, comparisons)
-    questions = (_about_parents(comparisons), _about_whole(comparisons), _about_sft(comparisons))
-    return Answer(
-        title=title, text=text, findings=tuple(finding for finding in questions if finding)
-    )
+    return Answer(title=title, text=text, findings=findings(rows, comparisons))
 
 
 def _decision(rows: Sequence[Row], ways: Sequence[Row]) -> tuple[str, str]:
     """The best of at least two ways to spend the whole budget, and whether it stands out."""
-    ranked = sorted(ways, key=estimate, reverse=True)
-    best, others = ranked[0], ranked[1:]
-    compared = [c for other in others if (c := against("parent", best, other))]
-    ties = [c.theirs for c in compared if c.sign <= 0]
-    assert best.scores is not None
-    if best.scores.prompts < MIN_PROMPTS:
+    ranking = ranked(ways)
+    best, ties = ranking.best, ranking.ties
+    if not ranking.settled:
         title = f"Too few test prompts to say how {_budget(best)} should be spent"
     elif ties:
         first, second = (_way(row).replace(", then", " then") for row in (best, ties[0]))
         title = f"No clear winner: {first}, or {second}"
     else:
         title = f"Spend {_spent(best)}"
-    prompts = best.scores.prompts
-    on = f"{prompts:,} test prompt{'s' if prompts > 1 else ''}"
-    parts = [
+    text = (
         f"In this experiment {best.prose} scored highest of {len(ways)} ways to spend the budget: "
-        f"pass@1 {interval(best)} on {on}{_from_base(rows)}."
-    ]
-    if ties:
-        parts.append(
-            f"On these prompts it cannot be told from {_listed([row.prose for row in ties])}, "
-            "so the order among them is not a result."
-        )
-    elif compared and best.scores.prompts >= MIN_PROMPTS:
-        closest = compared[0]
-        behind = difference(closest).replace("+", "")
-        parts.append(f"Next is {closest.theirs.prose}, {behind} behind it.")
-    return title, " ".join(parts)
+        f"pass@1 {interval(best)} on {prompts(best)}{_from_base(rows)}."
+    )
+    return title, " ".join(filter(None, (text, ranking.sentence)))
 
 
 def _without_choice(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> tuple[str, str]:
@@ -126,29 +185,7 @@ def _reached(rows: Sequence[Row]) -> str:
     if not spots:
         return ""
     return f"It reached {len(reached)} of {len(spots)} sweetspots" + (
-        f": {_listed(reached)}." if reached else "."
-    )
-
-
-def _about_parents(comparisons: Sequence[Comparison]) -> Finding | None:
-    mine = about(comparisons, "parent")
-    if not mine:
-        return None
-    return Finding(
-        question="Does a fork beat the sweetspot that it starts from?",
-        answer=_of(mine),
-        text=_told(mine),
-    )
-
-
-def _about_whole(comparisons: Sequence[Comparison]) -> Finding | None:
-    mine = about(comparisons, "whole_budget")
-    if not mine:
-        return None
-    return Finding(
-        question="Does a fork beat SFT on the whole budget?",
-        answer=_of(mine),
-        text=_told(mine),
+        f": {listed(reached)}." if reached else "."
     )
 
 
@@ -156,10 +193,14 @@ def _about_sft(comparisons: Sequence[Comparison]) -> Finding | None:
     mine = [c for c in about(comparisons, "base") if c.ours.role in ("sft", "reference_sft")]
     if not mine:
         return None
-    first = mine[0]
+    first, on = mine[0], ""
+    if first.ours.counted:
+        first = max((c for c in mine if c.ours.model == first.ours.model), key=_size)
+    else:
+        on = f" on {count(first.ours.sft_data_used)} examples"
     text = {
-        1: f"{first.ours.prose} on {count(first.ours.sft_data_used)} examples is better than the "
-        f"base on the same prompts: {difference(first)}.",
+        1: f"{first.ours.prose}{on} is better than the base on the same prompts: "
+        f"{difference(first)}.",
         -1: f"{first.ours.prose} is worse than the base on the same prompts: {difference(first)}.",
         0: f"{_cap(first.verdict)}: {difference(first)}.",
     }[first.sign]
@@ -170,33 +211,37 @@ def _about_sft(comparisons: Sequence[Comparison]) -> Finding | None:
     )
 
 
+def _size(comparison: Comparison) -> int:
+    return comparison.ours.train_size or 0
+
+
 def _of(mine: Sequence[Comparison]) -> str:
     better = sum(c.sign > 0 for c in mine)
     return f"{better} of {len(mine)}"
 
 
-def _told(mine: Sequence[Comparison]) -> str:
+def _told(mine: Sequence[Comparison], kind: str) -> str:
     """One sentence for what is better, what is worse, and what cannot be said."""
     if mine[0].prompts < MIN_PROMPTS:
         return f"With {mine[0].prompts} prompts nothing can be said."
     parts = []
     up, down = [c for c in mine if c.sign > 0], [c for c in mine if c.sign < 0]
     if up:
-        parts.append(f"{_cap(_named(up))} {_is(up)} better.")
+        parts.append(f"{_cap(_named(up, kind))} {_is(up)} better.")
     if down:
-        parts.append(f"{_cap(_named(down))} {_is(down)} worse.")
+        parts.append(f"{_cap(_named(down, kind))} {_is(down)} worse.")
     same = len(mine) - len(up) - len(down)
     if same:
         which = "The other" if up or down else "The"
-        forks = f"{which} fork differs" if same == 1 else f"{which} {same} forks differ"
-        parts.append(f"{forks} by less than these prompts can show.")
+        others = f"{which} {kind} differs" if same == 1 else f"{which} {same} {kind}s differ"
+        parts.append(f"{others} by less than these prompts can show.")
     return " ".join(parts)
 
 
-def _named(mine: Sequence[Comparison]) -> str:
+def _named(mine: Sequence[Comparison], kind: str) -> str:
     if len(mine) > 3:
-        return f"{len(mine)} forks"
-    return _listed([f"{c.ours.prose} ({_signed(c.difference.estimate)})" for c in mine])
+        return f"{len(mine)} {kind}s"
+    return listed([f"{c.ours.prose} ({_signed(c.difference.estimate)})" for c in mine])
 
 
 def _is(mine: Sequence[Comparison]) -> str:
@@ -230,7 +275,8 @@ def _from_base(rows: Sequence[Row]) -> str:
     return f"; the base model has {estimate(base):.3f}" if base and base.scores else ""
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """`a, b and c`; of more than four, the first three."""
     if len(words) > 4:
         words = [*words[:3], f"{len(words) - 3} more"]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -3,7 +3,10 @@
 SIGTERM, SIGINT and SIGUSR1 (SLURM's warning before the time limit) set a flag; training asks it at
 step boundaries, inference between batches, and both save and raise Interrupted. A second SIGINT
 stops at once. A process that a launcher started also ends when its parent is gone: the parent's
-number comes in TUNING_PARENT.
+number comes in TUNING_PARENT. Where torchrun stands between a stage and who started it, signals do
+not arrive: a file that TUNING_STOP names is as good as one.
+
+Processes that train together stop together: each asks `agreed_to_stop()` at the same step.
 """
 
 from __future__ import annotations
@@ -13,11 +16,16 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 from tuning.runs.errors import Interrupted
 
 PARENT_VARIABLE = "TUNING_PARENT"
+STOP_VARIABLE = "TUNING_STOP"
+EXIT_VARIABLE = "TUNING_EXIT"
+"""Names the file to which the first process of a stage writes its exit code."""
+POLL_SECONDS = 0.5
 _asked = threading.Event()
 
 
@@ -25,9 +33,12 @@ def install() -> None:
     """Take the signals over and watch the parent; call it once, early, in the main thread."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, _on_signal)
-    parent = os.environ.get(PARENT_VARIABLE)
+    joined = "TORCHELASTIC_RUN_ID" in os.environ
+    parent = None if joined else os.environ.get(PARENT_VARIABLE)
     if parent:
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+    if joined and (stop := os.environ.get(STOP_VARIABLE)):
+        threading.Thread(target=_look_for, args=(Path(stop),), daemon=True).start()
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
@@ -41,13 +52,35 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
 
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(0.5)
+        time.sleep(POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _look_for(stop: Path) -> None:
+    while not stop.exists():
+        time.sleep(POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def asked_to_stop() -> bool:
     """Whether to save and stop at the next safe point."""
     return _asked.is_set()
+
+
+def agreed_to_stop() -> bool:
+    """`asked_to_stop()` of any of the processes that train together; all must call it at the same
+    step.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return _asked.is_set()
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return _asked.is_set()
+    asked = torch.tensor([int(_asked.is_set())])
+    if torch.distributed.get_backend() == "nccl":
+        asked = asked.cuda()
+    torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+    return bool(asked.item())
 
 
 def check() -> None:

@@ -15,13 +15,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+REVISION_FILE = ".revision"
+"""In a copy of the code that is no checkout: the revision that it was taken from."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
 
 def collect() -> dict[str, Any]:
     """Git revision, package versions, host, command and time; what cannot be had is None."""
     return {
-        "git": _git_revision(),
+        "git": revision(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "host": socket.gethostname(),
@@ -64,7 +66,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_revision() -> str | None:
+def revision() -> str | None:
+    """The git revision of the code, `-dirty` behind it where files were changed."""
+    noted = Path(__file__).resolve().parents[2] / REVISION_FILE
+    if noted.is_file():
+        return noted.read_text(encoding="utf-8").strip()
     try:
         described = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.identity import digest
 from tuning.runs.rundir import RunDirectory, locate
 from tuning.runs.sweetspot import Skipped, find_sweetspot
 
@@ -27,7 +28,7 @@ class Stage:
     name: str
     """The run's name, unique in the plan; of a fork with `remaining` for its size."""
     role: str
-    """pretrain, base, sft, sweetspot, fork, reference_sft or reference_pt."""
+    """pretrain, base, sft, sweetspot, fork, pt, reference_sft, reference_pt or report."""
     hash: str
     """Of the run that is trained, or of the artifact that is evaluated."""
     command: tuple[str, ...] = ()
@@ -54,6 +55,23 @@ class Stage:
     seed: int | None = None
     wide: bool = False
     """Whether it runs alone, with all cores."""
+
+    @property
+    def kind(self) -> str:
+        """What it asks of a machine: pretrain, sft, pft, evaluation or report."""
+        return _KINDS[self.role]
+
+    @property
+    def key(self) -> str:
+        """Twelve digits that change when anything about the stage does."""
+        return digest(asdict(self))[:12]
+
+
+_KINDS = {
+    "pretrain": "pretrain", "base": "evaluation", "sweetspot": "evaluation", "sft": "sft",
+    "reference_sft": "sft", "fork": "pft", "pt": "pft", "reference_pt": "pft", "report": "report",
+}  # fmt: skip
+KINDS = tuple(dict.fromkeys(_KINDS.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +122,7 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
             spot = find_sweetspot(parent, stage.sweetspot)
             if stage.role == "fork":
                 size = spot.left_of(stage.total_data or 0)
+                name = name.replace(f"{REMAINING}-of-{stage.total_data}", REMAINING)
                 name = name.replace(REMAINING, str(size))
         except Skipped as reason:
             return Standing(state="skipped", reason=str(reason))
@@ -121,6 +140,19 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
     return Standing(
         state="done" if done else "pending", run=run, evaluation=evaluation, train_size=size
     )
+
+
+def sweetspot_ready(plan: Plan, stage: Stage, home: Path) -> bool:
+    """Whether the checkpoint that a stage starts from is there, be its parent done or not."""
+    if stage.sweetspot is None:
+        return False
+    above = plan.stage(stage.parent or "")
+    directory = RunDirectory(locate(home / "models", above.name, above.hash))
+    try:
+        find_sweetspot(directory, stage.sweetspot)
+    except (Skipped, StageFailed, UserError):
+        return False
+    return True
 
 
 def _done(phase: str, run: RunDirectory | None, evaluation: RunDirectory | None) -> bool:

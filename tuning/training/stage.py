@@ -93,8 +93,54 @@ def train(
     identity: Identity,
     body: Callable[[RunDirectory, list[str]], None],
     options: Options,
+    *,
+    joined: bool = False,
 ) -> RunDirectory:
-    """The training phase of a run in its directory; `body(directory, report_to)` does the work."""
+    """The training phase of a run in its directory; `body(directory, report_to)` does the work.
+
+    `joined`: the body can be run by several processes at once, which torchrun starts.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not joined:
+            raise UserError(
+                f"{identity.kind} runs are trained by one process; torchrun started "
+                f"{os.environ['WORLD_SIZE']}. Set nodes and processes to 1 in slurm/cluster.yaml."
+            )
+        return _train_together(identity, body, options)
+    return _train(identity, body, options)
+
+
+def _train_together(
+    identity: Identity, body: Callable[[RunDirectory, list[str]], None], options: Options
+) -> RunDirectory:
+    """The first process holds the directory, and tells the others where it is when work begins."""
+    from tuning.engine import ranks
+
+    ranks.join()
+    told: list[str] = []
+
+    def begin(directory: RunDirectory, report_to: list[str]) -> None:
+        told.append(ranks.from_first(str(directory.path)))
+        body(directory, report_to)
+
+    if ranks.rank() == 0:
+        directory = _train(identity, begin, options)
+        if not told:
+            ranks.from_first("")
+        ranks.wait()
+    else:
+        path: str = ranks.from_first(None)
+        directory = RunDirectory(Path(path or "."))
+        if path:
+            body(directory, [])
+        ranks.wait()
+    ranks.leave()
+    return directory
+
+
+def _train(
+    identity: Identity, body: Callable[[RunDirectory, list[str]], None], options: Options
+) -> RunDirectory:
     standing = RunDirectory(locate(site.models_dir(), identity.run_name, identity.hash))
     if standing.done("train") and not options.force:
         print(f"{standing.name}: already trained")

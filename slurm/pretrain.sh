@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=pretrain
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --time=08:00:00
+#
+# Pre-training, on one node or on several:
+#
+#   sbatch slurm/pretrain.sh --model tiny
+#   sbatch --nodes=2 --gres=gpu:4 slurm/pretrain.sh --model tiny
+#
+# Several nodes, or TUNING_PROCESSES > 1 processes a node, are joined by torchrun.
+set -euo pipefail
+exec bash "${TUNING_CODE:-${SLURM_SUBMIT_DIR:-$PWD}}/slurm/stage.sbatch" tuning/run_pretrain.py "$@"

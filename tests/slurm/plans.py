@@ -1,0 +1,42 @@
+"""Plans of stages that do nothing but be done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tuning.runs.stages import Plan, Stage
+
+TRIVIAL = """
+import sys
+from tuning import config as site
+from tuning.runs.rundir import Identity, claim
+name, hash_ = sys.argv[1:3]
+identity = Identity(run_name=name, kind="x", hash=hash_, hashed={}, settings={})
+with claim(site.models_dir(), identity) as directory, directory.phase("train"):
+    pass
+"""
+
+
+def trivial(folder: Path, count: int) -> Plan:
+    """Stages that depend on nothing."""
+    stages = tuple(_stage(folder, number) for number in range(count))
+    return Plan(experiment=f"many-{count}", stages=stages)
+
+
+def pairs(folder: Path, runs: int) -> Plan:
+    """Half as many first runs as `runs`, and as many that continue one each."""
+    stages = []
+    for number in range(0, runs, 2):
+        first = _stage(folder, number)
+        stages += [first, _stage(folder, number + 1, role="pt", parents=(first.name,))]
+    return Plan(experiment=f"pairs-{runs}", stages=tuple(stages))
+
+
+def _stage(folder: Path, number: int, role: str = "sft", parents: tuple[str, ...] = ()) -> Stage:
+    script = folder / "stage.py"
+    script.write_text(TRIVIAL)
+    name, hash_ = f"stage-{number:04d}", f"{number:064d}"
+    return Stage(
+        name=name, role=role, hash=hash_, phases=("train",), parents=parents,
+        command=(str(script), name, hash_),
+    )  # fmt: skip

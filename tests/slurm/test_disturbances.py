@@ -1,0 +1,211 @@
+"""Whatever befalls a job, its run ends complete, with the weights of an undisturbed one and no step
+counted twice: preemption, the time limit, signals, kill -9, a dead node. What cannot go on says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import copy_home
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import Site, wait_for
+from tuning.config import CHECKOUT
+from tuning.runs.rundir import RunDirectory
+
+STAGE = CHECKOUT / "slurm/stage.sbatch"
+DATA = ("--model", "tiny", "--dataset", "arith", "--task", "math", "--do_training")
+SFT = ("tuning/run_sft.py", *DATA, "--train_size", "240", "--num_train_epochs", "4")
+METHODS = {
+    "dpo": ("--pft_method", "dpo", "--train_size", "160"),
+    "kto": ("--pft_method", "kto", "--train_size", "160"),
+    "grpo": ("--pft_method", "grpo", "--train_size", "48"),
+}
+
+
+def command(kind: str) -> tuple[str, ...]:
+    """The stage command of a kind of training."""
+    return SFT if kind == "sft" else ("tuning/run_dpo.py", *DATA, *METHODS[kind])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: Cluster, trained_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A home in which all kinds were trained without a disturbance."""
+    home = copy_home(trained_home, tmp_path_factory.mktemp("undisturbed") / "home")
+    site = Site(cluster, home)
+    for kind in ("sft", "dpo", "kto"):
+        script, *flags = command(kind)
+        site.entry(Path(script).name, *flags)
+    return home
+
+
+def the_run(home: Path) -> RunDirectory | None:
+    """The run that is not `tiny`."""
+    found = list((home / "models").glob("tiny*_*/config.json"))
+    return RunDirectory(found[0].parent) if found else None
+
+
+def started(site: Site, kind: str, *options: str) -> str:
+    """The job id of a stage submitted by hand, once it has trained some steps."""
+    job = site.by_hand("--time", "20", *options, STAGE, *command(kind))
+    wait_for(lambda: at(site.home) >= 3, 90, lambda: (site.queue(), at(site.home)))
+    return job
+
+
+def at(home: Path) -> int:
+    """The step that the running stage has come to."""
+    run = the_run(home)
+    told = run.path / "progress.json" if run else None
+    return int(json.loads(told.read_text())["at"]) if told and told.exists() else 0
+
+
+def ends_undisturbed(site: Site, job: str, kind: str, undisturbed: Path) -> None:
+    """The run is done, as if nothing had been."""
+    wait_for(lambda: site.state(job) == "COMPLETED", 180, lambda: (site.queue(), said(site, job)))
+    run = the_run(site.home)
+    assert run is not None and run.done("train")
+    steps = [line["step"] for line in run.metrics() if "loss" in line]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == run.result["global_step"]
+    if kind == "grpo":
+        return
+    same = undisturbed / "models" / run.name
+    weights = "model/adapter_model.safetensors"
+    assert (run.path / weights).read_bytes() == (same / weights).read_bytes()
+    assert steps == [line["step"] for line in RunDirectory(same).metrics() if "loss" in line]
+
+
+def said(site: Site, job: str) -> str:
+    """What a job printed."""
+    path = site.home.parent / f"slurm-{job}.out"
+    return path.read_text()[-3000:] if path.exists() else ""
+
+
+def preempt(site: Site, job: str) -> None:
+    """A job in the higher partition that needs both nodes."""
+    site.by_hand(
+        "--partition", "high", "--nodes", "2", "--exclusive", "--time", "1", "--wrap", "sleep 3"
+    )
+    wait_for(lambda: site.state(job) in ("PENDING", "REQUEUED"), 60, site.queue)
+
+
+def signal_term(site: Site, job: str) -> None:
+    site.cluster.run("scancel", "--signal=TERM", "--batch", job)
+    wait_for(lambda: site.state(job) in ("PENDING", "REQUEUED"), 60, site.queue)
+
+
+def kill_training(site: Site, job: str) -> None:
+    """kill -9 of the training process."""
+    run = the_run(site.home)
+    assert run is not None
+    os.kill(json.loads((run.path / "lock.json").read_text())["pid"], signal.SIGKILL)
+    wait_for(lambda: site.state(job) in ("PENDING", "REQUEUED"), 60, site.queue)
+
+
+@pytest.mark.parametrize(
+    ("kind", "disturb"),
+    [
+        ("sft", preempt), ("dpo", preempt), ("sft", signal_term), ("kto", signal_term),
+        ("grpo", signal_term), ("sft", kill_training), ("dpo", kill_training),
+    ],
+)  # fmt: skip
+def test_a_disturbed_run_ends_like_an_undisturbed_one(
+    user: Site, undisturbed: Path, kind: str, disturb: Callable[[Site, str], None]
+) -> None:
+    job = started(user, kind)
+    disturb(user, job)
+    ends_undisturbed(user, job, kind, undisturbed)
+    assert user.cluster.run("scontrol", "show", "job", job).count("Restarts=1") == 1
+
+
+def test_the_time_limit_is_survived(user: Site, trained_home: Path, tmp_path: Path) -> None:
+    """SLURM looks at limits every half minute, so this run is longer than the others."""
+    long = (*SFT, "--num_train_epochs", "24")
+    alone = Site(user.cluster, copy_home(trained_home, tmp_path / "alone"))
+    alone.entry("run_sft.py", *long[1:])
+    job = user.by_hand("--time", "1", "--signal", "B:USR1@57", STAGE, *long)
+    wait_for(lambda: "Restarts=1" in user.cluster.run("scontrol", "show", "job", job), 90)
+    user.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=20")
+    ends_undisturbed(user, job, "sft", alone.home)
+    record = json.loads((user.home / "outputs/jobs" / job / "record.json").read_text())
+    assert record["attempts"] == 2
+    assert "asked to stop by SIGUSR1" in said(user, job)
+
+
+def test_a_dead_node_is_survived(user: Site, undisturbed: Path) -> None:
+    job = started(user, "sft")
+    node = user.cluster.run("squeue", "-h", "-j", job, "-o", "%N").strip()
+    user.cluster.kill_node(node, job)
+    try:
+        wait_for(lambda: "Restarts=1" in user.cluster.run("scontrol", "show", "job", job), 90)
+        ends_undisturbed(user, job, "sft", undisturbed)
+    finally:
+        user.cluster.start_node(node)
+        wait_for(lambda: user.cluster.idle() == 2, 60, lambda: user.cluster.run("sinfo"))
+
+
+def test_a_stage_that_exceeds_its_memory_fails_and_says_so(user: Site) -> None:
+    flags = ("--task", "math", "--dataset", "arith", "--sft_ratio", "1", "--base_model", "tiny")
+    sizes = ("--train_sizes", "32", "--do_training")
+    user.run("bash", CHECKOUT / "slurm/run.sh", *flags, *sizes, "--mem", "150")
+    user.wait_idle()
+    (row,) = [row for name, row in user.status().items() if name != "tiny"]
+    assert (row["state"], row["reason"]) == ("failed", "out of memory")
+    user.run("bash", CHECKOUT / "slurm/run.sh", *flags, *sizes)
+    user.wait_idle()
+    (row,) = [row for name, row in user.status().items() if name != "tiny"]
+    assert row["state"] == "done"
+
+
+NO_PROGRESS = """
+import sys, time
+from tuning.runs.rundir import tell
+tell(directory="somewhere", phase="train", at=1, of=9, note="", time=0.0)
+sys.exit(75)
+"""
+
+
+def test_a_stage_that_gets_nowhere_is_not_requeued_for_ever(user: Site, tmp_path: Path) -> None:
+    script = tmp_path / "stage.py"
+    script.write_text(NO_PROGRESS)
+    job = user.by_hand(STAGE, script)
+    wait_for(lambda: user.state(job) == "FAILED", 60, user.queue)
+    record = json.loads((user.home / "outputs/jobs" / job / "record.json").read_text())
+    assert record["reason"] == "stopped again and again without progress"
+    assert record["attempts"] == 2
+
+
+def test_two_jobs_on_one_run_train_it_once(user: Site) -> None:
+    jobs = [user.by_hand("--time", "20", STAGE, *command("sft")) for _ in range(2)]
+    for job in jobs:
+        wait_for(lambda job=job: user.state(job) == "COMPLETED", 180, user.queue)
+    run = the_run(user.home)
+    assert run is not None and run.done("train")
+    logs = [path.read_text() for path in user.home.parent.glob("slurm-*.out")]
+    assert len(logs) == 2
+    assert sum(f"{run.name}: trained" in log for log in logs) == 1
+    assert sum(f"{run.name}: already trained" in log for log in logs) == 1
+    steps = [line["step"] for line in run.metrics() if "loss" in line]
+    assert steps == sorted(set(steps))
+
+
+def test_jobs_on_a_node_have_gpus_of_their_own(user: Site, tmp_path: Path) -> None:
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "open(sys.argv[1], 'a').write(os.environ['CUDA_VISIBLE_DEVICES'] + '\\n')\n"
+        "time.sleep(2)\n"
+    )
+    told = tmp_path / "devices"
+    options = ("--gres", "gpu:1", "--nodelist", "n1", "--cpus-per-task", "1")
+    jobs = [user.by_hand(*options, STAGE, script, told) for _ in range(2)]
+    for job in jobs:
+        wait_for(lambda job=job: user.state(job) == "COMPLETED", 60, user.queue)
+    assert sorted(told.read_text().split()) == ["0", "1"]

@@ -1,0 +1,214 @@
+"""From a plan to running stages: here, or as SLURM jobs; the same flags for every pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuning import config as site
+from tuning.flags import Parser, add_flags, given
+from tuning.runs import atomic
+from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError, choose
+from tuning.runs.stages import Plan, standing
+
+LAUNCHERS = ("local", "slurm")
+ARRAY_SIZE = 1001
+"""SLURM's own default, for a dry run where there is no cluster to ask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a plan is to be carried out."""
+
+    launcher: str | None = None
+    dry_run: bool = False
+    max_parallel: int | None = None
+    wait: bool = True
+    wandb: str = "off"
+    dependency: str | None = None
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+
+def add_launch_flags(parser: Parser) -> None:
+    """The flags that say where and how stages run."""
+    from tuning.pipeline.cluster import Resources
+
+    group = parser.add_argument_group("where it runs")
+    group.add_argument(
+        "--launcher", metavar="local|slurm",
+        help="here, or as SLURM jobs (default: slurm where sbatch answers, else local)",
+    )  # fmt: skip
+    group.add_argument(
+        "--dry_run", action="store_true", help="print stages and scripts, start nothing"
+    )
+    group.add_argument(
+        "--max_parallel", type=int, help="local: stages side by side (default: 2, or GPUs)"
+    )
+    group.add_argument(
+        "--no_wait", action="store_true", help="local: fail where another process is at it"
+    )
+    group.add_argument("--wandb", default="off", help="off, offline or online (default: off)")
+    group.add_argument("--dependency", help="slurm: what the first stages wait for, afterok:123")
+    add_flags(parser, Resources, title="slurm: this time only, instead of slurm/cluster.yaml")
+
+
+def launch_options(args: argparse.Namespace) -> Launch:
+    """The launch flags of a command line, checked."""
+    from tuning.pipeline.cluster import Resources
+    from tuning.training.stage import wandb_mode
+
+    if args.launcher is not None:
+        choose("launcher", args.launcher, LAUNCHERS)
+    if args.max_parallel is not None and args.max_parallel < 1:
+        raise UserError(f"max_parallel is {args.max_parallel}; it must be at least 1.")
+    return Launch(
+        launcher=args.launcher, dry_run=args.dry_run, max_parallel=args.max_parallel,
+        wait=not args.no_wait, wandb=wandb_mode(args.wandb), dependency=args.dependency,
+        resources=given(args, (Resources,)),
+    )  # fmt: skip
+
+
+def launch(plan: Plan, options: Launch) -> int:
+    """Carry a plan out; the exit code of the command."""
+    launcher = options.launcher or _launcher()
+    if options.dry_run:
+        return _dry_run(plan, launcher, options)
+    site.require_writable_home()
+    if launcher == "slurm":
+        return _submit(plan, options)
+    atomic.write_json(site.reports_dir() / plan.experiment / "plan.json", plan.to_json())
+    return _run_here(plan, options)
+
+
+def _launcher() -> str:
+    """slurm where sbatch answers; inside a job the stages run in that job."""
+    from tuning.pipeline.slurm import Slurm
+
+    if "SLURM_JOB_ID" in os.environ:
+        return "local"
+    return "slurm" if Slurm().answers() else "local"
+
+
+def _run_here(plan: Plan, options: Launch) -> int:
+    """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
+    from tuning.pipeline.local import LocalLauncher
+    from tuning.report.build import write_report
+
+    folder = site.reports_dir() / plan.experiment
+    print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)
+    launcher = LocalLauncher(
+        plan, max_parallel=options.max_parallel, wait=options.wait, wandb=options.wandb
+    )
+    states = launcher.launch()
+    print(write_report(plan, site.home(), states))
+    failed = [name for name, (state, _) in states.items() if state in ("failed", "blocked")]
+    for name in failed:
+        reason = f"{states[name][1]} (log: {folder / 'logs' / name}.txt)"
+        print(f"error: {name}: {reason}", file=sys.stderr)
+    if launcher.stopping:
+        return EXIT_AGAIN
+    return EXIT_FAILED if failed else 0
+
+
+def _submit(plan: Plan, options: Launch) -> int:
+    """Submit what is not done; 0 when everything is done or in the queue."""
+    from tuning.pipeline import prefetch, submission
+    from tuning.pipeline.cluster import Cluster
+    from tuning.pipeline.slurm import Slurm
+
+    cluster = Cluster(options.resources)
+    if any(cluster.resources(stage.kind).offline for stage in plan.stages):
+        absent = prefetch.missing(plan)
+        if absent:
+            raise UserError(
+                f"{'; '.join(absent)}. Jobs run without a network: fetch it here first with "
+                "`tuning prefetch` and the same flags, or say --offline false."
+            )
+    outcome = submission.Submission(
+        plan, cluster, Slurm(), submission.Options(
+            dependency=options.dependency, wandb=options.wandb
+        ), say=_to_stderr,
+    ).run()  # fmt: skip
+    _say_submitted(plan, cluster, outcome)
+    return 0
+
+
+def _say_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
+    from tuning.pipeline import footprint
+    from tuning.report.build import write_report
+
+    if not outcome.new and not outcome.queued:
+        _to_stderr(f"experiment {plan.experiment}: every stage is done, nothing is submitted")
+        print(write_report(plan, site.home()))
+        return
+    print(f"experiment {plan.experiment}")
+    for stage in (stage for stage in plan.stages if stage.command):
+        task = outcome.new.get(stage.name) or outcome.queued.get(stage.name)
+        state = "submitted" if stage.name in outcome.new else "queued" if task else "done"
+        print(f"  {state:>9}  {task.id if task else '':>8}  {stage.name}")
+    if outcome.new:
+        asked = {plan.stage(name).kind: cluster.resources(plan.stage(name).kind)
+                 for name in outcome.new}  # fmt: skip
+        for kind, resources in asked.items():
+            print(f"  {kind}: {describe(resources)}")
+        cuda = any("gpu" in (resources.gres or "") for resources in asked.values()) or None
+        print(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
+    print(f"follow it with: tuning status {plan.experiment} --watch")
+
+
+def describe(resources: Any) -> str:
+    """What a job asks for, in a line."""
+    parts = [
+        f"{resources.nodes} nodes" if resources.nodes > 1 else "",
+        f"{resources.cpus} cores",
+        resources.gres or "no GPU",
+        resources.mem or "",
+        f"{resources.time} a start" if resources.time else "no time limit of its own",
+        f"partition {resources.partition}" if resources.partition else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _dry_run(plan: Plan, launcher: str, options: Launch) -> int:
+    print(f"experiment {plan.experiment}")
+    for stage in plan.stages:
+        if not stage.command:
+            continue
+        found = standing(plan, stage, site.home())
+        why = f" ({found.reason})" if found.reason else ""
+        after = f"  after {', '.join(stage.parents)}" if stage.parents else ""
+        print(f"\n{stage.name}  [{found.state}{why}]{after}")
+        print(f"    python tuning/{shlex.join(stage.command)}")
+    if launcher == "slurm":
+        _print_scripts(plan, options)
+    return 0
+
+
+def _print_scripts(plan: Plan, options: Launch) -> None:
+    """The arrays in the order of submission: their tasks, what those wait for, their scripts."""
+    from tuning.pipeline import submission
+    from tuning.pipeline.cluster import Cluster
+    from tuning.pipeline.slurm import Slurm
+
+    slurm = Slurm()
+    size = slurm.max_array_size() if slurm.answers() else ARRAY_SIZE
+    made = submission.Submission(
+        plan, Cluster(options.resources), slurm,
+        submission.Options(dependency=options.dependency, wandb=options.wandb),
+    )  # fmt: skip
+    for number, (array, script) in enumerate(made.preview(size), 1):
+        print(
+            f"\n== {number}. {array.token}: {len(array.stages)} task(s), held until all are there"
+        )
+        for index, name in enumerate(array.stages):
+            print(f"   task {index}: {name}  {made.words(name)}".rstrip())
+        print(f"\n{script}")

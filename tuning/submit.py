@@ -1,0 +1,149 @@
+"""`tuning submit` and `tuning prefetch`: whichever flags, variables, answers or YAML file an
+experiment comes as, it becomes a plan here.
+
+    tuning submit --task math --dataset gsm8k --sft_ratio 0 0.25 0.5 --base_model llama3-8B \\
+        --pft_method dpo --train_sizes 1000 10000 --do_training --do_inference --do_evaluation
+    tuning submit --model tiny --dataset arith --task math --total_data 3000 --sft_data 2000 \\
+        --do_sft --do_dpo --do_inference --do_evaluation
+    tuning submit grid.yaml
+
+A YAML file holds the same flags; under `grid:` each flag has a list, and every combination is part
+of the experiment:
+
+    model: tiny
+    dataset: arith
+    task: math
+    sft_data: 2000
+    do_sft: true
+    grid: {total_data: [3000, 6000], seed: [1, 2, 3]}
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tuning.flags import Parser
+from tuning.launch import add_launch_flags, launch, launch_options
+from tuning.pipeline import front
+from tuning.runs.errors import UserError
+from tuning.runs.stages import Plan
+
+PIPELINE_FLAGS = ("--total_data", "--sft_data")
+"""Flags that only a sweetspot experiment has."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Submit an experiment; exit code."""
+    plan, args = _plan(list(words))
+    return launch(plan, launch_options(args))
+
+
+def prefetch(words: Sequence[str]) -> int:
+    """Fetch the models of an experiment; exit code."""
+    from tuning.pipeline.prefetch import fetch
+
+    plan, _ = _plan(list(words))
+    fetch(plan, print)
+    return 0
+
+
+def _plan(words: list[str]) -> tuple[Plan, argparse.Namespace]:
+    """The plan, and the flags that say how it is launched."""
+    if words and not words[0].startswith("-"):
+        return _from_file(Path(words[0]), words[1:])
+    if any(word.replace("-", "_").startswith("__" + flag[2:]) for word in words for flag in
+           PIPELINE_FLAGS):  # fmt: skip
+        return _sweetspots(words)
+    return _budget(words)
+
+
+def _sweetspots(words: list[str]) -> tuple[Plan, argparse.Namespace]:
+    from tuning import run_sweetspot_pipeline as pipeline
+
+    args = pipeline.parser().parse_args(words)
+    return pipeline.plan_of(args), args
+
+
+def _budget(words: list[str]) -> tuple[Plan, argparse.Namespace]:
+    from tuning.pipeline.grid import budget_plan
+
+    args = _parser().parse_args(words)
+    if args.prompt and not front.given(args, os.environ):
+        wanted = front.ask(_read, _say)
+    else:
+        wanted = front.wanted(args, os.environ)
+    plan, notes = budget_plan(wanted)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return plan, args
+
+
+def _parser() -> Parser:
+    made = Parser(prog="tuning submit", description=__doc__)
+    front.add_flags(made)
+    made.add_argument("--experiment", help="the name of the experiment and its report")
+    made.add_argument("--prompt", action="store_true", help="ask, where nothing is given")
+    add_launch_flags(made)
+    return made
+
+
+def _read() -> str:
+    """A line of an answer; raises EOFError at the end of input."""
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
+
+
+def _say(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)
+
+
+def _from_file(path: Path, words: list[str]) -> tuple[Plan, argparse.Namespace]:
+    """A plan of every combination under `grid:`; flags behind the file beat what it says."""
+    from tuning.pipeline.grid import merged
+
+    found = _yaml(path)
+    grid = found.pop("grid", {}) or {}
+    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
+        raise UserError(f"{path.name}: grid must give each flag a list of values.")
+    made = []
+    for values in itertools.product(*grid.values()):
+        chosen = found | dict(zip(grid, values, strict=True))
+        made.append(_plan([*_words(path, chosen), *words]))
+    plans, args = [plan for plan, _ in made], made[0][1]
+    return (plans[0] if len(plans) == 1 else merged(plans, found.get("experiment"))), args
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"'{path}' cannot be read ({reason}).") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"'{path}' holds no flags; see tuning submit --help for an example.")
+    return {str(key).lstrip("-"): value for key, value in found.items()}
+
+
+def _words(path: Path, values: dict[str, Any]) -> list[str]:
+    """Flags as a command line: true is a flag alone, false none, a list several values."""
+    words: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, dict) or value is None:
+            raise UserError(f"{path.name}: {name} is {value!r}; it must be a value or a list.")
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not False:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
