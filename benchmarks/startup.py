@@ -5,12 +5,16 @@ python benchmarks/startup.py
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 
+from tuning import config as site
+from tuning import run_sweetspot_pipeline
 from tuning.config import PACKAGE
+from tuning.runs import atomic
 
 RUNS = 5
 PIPELINE = str(PACKAGE / "run_sweetspot_pipeline.py")
@@ -22,7 +26,10 @@ EXPERIMENT = (
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "run_sweetspot_pipeline.py --help": [PIPELINE, "--help"],
-    "run_sweetspot_pipeline.py --dry_run, 3 forks": [PIPELINE, *EXPERIMENT, "--dry_run"],
+    "tuning submit --help": ["-m", "tuning.cli", "submit", "--help"],
+    "--dry_run of 3 forks, here": [PIPELINE, *EXPERIMENT, "--dry_run", "--launcher", "local"],
+    "--dry_run of 3 forks, SLURM": [PIPELINE, *EXPERIMENT, "--dry_run", "--launcher", "slurm"],
+    "tuning status of 3 forks": ["-m", "tuning.cli", "status"],
     "python -c 'import torch'": ["-c", "import torch"],
 }
 
@@ -39,9 +46,18 @@ def user_seconds(arguments: list[str], home: str) -> float:
     return min(found)
 
 
+def _make_plan(home: str) -> None:
+    """An experiment of which nothing has run, for `tuning status` to look at."""
+    os.environ["TUNING_HOME"] = home
+    args = run_sweetspot_pipeline.parser().parse_args([*EXPERIMENT, "--dry_run"])
+    plan = run_sweetspot_pipeline.plan_of(args)
+    atomic.write_json(site.reports_dir() / plan.experiment / "plan.json", plan.to_json())
+
+
 def main() -> None:
     """Print one table."""
     with tempfile.TemporaryDirectory() as home:
+        _make_plan(home)
         seconds = {name: user_seconds(words, home) for name, words in COMMANDS.items()}
     torch = seconds["python -c 'import torch'"]
     print(f"{'command':46} {'user s':>7} {'of torch':>9}")

@@ -31,4 +31,4 @@ if [[ -z "$python" ]]; then
 fi
 
 export PYTHONPATH="$checkout${PYTHONPATH:+:$PYTHONPATH}"
-exec "$python" -m tuning.cli submit --prompt "$@"
+exec "$python" -P -m tuning.cli submit --prompt "$@"

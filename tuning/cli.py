@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return prefetch(words[1:])
     args = _parser().parse_args(words)
-    command: Callable[..., int] = args.run
+    command: Callable[..., int] = args.call
     return command(args)
 
 
@@ -73,7 +73,7 @@ def _parser() -> Parser:
 
 def _command(commands: Any, name: str, text: str, run: Callable[..., int]) -> Parser:
     made: Parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    made.set_defaults(run=run)
+    made.set_defaults(call=run)
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError, choose
 from tuning.runs.stages import Plan, standing
 
 LAUNCHERS = ("local", "slurm")
+_ONE = r"(?:after\w*(?::\d+(?:_(?:\d+|\*))?(?:\+\d+)?)+|singleton)"
+_DEPENDENCY = re.compile(rf"{_ONE}(?:[,?]{_ONE})*")
 ARRAY_SIZE = 1001
 """SLURM's own default, for a dry run where there is no cluster to ask."""
 
@@ -64,6 +67,10 @@ def launch_options(args: argparse.Namespace) -> Launch:
 
     if args.launcher is not None:
         choose("launcher", args.launcher, LAUNCHERS)
+    if args.dependency is not None and not _DEPENDENCY.fullmatch(args.dependency):
+        raise UserError(
+            f"dependency is '{args.dependency}'; write it as sbatch does, for example afterok:123."
+        )
     if args.max_parallel is not None and args.max_parallel < 1:
         raise UserError(f"max_parallel is {args.max_parallel}; it must be at least 1.")
     return Launch(
@@ -122,6 +129,11 @@ def _submit(plan: Plan, options: Launch) -> int:
     from tuning.pipeline.slurm import Slurm
 
     cluster = Cluster(options.resources)
+    if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
+        raise UserError(
+            f"TUNING_HOME '{site.home()}' has {' '.join(map(repr, odd))} in its name, which job "
+            "scripts cannot carry; choose another folder."
+        )
     if any(cluster.resources(stage.kind).offline for stage in plan.stages):
         absent = prefetch.missing(plan)
         if absent:

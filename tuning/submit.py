@@ -57,8 +57,8 @@ def _plan(words: list[str]) -> tuple[Plan, argparse.Namespace]:
     """The plan, and the flags that say how it is launched."""
     if words and not words[0].startswith("-"):
         return _from_file(Path(words[0]), words[1:])
-    if any(word.replace("-", "_").startswith("__" + flag[2:]) for word in words for flag in
-           PIPELINE_FLAGS):  # fmt: skip
+    flags = {"--" + word[2:].partition("=")[0].replace("-", "_") for word in words}
+    if flags & set(PIPELINE_FLAGS):
         return _sweetspots(words)
     return _budget(words)
 
@@ -74,7 +74,8 @@ def _budget(words: list[str]) -> tuple[Plan, argparse.Namespace]:
     from tuning.pipeline.grid import budget_plan
 
     args = _parser().parse_args(words)
-    if args.prompt and not front.given(args, os.environ):
+    only_asks = args.prompt and set(words) <= {"--prompt", "--dry_run"}
+    if only_asks and not front.given(args, os.environ):
         wanted = front.ask(_read, _say)
     else:
         wanted = front.wanted(args, os.environ)
@@ -88,14 +89,14 @@ def _parser() -> Parser:
     made = Parser(prog="tuning submit", description=__doc__)
     front.add_flags(made)
     made.add_argument("--experiment", help="the name of the experiment and its report")
-    made.add_argument("--prompt", action="store_true", help="ask, where nothing is given")
+    made.add_argument("--prompt", action="store_true", help="ask, where no other flag is given")
     add_launch_flags(made)
     return made
 
 
 def _read() -> str:
     """A line of an answer; raises EOFError at the end of input."""
-    line = sys.stdin.readline()
+    line = sys.stdin.readline() if sys.stdin else ""
     if not line:
         raise EOFError
     return line.rstrip("\n")
@@ -118,14 +119,15 @@ def _from_file(path: Path, words: list[str]) -> tuple[Plan, argparse.Namespace]:
         chosen = found | dict(zip(grid, values, strict=True))
         made.append(_plan([*_words(path, chosen), *words]))
     plans, args = [plan for plan, _ in made], made[0][1]
-    return (plans[0] if len(plans) == 1 else merged(plans, found.get("experiment"))), args
+    return (plans[0] if len(plans) == 1 else merged(plans, args.experiment)), args
 
 
 def _yaml(path: Path) -> dict[str, Any]:
+    """The flags of a file, all values as text: YAML takes 12:00:00 for a number."""
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"'{path}' cannot be read ({reason}).") from None
@@ -137,13 +139,25 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _words(path: Path, values: dict[str, Any]) -> list[str]:
-    """Flags as a command line: true is a flag alone, false none, a list several values."""
+    """Flags as a command line: a switch stands alone or not at all, a list is several values."""
+    switches = _switches(values)
     words: list[str] = []
     for name, value in values.items():
-        if isinstance(value, dict) or value is None:
+        if isinstance(value, dict) or value in ("", []):
             raise UserError(f"{path.name}: {name} is {value!r}; it must be a value or a list.")
-        if value is True:
-            words.append(f"--{name}")
-        elif value is not False:
+        if name not in switches:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        elif str(value).lower() in ("true", "yes", "y", "on", "1"):
+            words.append(f"--{name}")
+        elif str(value).lower() not in ("false", "no", "n", "off", "0"):
+            raise UserError(f"{path.name}: {name} is '{value}'; it must be true or false.")
     return words
+
+
+def _switches(values: dict[str, Any]) -> set[str]:
+    """The flags without a value among those of the experiment that a file describes."""
+    from tuning import run_sweetspot_pipeline as pipeline
+
+    sweetspots = any(flag.removeprefix("--") in values for flag in PIPELINE_FLAGS)
+    made = pipeline.parser() if sweetspots else _parser()
+    return {action.dest for action in made._actions if action.nargs == 0}

@@ -109,10 +109,17 @@ assert not heavy, heavy
     [
         *([script, "--help"] for script in ENTRIES),
         [PIPELINE, *command({"--do_dpo": None}), "--dry_run"],
+        [PIPELINE, *command({"--do_dpo": None}), "--launcher", "slurm", "--dry_run"],
+        [
+            "cli.py", "submit", "--task", "math", "--dataset", "arith", "--sft_ratio", "0", "0.5",
+            "--base_model", "tiny", "--pft_method", "dpo", "--train_sizes", "64", "--do_training",
+            "--do_sft_first", "--launcher", "slurm", "--dry_run",
+        ],
         ["cli.py", "--help"],
+        ["cli.py", "submit", "--help"],
     ],
-    ids=lambda flags: f"{flags[0]} {flags[-1]}",
-)
+    ids=lambda flags: " ".join(flags[-2:]),
+)  # fmt: skip
 def test_help_and_dry_run_import_nothing_heavy(home: Path, flags: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, str(PACKAGE / flags[0]), *flags[1:]],

@@ -80,7 +80,7 @@ SQUEUE = """\
 12_2|PENDING|DependencyNeverSatisfied|tuning:trial.1.sft|0:00|
 13_0|PENDING|JobHeldUser|tuning:a.b.2.pft-1|0:00|
 13_1|CANCELLED|DependencyNeverSatisfied|tuning:a.b.2.pft-1|0:00|
-14|PENDING|None|tuning:trial.1.sft|0:00|
+14|CANCELLED|None|tuning:trial.1.sft|0:00|
 15_3|RUNNING|None|something else|0:10|n2
 16_0|RUNNING|None|(null)|0:10|n2
 17_0|COMPLETING|None|tuning:x.1.sft|1-00:00:01|n[1-2]
@@ -90,13 +90,15 @@ SQUEUE = """\
 def test_squeue_tells_of_our_tasks_only(commands):
     commands.answer("squeue", SQUEUE)
     found = Slurm().queue()
-    assert [job.id for job in found] == ["12_0", "12_1", "12_2", "13_0", "13_1", "17_0"]
+    assert [job.id for job in found] == [
+        "12_0", "12_1", "12_2", "13_0", "13_1", "14_0", "17_0"
+    ]  # fmt: skip
     assert found[0] == Job(id="12_0", state="RUNNING", reason="None", token="trial.1.sft",
                            elapsed="1:02", node="n1")  # fmt: skip
     assert (found[3].token, found[3].number, found[3].index) == ("a.b.2.pft-1", 13, 0)
-    assert [job.live for job in found] == [True, True, False, True, False, True]
-    assert [job.doomed for job in found] == [False, False, True, False, False, False]
-    assert [job.held for job in found] == [False, False, False, True, False, False]
+    assert [job.live for job in found] == [True, True, False, True, False, False, True]
+    assert [job.doomed for job in found] == [False, False, True, False, False, False, False]
+    assert [job.held for job in found] == [False, False, False, True, False, False, False]
     assert commands.calls == ["squeue --me -h -r -t all -o %i|%T|%r|%k|%M|%N"]
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -457,3 +459,18 @@ def test_looking_writes_nothing(submitted, tmp_path):
     submitted.told()
     assert {path: path.stat().st_mtime_ns for path in submitted.home.rglob("*")} == before
     assert os.environ["TUNING_HOME"] == str(submitted.home)
+
+
+def test_status_imports_nothing_heavy(tmp_path):
+    plan = Plan(experiment="light", stages=(Stage(name="a", role="sft", hash="0" * 64,
+                command=("run_sft.py",), phases=("train",)),))  # fmt: skip
+    atomic.write_json(tmp_path / "outputs/reports/light/plan.json", plan.to_json())
+    code = (
+        "import sys; from tuning import cli; cli.main(['status', 'light']); "
+        "print(sorted({'torch', 'transformers', 'trl', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"TUNING_HOME": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "pending" in done.stdout and done.stdout.endswith("[]\n")

@@ -118,7 +118,7 @@ def test_a_stage_that_is_to_go_on_is_put_back_into_the_queue(job, body, why):
     assert job.queue.asked == [why]
     assert job.told == {
         "state": "pending", "code": 75, "reason": why, "attempts": 1, "idle": 0,
-        "furthest": {"run:train": 1},
+        "furthest": {"run:train": 1}, "job": None,
     }  # fmt: skip
     assert (job.folder / "count").read_text() == "1"
 

@@ -103,7 +103,7 @@ def test_several_nodes_by_hand_need_the_address_of_the_first():
 def test_torchrun_starts_the_processes_of_a_node():
     words = command(this_node(BY_HAND), ["run_pretrain.py", "--model", "tiny"])
     assert words == [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--node_rank=1",
+        sys.executable, "-P", "-m", "torch.distributed.run", "--nnodes=2", "--node_rank=1",
         "--nproc_per_node=4", "--master_addr=10.0.0.7", "--master_port=29500",
         "run_pretrain.py", "--model", "tiny",
     ]  # fmt: skip
@@ -117,7 +117,7 @@ def test_srun_starts_torchrun_on_every_node(monkeypatch):
     assert "--kill-on-bad-exit=1" in words
     start = words.index(sys.executable)
     assert words[start:] == [
-        sys.executable, "-m", "tuning.pipeline.torchrun", "run_pretrain.py", "--model", "tiny"
+        sys.executable, "-P", "-m", "tuning.pipeline.torchrun", "run_pretrain.py", "--model", "tiny"
     ]  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def test_it_becomes_torchrun(monkeypatch):
     monkeypatch.setattr(os, "execv", lambda path, words: became.append([path, *words]))
     monkeypatch.setattr(sys, "argv", ["torchrun", "run_pretrain.py", "--model", "tiny"])
     torchrun.main()
-    assert became[0][:4] == [sys.executable, sys.executable, "-m", "torch.distributed.run"]
+    assert became[0][:5] == [sys.executable, sys.executable, "-P", "-m", "torch.distributed.run"]
     assert became[0][-3:] == ["run_pretrain.py", "--model", "tiny"]
 
 

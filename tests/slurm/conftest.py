@@ -62,6 +62,8 @@ class Site:
         self.calls_file = self.bin / "calls"
         self.calls_file.touch()
         self.wrap_sbatch()
+        self.before: set[str] = set()
+        self.before = set(self.jobs())
 
     def wrap_sbatch(self, after: str = "") -> None:
         """Count the calls of sbatch; `after` is shell that runs between counting and calling."""
@@ -121,9 +123,10 @@ class Site:
         return {row["stage"]: row for row in json.loads(self.tuning("status", *words, "--json"))}
 
     def jobs(self) -> dict[str, str]:
-        """{job: state} of everything that SLURM knows."""
+        """{job: state} of everything that came after this site."""
         lines = self.cluster.run("squeue", "-h", "-r", "-t", "all", "-o", "%i %T").splitlines()
-        return dict(line.split() for line in lines)
+        found = dict(line.split() for line in lines)
+        return {job: state for job, state in found.items() if job not in self.before}
 
     def wait_idle(self, seconds: float = 240) -> None:
         """Until nothing is queued or running."""
@@ -159,8 +162,8 @@ def wait_for(
 
 
 @pytest.fixture
-def make_site(cluster: Cluster, tmp_path: Path) -> Callable[..., Site]:
-    """A maker of sites; `source` is a home that is copied."""
+def make_site(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """A maker of sites; `source` is a home that is copied. What a test leaves is cancelled."""
 
     def make(source: Path | None = None, name: str = "home", **more: Any) -> Site:
         home = tmp_path / name
@@ -170,7 +173,9 @@ def make_site(cluster: Cluster, tmp_path: Path) -> Callable[..., Site]:
             copy_home(source, home)
         return Site(cluster, home, **more)
 
-    return make
+    yield make
+    cluster.run("scancel", "-u", "root", check=False)
+    wait_for(lambda: not cluster.run("squeue", "-h"), 60, lambda: cluster.run("squeue"))
 
 
 @pytest.fixture

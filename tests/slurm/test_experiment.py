@@ -73,12 +73,13 @@ def test_an_experiment_that_is_queued_is_not_submitted_again(user: Site) -> None
     assert states_but_pretraining(user) == {"waiting"}
     user.tuning("cancel", "whole")
     user.cluster.run("scancel", blocker)
-    wait_for(lambda: states_but_pretraining(user) == {"cancelled"})
+    wait_for(lambda: states_but_pretraining(user) <= {"cancelled", "blocked"})
 
 
 def states_but_pretraining(site: Site) -> set[str]:
-    """The states of all stages but `tiny`, which stands ready."""
-    return {row["state"] for name, row in site.status("whole").items() if name != "tiny"}
+    """The states of all stages but those of `tiny` itself, which stand ready."""
+    ready = ("tiny", "tiny-base")
+    return {row["state"] for name, row in site.status("whole").items() if name not in ready}
 
 
 def test_the_default_launcher_is_slurm_where_sbatch_answers(user: Site) -> None:
@@ -86,3 +87,28 @@ def test_the_default_launcher_is_slurm_where_sbatch_answers(user: Site) -> None:
     user.variables["SLURM_CONF"] = "/nowhere"
     assert "#SBATCH" not in user.pipeline(*FLAGS, "--dry_run")
     assert user.sbatch_calls == 0
+
+
+def test_a_fork_keeps_its_result_when_sft_ends_badly_after_it_was_let_go(user: Site) -> None:
+    flags = (*FLAGS[:-1], "kept", "--sft_num_train_epochs", "8", "--launcher", "slurm")
+    user.pipeline(*flags)
+
+    def rows() -> dict[str, dict[str, str]]:
+        found = user.status("kept")
+        return {
+            "sft": next(r for n, r in found.items() if "_sft-" in n and "sweetspot" not in n),
+            "fork": next(r for n, r in found.items() if "sweetspot-ppl-5.0_dpo" in n),
+            "missed": next(r for n, r in found.items() if "sweetspot-ppl-1.01_dpo" in n),
+        }
+
+    wait_for(lambda: rows()["fork"]["state"] == "running", 120, user.queue)
+    user.cluster.run("scancel", rows()["sft"]["job"])
+    user.wait_idle()
+    ended = {name: (row["state"], row["reason"]) for name, row in rows().items()}
+    assert ended["fork"] == ("done", "")
+    assert ended["sft"][0] == "cancelled"
+    assert ended["missed"] == ("blocked", f"{rows()['sft']['stage']} cancelled")
+    (told,) = [
+        row for row in user.report("kept") if row["run_name"].startswith("tiny_sweetspot-ppl-5.0")
+    ]
+    assert told["note"] == "" and float(told["pass_at_1"]) >= 0

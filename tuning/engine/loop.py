@@ -57,8 +57,8 @@ def train(
     """
     torch.manual_seed(config.seed + ranks.rank())
     state = TrainingState(model=model, optimizer=_adamw(model, config))
-    if found := newest_whole(directory):
-        checkpoint.load(state, found)
+    if found := ranks.from_first(str(newest_whole(directory) or "")):
+        checkpoint.load(state, Path(found))
     device = next(model.parameters()).device
     model.train()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,9 @@ class Cluster:
         own = self._stages.get(kind, {})
         if kind == "report":
             above = {k: v for k, v in self._above.items() if k not in _REPORT}
-            return _checked(build(Resources, self._defaults | _REPORT | own | above))
+            report = build(Resources, self._defaults | _REPORT | own | above)
+            limit = seconds(report.time) or 2 * report.signal_seconds
+            return _checked(replace(report, signal_seconds=min(report.signal_seconds, limit // 2)))
         above = {k: v for k, v in self._above.items() if k not in _JOINS or kind in JOINED}
         return _checked(build(Resources, self._defaults | own | above))
 
@@ -161,24 +163,43 @@ def _settings(values: Any, where: str, path: Path) -> dict[str, Any]:
         choose(f"setting in {at}:", str(name), sorted(_DEFAULTS))
         empty = value in ("", "null", "~", [])
         found[name] = _DEFAULTS[name] if empty else coerce(Resources, name, value, f"{at}: ")
-    _refuse_secrets(found.get("setup", ()), f"{at}: setup")
+    for name in ("setup", "options"):
+        _refuse_secrets(found.get(name, ()), f"{at}: {name}")
     return found
 
 
-_SECRET = re.compile(r"\b(\w*(?:API_?KEY|TOKEN|SECRET|PASSWORD))\s*=\s*\S", re.IGNORECASE)
+_SECRET = re.compile(
+    r"\b(\w*(?:KEY|TOKEN|SECRET|PASSW\w*))\s*=\s*[^\s$]|(--token\b|\blogin\b)\s+(?!--)\S|\b(hf_)\w{8}",
+    re.IGNORECASE,
+)
 
 
 def _refuse_secrets(lines: tuple[str, ...], where: str) -> None:
     """Scripts are kept and shown: no secret may stand in one."""
     for line in lines:
         if found := _SECRET.search(line):
+            what = next(filter(None, found.groups()))
             raise UserError(
-                f"{where} sets {found[1]}; scripts are kept on disk and printed. Export it in the "
-                "shell that submits (jobs inherit it), or keep it in ~/.netrc."
+                f"{where} gives a secret ({what}); scripts are kept on disk and printed. Export it "
+                "in the shell that submits (jobs inherit it), or keep it in ~/.netrc."
             )
 
 
 _TIME = re.compile(r"\d+|\d+:\d\d?(:\d\d?)?|\d+-\d+(:\d\d?){0,2}|infinite|unlimited", re.IGNORECASE)
+
+
+def seconds(time: str | None) -> int | None:
+    """A time limit as SLURM reads it, in seconds; None for no limit, or where it is no time."""
+    if time is None or not _TIME.fullmatch(time) or not time[0].isdigit():
+        return None
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, more = [*parts, 0, 0][:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + more
+    if len(parts) == 3:
+        return (parts[0] * 60 + parts[1]) * 60 + parts[2]
+    return parts[0] * 60 + (parts[1] if len(parts) > 1 else 0)
 
 
 def _checked(found: Resources) -> Resources:
@@ -191,6 +212,12 @@ def _checked(found: Resources) -> Resources:
         raise UserError(
             f"time is '{found.time}'; write minutes, hours:minutes:seconds or "
             "days-hours:minutes:seconds, in quotes in a YAML file."
+        )
+    limit = seconds(found.time)
+    if limit is not None and found.signal_seconds * 2 > limit:
+        raise UserError(
+            f"signal_seconds is {found.signal_seconds} and time {found.time}; a stage would be "
+            "asked to save before it has got anywhere. The limit must be twice as long at least."
         )
     for name in ("partition", "account", "qos", "gres", "constraint", "mem"):
         if re.search(r"[\s'\"]", getattr(found, name) or ""):

@@ -13,6 +13,7 @@ import fcntl
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,14 @@ from tuning.pipeline.supervisor import Here, Host, Supervisor
 from tuning.runs import atomic
 from tuning.runs.errors import EXIT_AGAIN, StageFailed, UserError
 from tuning.runs.interrupt import PARENT_VARIABLE
+from tuning.runs.lock import slurm_job
 from tuning.runs.stages import Plan, Stage, sweetspot_ready
 
 WATCH_SECONDS = 2.0
+RETRY_SECONDS = 110.0
+"""How long a controller that does not answer is asked again; it may be starting anew."""
 TRIES = 5
+"""How often a fork is let go before it is left to wait for the end of SFT."""
 
 
 class Allocation:
@@ -45,15 +50,21 @@ class Allocation:
 
     def watch(self) -> None:
         """Let forks go whose sweetspot is there."""
-        if self.release is not None and time.monotonic() >= self._next:
-            self._next = time.monotonic() + WATCH_SECONDS
+        if self.release is None or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + WATCH_SECONDS
+        try:
             self.release()
+        except Exception as error:  # whatever it is, the stage is worth more
+            print(f"warning: forks are not looked after now ({error!r})", flush=True)
+            self._next += 30 * WATCH_SECONDS
 
     def requeue(self, why: str, record: Callable[[str], None]) -> bool:
         """Put this job back into the queue, unless SLURM is ending it for reasons of its own: a
         cancelled job stays cancelled, a preempted one is requeued by SLURM.
         """
-        for _ in range(TRIES):
+        until = time.monotonic() + RETRY_SECONDS
+        while True:
             try:
                 state = self.slurm.state(self.job)
                 if state != "RUNNING":
@@ -62,10 +73,11 @@ class Allocation:
                 record(f"{why}; put back into the queue")
                 self.slurm.requeue(self.job)
                 return True
-            except StageFailed as error:
+            except (StageFailed, UserError) as error:
                 record(f"{why}; could not be put back into the queue: {error}")
-                time.sleep(1)
-        return True
+                if time.monotonic() > until:
+                    return True
+                time.sleep(2)
 
 
 class Forks:
@@ -77,6 +89,7 @@ class Forks:
         self.folder = folder
         self.stage = stage
         self._let_go: set[tuple[str, tuple[int, int]]] = set()
+        self._tries: Counter[str] = Counter()
 
     def release(self) -> None:
         """Lift what the stages wait for whose checkpoint is whole; where the cluster forbids it,
@@ -93,12 +106,15 @@ class Forks:
             if task is None or (task.id, changed) in self._let_go:
                 continue
             if sweetspot_ready(plan, stage, site.home()):
-                self._let_go.add((task.id, changed))
+                self._tries[task.id] += 1
                 try:
                     self.slurm.depend(task.number, [task.index], "")
                     print(f"{stage.name}: its sweetspot is there; let go", flush=True)
                 except StageFailed as error:
                     print(f"{stage.name}: not let go ({error})", flush=True)
+                    if self._tries[task.id] < TRIES:
+                        continue
+                self._let_go.add((task.id, changed))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,9 +125,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare_environment() -> None:
-    """Threads as SLURM gave cores, this code first, and no launcher as a parent."""
+    """This code first, and no launcher as a parent."""
     os.environ.pop(PARENT_VARIABLE, None)
     os.environ["PYTHONPATH"] = python_path()
+
+
+def _take_all_cores() -> None:
+    """A stage that is alone in its job has the cores of the job."""
     if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
         os.environ.setdefault("OMP_NUM_THREADS", cores)
 
@@ -121,10 +141,12 @@ def _submitted(tasks: Path) -> int:
     found: dict[str, Any] | None = atomic.read_json(tasks)
     if found is None:
         raise UserError(f"there is no file '{tasks}' that says what this job is.")
-    stage = Stage(**_tuples(found["stages"][int(os.environ["SLURM_ARRAY_TASK_ID"])]))
+    stage = Stage.from_json(found["stages"][int(os.environ["SLURM_ARRAY_TASK_ID"])])
     folder = Path(found["folder"])
     slurm = Slurm()
-    host = Allocation(slurm, os.environ["SLURM_JOB_ID"], Forks(slurm, folder, stage.name).release)
+    _take_all_cores()
+    job = slurm_job(os.environ) or ""
+    host = Allocation(slurm, job, Forks(slurm, folder, stage.name).release)
     places = {
         "record": folder / "stages" / f"{stage.name}.json",
         "progress": folder / "stages" / "slurm" / f"{stage.name}.json",
@@ -141,7 +163,9 @@ def _by_hand(words: list[str]) -> int:
     script = script if script.is_absolute() else site.CHECKOUT / script
     if not script.is_file():
         raise UserError(f"there is no '{words[0]}' in {site.CHECKOUT}.")
-    number = os.environ.get("SLURM_JOB_ID")
+    if script.name != "run_sweetspot_pipeline.py":
+        _take_all_cores()
+    number = slurm_job(os.environ)
     host: Host = Allocation(Slurm(), number) if number else Here()
     folder = site.home() / "outputs" / "jobs" / (number or f"local-{os.getpid()}")
     return _supervise(
@@ -173,10 +197,6 @@ def _supervise(command: list[str], host: Host, *, record: Path, progress: Path, 
     state = "to be continued" if ending.code == EXIT_AGAIN else ending.state
     print(f"{record.stem}: {state}{': ' + ending.reason if ending.reason else ''}")
     return ending.code
-
-
-def _tuples(entry: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
 
 
 if __name__ == "__main__":

@@ -25,9 +25,13 @@ from tuning.pipeline.display import Display
 from tuning.runs import atomic, provenance
 from tuning.runs.errors import EXIT_AGAIN
 from tuning.runs.interrupt import PARENT_VARIABLE
+from tuning.runs.rundir import PROGRESS_VARIABLE, tell
 from tuning.runs.stages import Plan, Stage, standing
 
 POLL_SECONDS = 0.1
+ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+A_STAGE = 1_000_000
+"""More than the steps of any stage, where progress over all stages is one number."""
 
 
 @dataclass(kw_only=True)
@@ -59,12 +63,13 @@ class LocalLauncher:
         self.states: dict[str, tuple[str, str]] = {}
         self.running: list[Running] = []
         self.stopping = False
+        self._told = -1
 
     def launch(self) -> dict[str, tuple[str, str]]:
         """Run what is not done; {stage name: (done | skipped | failed | blocked | pending,
         reason)}.
         """
-        previous = {n: signal.signal(n, self._stop) for n in (signal.SIGTERM, signal.SIGINT)}
+        previous = {n: signal.signal(n, self._stop) for n in ASKS}
         try:
             while not self._finished():
                 self._settle()
@@ -74,6 +79,7 @@ class LocalLauncher:
                     self._start_ready()
                 self._reap()
                 self.display.refresh(self.running)
+                self._tell()
                 time.sleep(POLL_SECONDS)
         finally:
             for number, handler in previous.items():
@@ -83,6 +89,15 @@ class LocalLauncher:
         for stage in self.plan.stages:
             self.states.setdefault(stage.name, ("pending", ""))
         return self.states
+
+    def _tell(self) -> None:
+        """Say how far the plan is, where this process itself is supervised."""
+        told = [atomic.read_json(entry.progress) or {} for entry in self.running]
+        at = A_STAGE * len(self.states) + sum(int(entry.get("at", 0)) for entry in told)
+        if at > self._told and os.environ.get(PROGRESS_VARIABLE):
+            self._told = at
+            of = A_STAGE * len(self.plan.stages)
+            tell(directory=str(self.folder), phase="plan", at=at, of=of, note="", time=time.time())
 
     def _finished(self) -> bool:
         if self.running:
@@ -145,7 +160,7 @@ class LocalLauncher:
         progress.parent.mkdir(parents=True, exist_ok=True)
         device = self._free_device()
         command = [
-            sys.executable, "-m", "tuning.pipeline.supervisor", "--record", str(record),
+            sys.executable, "-P", "-m", "tuning.pipeline.supervisor", "--record", str(record),
             "--progress", str(progress),
             "--log", str(log), "--",
             *stage_command(stage, wait=self.wait, wandb=self.wandb),
@@ -164,7 +179,7 @@ class LocalLauncher:
         )
 
     def _environment(self, stage: Stage, device: str | None) -> dict[str, str]:
-        cores = os.cpu_count() or 1
+        cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
         share = cores if stage.wide else max(1, cores // self.slots)
         threads = os.environ.get("OMP_NUM_THREADS") or str(share)
         environment = os.environ | {

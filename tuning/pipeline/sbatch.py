@@ -82,4 +82,4 @@ def _escaped(folder: Path, path: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return f'"{text}"' if " " in text else text
+    return f'"{text}"'

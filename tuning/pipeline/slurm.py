@@ -24,6 +24,10 @@ OURS = (
     "ARRAY_INX", "OUTPUT", "ERROR", "WAIT", "OPEN_MODE", "SIGNAL", "REQUEUE", "NO_REQUEUE",
 )  # fmt: skip
 """What a script decides: sbatch's variables of these names would beat it."""
+FILTERS = ("SQUEUE_", "SACCT_", "SLURM_CLUSTERS")
+"""A person's own views of the queue: with them, jobs would be overlooked and submitted twice."""
+UNSURE = "timed out|unable to contact|connection|communication|try again|temporarily"
+"""What sbatch says where SLURM may have the job all the same."""
 SECONDS = 60.0
 """How long a command may take to answer."""
 
@@ -84,9 +88,13 @@ class Slurm:
             return False
 
     def submit(self, script: Path) -> int:
-        """Submit a script; its job id. UserError where SLURM refuses it."""
-        done = self._run("sbatch", "--parsable", str(script), environment=_without(OURS))
+        """Submit a script; its job id. UserError where SLURM refuses it, StageFailed where it is
+        not known whether SLURM has taken it.
+        """
+        done = self._run("sbatch", "--parsable", str(script))
         if done.returncode != 0:
+            if re.search(UNSURE, done.stderr, re.IGNORECASE):
+                raise StageFailed(f"sbatch {script.name}: {_said(done)}; submit again.")
             raise UserError(f"SLURM refuses {script.name}: {_said(done)}.")
         return int(done.stdout.strip().split(";")[0])
 
@@ -119,9 +127,11 @@ class Slurm:
         return [job for line in done.stdout.splitlines() if (job := _job(line)) is not None]
 
     def state(self, job: str) -> str:
-        """The state of one job as squeue writes it; "" where it is not known."""
+        """The state of one job as squeue writes it; "" where SLURM does not know it."""
         done = self._run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
-        return done.stdout.split()[0] if done.returncode == 0 and done.stdout.split() else ""
+        if done.returncode != 0 and "Invalid job id" not in done.stderr:
+            raise StageFailed(f"squeue does not answer: {_said(done)}.")
+        return (done.stdout.split() or [""])[0]
 
     def ended(self, jobs: Sequence[str]) -> dict[str, str]:
         """{task: state} of ended tasks from the accounting database, where there is one."""
@@ -165,14 +175,12 @@ class Slurm:
         if done.returncode != 0 and (said or not done.stderr):
             raise StageFailed(f"scontrol {' '.join(words)}: {_said(done)}.")
 
-    def _run(
-        self, *command: str, seconds: float = SECONDS, environment: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def _run(self, *command: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
         self.calls.append(command[0])
         try:
             return subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=seconds,
-                stdin=subprocess.DEVNULL, env=environment,
+                stdin=subprocess.DEVNULL, env=_environment(),
             )  # fmt: skip
         except FileNotFoundError:
             raise UserError(
@@ -183,10 +191,14 @@ class Slurm:
             raise StageFailed(f"{command[0]} did not answer within {seconds:g} s.") from None
 
 
-def _without(names: Iterable[str]) -> dict[str, str]:
-    """The environment without some of sbatch's variables."""
-    left_out = {f"SBATCH_{name}" for name in names}
-    return {name: value for name, value in os.environ.items() if name not in left_out}
+def _environment() -> dict[str, str]:
+    """The environment without the variables that would change what we ask, or are told."""
+    left_out = {f"SBATCH_{name}" for name in OURS}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in left_out and not name.startswith(FILTERS)
+    }
 
 
 def tasks(number: int, indices: Sequence[int]) -> str:
@@ -214,10 +226,13 @@ def _each(job: str) -> list[str]:
 
 
 def _job(line: str) -> Job | None:
+    if line.count("|") < 5:
+        return None
     job, state, reason, comment, elapsed, node = line.split("|", 5)
-    if not comment.startswith(COMMENT) or "_" not in job:
+    if not comment.startswith(COMMENT):
         return None
     token = comment.removeprefix(COMMENT)
+    job = job if "_" in job else f"{job}_0"  # an array of one that never started
     return Job(id=job, state=state, reason=reason, token=token, elapsed=elapsed, node=node)
 
 

@@ -118,13 +118,15 @@ def _not_done(
         return _live(job, stage, above)
     if any(d is not None and Lock(d.path).holder() for d in (found.run, found.evaluation)):
         return "running", ""
+    task = view.tasks.get(stage.name)
     record = atomic.read_json(view.folder / "stages" / f"{stage.name}.json") or {}
+    if task is not None and record.get("job") not in (None, task.id):
+        record = {}  # of an earlier submission
     if record.get("state") == "failed":
         return "failed", str(record["reason"])
     for parent in stage.parents:
         if parent in above and above[parent].state in ("failed", "blocked", "cancelled"):
             return "blocked", f"{parent} {above[parent].state}"
-    task = view.tasks.get(stage.name)
     if task is not None:
         if not view.answered:
             return "waiting", "SLURM does not answer"
@@ -174,7 +176,8 @@ _STATES = {
 def _silent(view: _View, task: Task, job: Job | None, told: str, *, begun: bool) -> tuple[str, str]:
     """How a job ended whose supervisor could not say it."""
     output = view.folder / "slurm" / f"{task.token}-{task.index}.out"
-    said = _tail(output)
+    lines = _tail(output).splitlines()
+    said = "\n".join(line for line in lines if "DUE TO JOB REQUEUE" not in line)
     known = job.state if job is not None else view.accounted.get(task.id, "")
     if known not in ("CANCELLED", "PREEMPTED"):
         for words, state, reason in _WORDS:

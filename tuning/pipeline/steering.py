@@ -15,6 +15,7 @@ from tuning.pipeline.jobs import REPORT, Jobs
 from tuning.pipeline.slurm import Job, Slurm
 from tuning.pipeline.status import ENDED, StageStatus, stages_of, table
 from tuning.runs.errors import EXIT_FAILED, StageFailed, UserError, nearest
+from tuning.runs.lock import Lock
 from tuning.runs.stages import Plan, descendants
 
 WATCH_SECONDS = 5.0
@@ -106,12 +107,21 @@ def _named(plans: Sequence[Plan], run: str) -> tuple[Plan, str]:
 def cancel(plan: Plan, stage: str | None) -> int:
     """Cancel the jobs of an experiment, or of a stage and all that stands on it; ours only."""
     folder = site.reports_dir() / plan.experiment
-    tasks = Jobs(folder).latest()
+    with Lock(folder).holding():
+        return _cancel(plan, folder, stage)
+
+
+def _cancel(plan: Plan, folder: Path, stage: str | None) -> int:
+    jobs = Jobs(folder)
+    queued = _live(Slurm()) if jobs.arrays() else {}
+    numbers = {job.token: job.number for job in queued.values()}
+    for array in jobs.arrays():
+        array.number = array.number or numbers.get(array.token)  # a submission that broke
+    tasks = jobs.latest()
     if stage is not None:
         name = _named([plan], stage)[1]
         chosen = {name, *descendants(plan.stages, name)}
         tasks = {key: task for key, task in tasks.items() if key in chosen}
-    queued = _live(Slurm()) if tasks else {}
     live = [task for task in tasks.values() if task.id in queued]
     if not live:
         print(f"experiment {plan.experiment}: no job is queued or running")

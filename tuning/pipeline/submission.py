@@ -8,6 +8,7 @@ its arrays by their tokens.
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
 from collections import defaultdict
@@ -84,7 +85,8 @@ class Submission:
             live = self._live(arrays)
             outcome = self._sorted(live)
             missing = self._to_submit(outcome)
-            if missing:
+            broken = any(not array.released for array in arrays)
+            if missing or (broken and REPORT.name not in live):
                 atomic.write_json(self.folder / "plan.json", self.plan.to_json())
                 self._drop_report(live)
                 arrays = self._submit(arrays, missing)
@@ -100,7 +102,7 @@ class Submission:
         missing = self._to_submit(self._sorted({}))
         if not missing:
             return []
-        arrays = self._arrays([*missing, REPORT], max_array_size, number=1)
+        arrays = self._arrays([*missing, REPORT], max_array_size, number="1")
         return [(array, self._script(array, Path("SNAPSHOT"))) for array in arrays]
 
     def words(self, name: str) -> str:
@@ -188,7 +190,8 @@ class Submission:
     def _submit(self, arrays: list[Array], missing: Sequence[Stage]) -> list[Array]:
         """Submit an array a kind of stage, held; each is written down before and after."""
         code = snapshot.take(self.say)
-        number = 1 + max((int(array.token.split(".")[-2]) for array in arrays), default=0)
+        before = (int(array.token.split(".")[-2].partition("-")[0]) for array in arrays)
+        number = f"{1 + max(before, default=0)}-{secrets.token_hex(3)}"
         new = self._arrays([*missing, REPORT], self.slurm.max_array_size(), number)
         for array in new:
             array.code, array.time = str(code), time.time()
@@ -205,7 +208,7 @@ class Submission:
             raise
         return everything
 
-    def _arrays(self, stages: Sequence[Stage], largest: int, number: int) -> list[Array]:
+    def _arrays(self, stages: Sequence[Stage], largest: int, number: str) -> list[Array]:
         """Stages of a kind together, split where an array would be too large."""
         found = []
         for kind in KINDS:
@@ -305,7 +308,7 @@ class Submission:
             return "afterany:" + ":".join(map(str, numbers)) if numbers else ""
         stage = self._stages[task.stage]
         if sweetspot_ready(self.plan, stage, site.home()):
-            return ""
+            return self.options.dependency or ""
         alone = {array.number for array in arrays if len(array.stages) == 1}
         above = [
             str(parent.number) if parent.number in alone else parent.id

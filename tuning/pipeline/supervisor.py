@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from tuning.runs import atomic
 from tuning.runs.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR
 from tuning.runs.interrupt import EXIT_VARIABLE, PARENT_VARIABLE, STOP_VARIABLE
-from tuning.runs.lock import Lock
+from tuning.runs.lock import Lock, slurm_job
 from tuning.runs.rundir import PROGRESS_VARIABLE, RunDirectory
 
 POLL_SECONDS = 0.1
@@ -147,7 +147,10 @@ class Supervisor:
     def _verdict(self, code: int, *, out_of_memory: bool) -> str:
         """`decide()`, with the progress since the last start, here or in an earlier job."""
         progressed = self._progressed()
-        self._idle = 0 if progressed else self._idle + 1
+        if progressed:
+            self._idle = 0
+        elif not self._waited():
+            self._idle += 1
         verdict = decide(
             code,
             asked=bool(self.asked),
@@ -155,6 +158,10 @@ class Supervisor:
             out_of_memory=out_of_memory,
         )
         return "failed" if verdict == "stopped" and self._stuck() else verdict
+
+    def _waited(self) -> bool:
+        """Whether the stage has waited for another process that has its run."""
+        return (atomic.read_json(self.progress_file) or {}).get("phase") == "waiting"
 
     def _too_often(self) -> bool:
         return self.host.starts_again and self._attempts >= MOST_ATTEMPTS
@@ -174,7 +181,10 @@ class Supervisor:
 
     def _write(self, ending: Ending) -> None:
         """The record: how the stage stands, and what the next start needs to know."""
-        counts = {"attempts": self._attempts, "idle": self._idle, "furthest": self._furthest}
+        counts = {
+            "attempts": self._attempts, "idle": self._idle, "furthest": self._furthest,
+            "job": slurm_job(os.environ),
+        }  # fmt: skip
         atomic.write_json(self.record, asdict(ending) | counts)
 
     def _attempt(self) -> int:

@@ -66,7 +66,7 @@ def _number(environ: Mapping[str, str], by_hand: str, by_slurm: str, default: in
 def command(node: Node, stage: Sequence[str]) -> list[str]:
     """The words that start the processes of this node."""
     return [
-        sys.executable, "-m", "torch.distributed.run", f"--nnodes={node.nodes}",
+        sys.executable, "-P", "-m", "torch.distributed.run", f"--nnodes={node.nodes}",
         f"--node_rank={node.rank}", f"--nproc_per_node={node.processes}",
         f"--master_addr={node.address}", f"--master_port={node.port}", *stage,
     ]  # fmt: skip
@@ -77,7 +77,7 @@ def on_all_nodes(node: Node, stage: Sequence[str]) -> list[str]:
     return [
         "srun", f"--nodes={node.nodes}", f"--ntasks={node.nodes}", "--ntasks-per-node=1",
         f"--cpus-per-task={os.environ.get('SLURM_CPUS_PER_TASK', '1')}", "--kill-on-bad-exit=1",
-        "--export=ALL", sys.executable, "-m", "tuning.pipeline.torchrun", *stage,
+        "--export=ALL", sys.executable, "-P", "-m", "tuning.pipeline.torchrun", *stage,
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -69,9 +69,17 @@ def ourselves() -> Holder:
         host=socket.gethostname(),
         pid=os.getpid(),
         started=process_start(os.getpid()),
-        job=os.environ.get("SLURM_JOB_ID"),
+        job=slurm_job(os.environ),
         heartbeat=time.time(),
     )
+
+
+def slurm_job(environ: Mapping[str, str]) -> str | None:
+    """The SLURM job of a process: of a task of an array `12_3`, since one of them has the number of
+    the whole array for its own.
+    """
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
 
 
 def is_stale(holder: Holder) -> bool:
@@ -93,7 +101,7 @@ def _job_ended(job: str) -> bool:
             capture_output=True, text=True, timeout=10, check=False,
         )  # fmt: skip
         if asked.returncode == 0:
-            return asked.stdout.strip() not in ("RUNNING", "COMPLETING", "SUSPENDED")
+            return not {"RUNNING", "COMPLETING", "SUSPENDED"} & set(asked.stdout.split())
         return "Invalid job id" in asked.stderr
     return False
 

@@ -8,7 +8,7 @@ skipped and what is still to do.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ class Stage:
     seed: int | None = None
     wide: bool = False
     """Whether it runs alone, with all cores."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Stage:
+        """Back from JSON; what another version of the code had more is left out."""
+        known = {entry.name for entry in fields(cls)}
+        found: Any = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known
+        }
+        return cls(**found)
 
     @property
     def kind(self) -> str:
@@ -105,10 +114,7 @@ class Plan:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:
         """Back from plan.json."""
-        stages = []
-        for entry in value["stages"]:
-            fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
-            stages.append(Stage(**fields))
+        stages = [Stage.from_json(entry) for entry in value["stages"]]
         return cls(experiment=value["experiment"], stages=tuple(stages), about=dict(value["about"]))
 
 
