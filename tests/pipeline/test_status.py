@@ -474,3 +474,13 @@ def test_status_imports_nothing_heavy(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "pending" in done.stdout and done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [("slurmstepd: error: Detected 1 oom_kill event", "out of memory"), ("", "killed by SIGKILL")],
+)
+def test_slurm_may_know_what_killed_a_stage(submitted, words, reason):
+    submitted.record("a", "failed", "killed by SIGKILL")
+    submitted.output(0, words)
+    assert submitted.told()["a"] == ("failed", reason)

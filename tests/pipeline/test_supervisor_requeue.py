@@ -318,3 +318,17 @@ def test_a_stage_alone_is_sent_signals_and_leaves_no_files(job):
     when_ready(job.log, signal.SIGTERM)
     job.start("progress(1)" + WAITS)
     assert [path.name for path in (job.folder / "stages" / "slurm").iterdir()] == ["stage.json"]
+
+
+ROOT_CAUSE = """
+progress(1)
+print("Root Cause (first observed failure):\\n[0]:\\n  rank      : 1 (local_rank: 1)")
+print("  exitcode  : {code} (pid: 4)")
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(("code", "ending"), [("-9", 75), ("-11", 1), ("1", 1)])
+def test_a_rank_that_was_killed_is_named_by_torchrun(job, code, ending):
+    found = job.start(ROOT_CAUSE.format(code=code), joined=True)
+    assert found.code == ending

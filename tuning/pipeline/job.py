@@ -146,7 +146,8 @@ def _submitted(tasks: Path) -> int:
     slurm = Slurm()
     _take_all_cores()
     job = slurm_job(os.environ) or ""
-    host = Allocation(slurm, job, Forks(slurm, folder, stage.name).release)
+    forks = Forks(slurm, folder, stage.name) if stage.kind == "sft" else None
+    host = Allocation(slurm, job, forks.release if forks else None)
     places = {
         "record": folder / "stages" / f"{stage.name}.json",
         "progress": folder / "stages" / "slurm" / f"{stage.name}.json",

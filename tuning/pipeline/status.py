@@ -123,7 +123,10 @@ def _not_done(
     if task is not None and record.get("job") not in (None, task.id):
         record = {}  # of an earlier submission
     if record.get("state") == "failed":
-        return "failed", str(record["reason"])
+        reason = str(record["reason"])
+        if task is not None and reason.startswith("killed by SIG"):
+            return _silent(view, task, job, reason, begun=True)  # SLURM may know what did it
+        return "failed", reason
     for parent in stage.parents:
         if parent in above and above[parent].state in ("failed", "blocked", "cancelled"):
             return "blocked", f"{parent} {above[parent].state}"

@@ -217,12 +217,18 @@ class Supervisor:
     def _told_exit(self, code: int) -> int:
         """The exit code of a stage that torchrun started, as its first rank wrote it down.
 
-        It says 75 only where all ranks agreed to stop.
+        It says 75 only where all ranks agreed to stop. A rank that was killed could write nothing:
+        torchrun says which signal it was that began it all.
         """
         told = self._exit_file.read_text() if self._exit_file.exists() else ""
         self._exit_file.unlink(missing_ok=True)
         self._stop_file.unlink(missing_ok=True)
-        return int(told) if self.joined and code != EXIT_DONE and told else code
+        if not self.joined or code == EXIT_DONE:
+            return code
+        if told:
+            return int(told)
+        killed = _ROOT_CAUSE.search(_said(self.log, self._log_start))
+        return int(killed[1]) if killed else code
 
     def _pass_on(self, number: int) -> None:
         self.asked = number
@@ -279,18 +285,22 @@ class Supervisor:
 
 def last_line(log: Path, start: int = 0) -> str:
     """What was said last behind byte `start`: an error if there is one, no progress bar."""
+    lines = [part.strip() for part in re.split(r"[\r\n]+", _said(log, start))]
+    said = [line for line in (_BAR.sub("", line) for line in lines) if line]
+    errors = [line for line in said if line.startswith("error: ")]
+    return (errors or said or [""])[-1]
+
+
+def _said(log: Path, start: int) -> str:
+    """The end of a log behind byte `start`."""
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(start, file.tell() - 8192))
-        lines = [
-            part.strip() for part in re.split(r"[\r\n]+", file.read().decode(errors="replace"))
-        ]
-        said = [line for line in (_BAR.sub("", line) for line in lines) if line]
-        errors = [line for line in said if line.startswith("error: ")]
-        return (errors or said or [""])[-1]
+        return file.read().decode(errors="replace")
     return ""
 
 
+_ROOT_CAUSE = re.compile(r"Root Cause.*?exitcode\s*:\s*(-\d+)", re.DOTALL)
 _BAR = re.compile(r"^[^|]*\d+%\|[^|]*\| *\d+/\d+ *\[[^\]]*\]?")
 
 
