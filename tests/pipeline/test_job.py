@@ -34,8 +34,11 @@ pytestmark = pytest.mark.unit
 class Asked:
     """A SLURM whose answers are given beforehand, and what it was asked."""
 
-    def __init__(self, state: str = "RUNNING", failures: int = 0) -> None:
+    def __init__(
+        self, state: str = "RUNNING", failures: int = 0, *, preempted: bool = False
+    ) -> None:
         self.answer = state
+        self.given_up = preempted
         self.failures = failures
         self.asked: list[tuple] = []
 
@@ -48,6 +51,9 @@ class Asked:
         self.asked.append(("state", job))
         self._try()
         return self.answer
+
+    def preempted(self, job: str) -> bool:
+        return self.given_up
 
     def requeue(self, job: str) -> None:
         self.asked.append(("requeue", job))
@@ -96,6 +102,12 @@ def test_a_job_that_slurm_is_ending_is_not_put_back(state, said):
     slurm = Asked(state)
     assert requeue(slurm) == (True, [said])
     assert ("requeue", "17") not in slurm.asked
+
+
+def test_a_preempted_job_that_slurm_does_not_requeue_does_it_itself():
+    slurm = Asked("COMPLETING", preempted=True)
+    assert requeue(slurm) == (True, ["saved; put back into the queue"])
+    assert ("requeue", "17") in slurm.asked
 
 
 def test_slurm_is_asked_again_while_it_does_not_answer(no_sleep):

@@ -96,6 +96,15 @@ def preempt(site: Site, job: str) -> None:
     wait_for(lambda: site.state(job) in ("PENDING", "REQUEUED"), 60, site.queue)
 
 
+def preempt_for_good(site: Site, job: str) -> None:
+    """Where preempted jobs are cancelled, they put themselves back into the queue."""
+    site.cluster.run("scontrol", "update", "PartitionName=low", "PreemptMode=CANCEL")
+    try:
+        preempt(site, job)
+    finally:
+        site.cluster.run("scontrol", "update", "PartitionName=low", "PreemptMode=REQUEUE")
+
+
 def signal_term(site: Site, job: str) -> None:
     site.cluster.run("scancel", "--signal=TERM", "--batch", job)
     wait_for(lambda: site.state(job) in ("PENDING", "REQUEUED"), 60, site.queue)
@@ -112,8 +121,8 @@ def kill_training(site: Site, job: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "disturb"),
     [
-        ("sft", preempt), ("dpo", preempt), ("sft", signal_term), ("kto", signal_term),
-        ("grpo", signal_term), ("sft", kill_training), ("dpo", kill_training),
+        ("sft", preempt), ("dpo", preempt), ("sft", preempt_for_good), ("sft", signal_term),
+        ("kto", signal_term), ("grpo", signal_term), ("sft", kill_training), ("dpo", kill_training),
     ],
 )  # fmt: skip
 def test_a_disturbed_run_ends_like_an_undisturbed_one(

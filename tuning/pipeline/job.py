@@ -61,13 +61,14 @@ class Allocation:
 
     def requeue(self, why: str, record: Callable[[str], None]) -> bool:
         """Put this job back into the queue, unless SLURM is ending it for reasons of its own: a
-        cancelled job stays cancelled, a preempted one is requeued by SLURM.
+        cancelled job stays cancelled, a preempted one is requeued by SLURM unless it is set up to
+        end such jobs.
         """
         until = time.monotonic() + RETRY_SECONDS
         while True:
             try:
                 state = self.slurm.state(self.job)
-                if state != "RUNNING":
+                if state != "RUNNING" and not self.slurm.preempted(self.job):
                     record(f"{why}; SLURM says {state.lower() or 'nothing'}")
                     return True
                 record(f"{why}; put back into the queue")

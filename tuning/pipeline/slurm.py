@@ -133,6 +133,13 @@ class Slurm:
             raise StageFailed(f"squeue does not answer: {_said(done)}.")
         return (done.stdout.split() or [""])[0]
 
+    def preempted(self, job: str) -> bool:
+        """Whether a job is being ended, not requeued, because another wants its place; where SLURM
+        requeues such jobs itself, no time of preemption stands in the record.
+        """
+        done = self._run("scontrol", "show", "job", job)
+        return re.search(r"PreemptTime=\d", done.stdout) is not None
+
     def ended(self, jobs: Sequence[str]) -> dict[str, str]:
         """{task: state} of ended tasks from the accounting database, where there is one."""
         if not jobs or shutil.which("sacct") is None:
