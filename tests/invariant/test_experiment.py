@@ -4,6 +4,7 @@ it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 from tests.conftest import check, copy_home, environment, run_entry
 from tuning.config import PACKAGE
 from tuning.data import train_dataset
+from tuning.runs.lock import Lock
 from tuning.runs.rundir import RunDirectory
 
 EXPERIMENT = (
@@ -127,22 +129,25 @@ def test_forks_alone_find_the_checkpoints_of_an_earlier_sft(finished: Path, tmp_
     assert {name.partition("_kto")[0] for name in new} == {"tiny_sweetspot-ppl-5.0"}
 
 
-def test_two_launchers_share_a_home(trained_home: Path, tmp_path: Path) -> None:
+def test_two_launchers_share_a_home(trained_home: Path, finished: Path, tmp_path: Path) -> None:
     home = copy_home(trained_home, tmp_path / "home")
     command = [sys.executable, str(PACKAGE / PIPELINE), *EXPERIMENT, "--no_references"]
-    both = [
-        subprocess.Popen(
-            command,
-            env=environment(home),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    told = [process.communicate(timeout=600) for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    assert any("in use by process" in err for _, err in told)
+    logs = [tmp_path / f"launcher-{number}.txt" for number in range(2)]
+    (sft,) = (finished / "models").glob("tiny_sft-arith-96-????????")
+    held = f"{sft.name}: in use by process {os.getpid()}"
+    with Lock(home / "models" / sft.name).holding(), contextlib.ExitStack() as stack:
+        both = [
+            subprocess.Popen(
+                command, env=environment(home), stderr=stack.enter_context(log.open("w"))
+            )
+            for log in logs
+        ]
+        deadline = time.monotonic() + 300
+        while not all(held in log.read_text() for log in logs):
+            assert time.monotonic() < deadline, [log.read_text() for log in logs]
+            time.sleep(0.2)
+    ended = [process.wait(timeout=600) for process in both]
+    assert ended == [0, 0], [log.read_text() for log in logs]
     for status in home.rglob("status.json"):
         assert json.loads(status.read_text())["state"] == "done", status
     for path in home.glob("models/*/metrics.jsonl"):
@@ -151,8 +156,6 @@ def test_two_launchers_share_a_home(trained_home: Path, tmp_path: Path) -> None:
 
 
 def test_a_held_run_with_no_wait_is_refused(tiny_home: Path) -> None:
-    from tuning.runs.lock import Lock
-
     name = "tiny_sft-arith-32"
     flags = ("--model", "tiny", "--dataset", "arith", "--task", "math", "--train_size", "32",
              "--do_training", "--no_wait")  # fmt: skip

@@ -16,7 +16,7 @@ from tuning.runs import atomic
 from tuning.runs.stages import Plan, Stage
 
 LOG_SECONDS = 20.0
-TERMINAL_SECONDS = 0.25
+LOOK_SECONDS = 0.25
 
 
 class InProgress(Protocol):
@@ -37,6 +37,7 @@ class Display:
         self._ended = 0
         self._terminal = sys.stderr.isatty()
         self._last = time.monotonic()
+        self._looked = 0.0
         self._shown = ""
         self._waiting: set[str] = set()
 
@@ -61,10 +62,14 @@ class Display:
         self.say(f"{took} {state:>8}  {stage.name}{': ' + reason if reason else ''}")
 
     def refresh(self, running: Sequence[InProgress]) -> None:
-        """Show how far the running stages are."""
+        """Show how far the running stages are; that one waits is said at once."""
         now = time.monotonic()
-        every = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
-        if not running or now - self._last < every:
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        for entry in running:
+            self._say_waiting(entry)
+        if not running or now - self._last < (LOOK_SECONDS if self._terminal else LOG_SECONDS):
             return
         self._last = now
         parts = [self._describe(entry) for entry in running]
@@ -77,15 +82,19 @@ class Display:
         self._shown = line[: width - 1]
         print(self._shown, end="", file=sys.stderr, flush=True)
 
+    def _say_waiting(self, entry: InProgress) -> None:
+        """Name the process that has the run of a stage, once."""
+        told = atomic.read_json(entry.progress)
+        if told and told["phase"] == "waiting" and entry.stage.name not in self._waiting:
+            self._waiting.add(entry.stage.name)
+            self.say(told["note"])
+
     def _describe(self, entry: InProgress) -> str:
         told = atomic.read_json(entry.progress)
         name = entry.stage.name
         if not told:
             return f"{name} starting"
         if told["phase"] == "waiting":
-            if name not in self._waiting:
-                self._waiting.add(name)
-                self.say(told["note"])
             return f"{name} waiting"
         of = f"{told['at']}/{told['of']}"
         return " ".join(filter(None, (name, told["phase"], of, told["note"])))
