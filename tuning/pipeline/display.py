@@ -64,12 +64,12 @@ class Display:
     def refresh(self, running: Sequence[InProgress]) -> None:
         """Show how far the running stages are; that one waits is said at once."""
         now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
-            return
-        self._looked = now
-        for entry in running:
-            self._say_waiting(entry)
-        if not running or now - self._last < (LOOK_SECONDS if self._terminal else LOG_SECONDS):
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            for entry in running:
+                self._say_waiting(entry)
+        every = LOOK_SECONDS if self._terminal else LOG_SECONDS
+        if not running or now - self._last < every:
             return
         self._last = now
         parts = [self._describe(entry) for entry in running]
