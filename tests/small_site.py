@@ -25,7 +25,7 @@ models:
     chat_template: tiny
     perplexity_thresholds: [2.0, 1.6]
     settings:
-      pretrain: {total_steps: 7}
+      pretrain: {preset: tiny, max_steps: 7}
       sft: {learning_rate: 5.0e-3, effective_batch_size: 32, micro_batch_size: 32, eval_steps: 5}
       pft: {effective_batch_size: 32, micro_batch_size: 32, kl_batch_size: 32, beta: 0.1}
       grpo: {learning_rate: 5.0e-4, merge_parent: true}

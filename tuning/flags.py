@@ -161,7 +161,8 @@ def add_flags(
         allowed = ("true", "false") if kind is bool else allowed
         group.add_argument(
             f"--{prefix}{entry.name}",
-            nargs="*" if several else None,
+            nargs="*" if several else "?" if kind is bool else None,
+            const="true" if kind is bool else None,
             default=argparse.SUPPRESS,
             metavar="|".join(str(a) for a in allowed) if allowed else entry.name.upper(),
             help=_help(config, entry),

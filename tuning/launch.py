@@ -134,7 +134,7 @@ def _submit(plan: Plan, options: Launch) -> int:
             f"TUNING_HOME '{site.home()}' has {' '.join(map(repr, odd))} in its name, which job "
             "scripts cannot carry; choose another folder."
         )
-    if any(cluster.resources(stage.kind).offline for stage in plan.stages):
+    if any(cluster.of(stage).offline for stage in plan.stages):
         absent = prefetch.missing(plan)
         if absent:
             raise UserError(
@@ -164,8 +164,7 @@ def _say_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
         state = "submitted" if stage.name in outcome.new else "queued" if task else "done"
         print(f"  {state:>9}  {task.id if task else '':>8}  {stage.name}")
     if outcome.new:
-        asked = {plan.stage(name).kind: cluster.resources(plan.stage(name).kind)
-                 for name in outcome.new}  # fmt: skip
+        asked = {plan.stage(name).kind: cluster.of(plan.stage(name)) for name in outcome.new}
         for kind, resources in asked.items():
             print(f"  {kind}: {describe(resources)}")
         cuda = any("gpu" in (resources.gres or "") for resources in asked.values()) or None

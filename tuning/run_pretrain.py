@@ -1,53 +1,109 @@
-"""Pre-train a small model from scratch, tokenizer and chat template included.
+"""Train a language model from scratch, or on from one that there is, on the engine.
 
     python tuning/run_pretrain.py --model tiny
+    python tuning/run_pretrain.py --preset gpt-0.25b --use_mock_data --max_steps 50
+    python tuning/run_pretrain.py --preset gpt-1b --data_path text.jsonl --tokenizer FOLDER
+    python tuning/run_pretrain.py --model_name_or_path FOLDER --data_path documents.jsonl \\
+        --block_size 512 --batch_size 16 --max_tokens_per_gpu 8192
 
-Writes TUNING_HOME/models/{model}/: config.json, status.json, metrics.jsonl, result.json, and
-model/, which transformers loads and every later stage takes as a base. Run again, it continues or
-says that it is done. Under torchrun the processes share the batch:
+Writes TUNING_HOME/models/{run}/, or --output_dir: config.json, status.json, metrics.jsonl,
+result.json, and model/, which transformers loads and every later stage takes as a base. Run again,
+it continues or says that it is done. Under torchrun the processes share the work:
 
-    torchrun --nproc_per_node 2 tuning/run_pretrain.py --model tiny
+    torchrun --nproc_per_node 8 tuning/run_pretrain.py --preset gpt-1b --use_mock_data --sep_size 2
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tuning import config as site
-from tuning.flags import Parser, add_flags, given
+from tuning.flags import Parser, add_flags, coerce, given
+
+if TYPE_CHECKING:
+    from tuning.engine.run_config import PretrainRunConfig
 
 
 def parser() -> Parser:
-    """The flags: those of the model's shape and of its pre-training."""
+    """The flags: those of the model's shape, the data, the training and how it is carried out."""
     from tuning.engine.run_config import PRETRAIN_PARTS
+    from tuning.training.stage import WANDB_MODES
 
     made = Parser(prog="run_pretrain.py", description=__doc__)
-    made.add_argument("--model", default="tiny", help="a model that is made here (default: tiny)")
+    made.add_argument("--model", help="a model of collections.yaml that is made here (tiny)")
+    made.add_argument("--exp_name", default="gpt", help="the run's name without --model (gpt)")
+    made.add_argument("--preset", help="settings by name: see tuning/engine/presets.yaml")
+    made.add_argument(
+        "--model_name_or_path",
+        help="train on from a model: of collections.yaml, a hub id, a folder",
+    )
+    made.add_argument("--output_dir", help="the run's own folder (default: by its name, see above)")
+    made.add_argument("--learning_rate", dest="max_lr", default=None, help="the same as --max_lr")
     made.add_argument("--force", action="store_true", help="train anew where it is done already")
     made.add_argument("--no_wait", action="store_true", help="fail if another process has the run")
+    made.add_argument(
+        "--wandb", default="off", metavar="|".join(WANDB_MODES),
+        help="report training to Weights & Biases (default: off)",
+    )  # fmt: skip
     for part in PRETRAIN_PARTS:
         add_flags(made, part)
     return made
 
 
+def config_of(args: Any) -> PretrainRunConfig:
+    """The run that a command line describes."""
+    from tuning.engine.config import EngineConfig
+    from tuning.engine.run_config import (
+        PRETRAIN_PARTS,
+        experiment_config,
+        preset,
+        pretrain_config,
+    )
+
+    if args.max_lr is None:
+        del args.max_lr
+    values = preset(args.preset) | given(args, PRETRAIN_PARTS)
+    if shared := os.environ.get("SEP_SIZE"):
+        values = {"sep_size": coerce(EngineConfig, "sep_size", shared, "SEP_SIZE: ")} | values
+    if args.model_name_or_path:
+        values["model_name_or_path"] = args.model_name_or_path
+    if args.output_dir:
+        values.setdefault("log_dir", str(_output_dir(args) / "logs"))
+    if args.model:
+        return pretrain_config(args.model, values)
+    return experiment_config(args.exp_name, values)
+
+
+def _output_dir(args: Any) -> Path:
+    return Path(args.output_dir).expanduser().resolve()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the stage."""
     args = parser().parse_args(argv)
-    from tuning.engine.run_config import PRETRAIN_PARTS, pretrain_config
+    from tuning.engine.run_config import check_place
     from tuning.runs import interrupt
     from tuning.runs.rundir import RunDirectory
     from tuning.training import stage
 
-    config = pretrain_config(args.model, given(args, PRETRAIN_PARTS))
+    config = config_of(args)
+    check_place(config.engine)
     site.require_writable_home()
     interrupt.install()
 
-    def body(directory: RunDirectory, _report_to: list[str]) -> None:
+    def body(directory: RunDirectory, report_to: list[str]) -> None:
         from tuning.engine.pretraining import pretrain
 
-        pretrain(config, directory)
+        pretrain(config, directory, report_to)
 
-    options = stage.Options(do_training=True, wait=not args.no_wait, force=args.force)
+    options = stage.Options(
+        do_training=True, wait=not args.no_wait, force=args.force,
+        wandb=stage.wandb_mode(args.wandb),
+        output_dir=_output_dir(args) if args.output_dir else None,
+    )  # fmt: skip
     stage.train(config.identity(), body, options, joined=True)
     return 0
 

@@ -5,7 +5,10 @@
 
 Writes TUNING_HOME/models/{run}/ (the adapter in model/, sweetspots in checkpoint-sweetspot-*/) and
 TUNING_HOME/outputs/{task}/{run}/ (responses.jsonl, scores.json). Run again, it does what is
-missing.
+missing. With --trainer engine all weights are trained, and several processes may share the work:
+
+    torchrun --nproc_per_node 2 tuning/run_sft.py --trainer engine --model tiny --dataset arith \\
+        --task math --train_size 2000 --learning_rate 2e-3 --do_training
 """
 
 from __future__ import annotations
@@ -59,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = RunDirectory(locate(site.models_dir(), config.run_name, config.hash))
     if options.do_training:
         directory = stage.train(
-            config.identity(config.run_name, None), functools.partial(_body, config), options
-        )
-    if options.do_inference or options.do_evaluation:
+            config.identity(config.run_name, None), functools.partial(_body, config), options,
+            joined=config.trainer == "engine",
+        )  # fmt: skip
+    if (options.do_inference or options.do_evaluation) and stage.first_process():
         stage.require_trained(directory, parents.sft_command(config))
         artifact = stage.Artifact(
             model=config.model, name=directory.name, hash=config.hash, run=directory
@@ -71,8 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _body(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -> None:
-    from tuning.training.sft_training import train
-
+    if config.trainer == "engine":
+        from tuning.training.engine_sft import train
+    else:
+        from tuning.training.sft_training import train
     train(config, directory, report_to)
 
 

@@ -52,6 +52,7 @@ def parser() -> Parser:
     add_flags(made, training.LoraConfig, prefix="sft_", title="the adapter of SFT")
     add_flags(made, pft, prefix="pft_", title="preference tuning")
     add_flags(made, training.LoraConfig, prefix="pft_", title="the adapter of preference tuning")
+    add_flags(made, training.EngineSFTConfig, title="what trains SFT")
     add_flags(made, training.ModelLoadConfig, title="the model")
     add_flags(made, PassAtKConfig, title="inference and evaluation")
     return made
@@ -102,6 +103,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     seed = {} if args.seed is None else {"seed": args.seed}
     model = given(args, (training.ModelLoadConfig,))
     sft = given(args, (training.TrainingArgumentsConfig, training.LoraConfig), "sft_")
+    trainer = given(args, (training.EngineSFTConfig,))
     pft = given(args, (training.DPOTrainingConfig, training.LoraConfig), "pft_")
     return Wanted(
         model=args.model, dataset=args.dataset, task=args.task, total_data=args.total_data,
@@ -109,7 +111,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         early_stop=not args.no_early_stop, methods=tuple(args.pft_method),
         do_sft=args.do_sft, do_dpo=args.do_dpo, do_inference=args.do_inference,
         do_evaluation=args.do_evaluation, references=not args.no_references,
-        experiment=args.experiment, model_values=model, sft_values=seed | rules | sft,
+        experiment=args.experiment, model_values=model, sft_values=seed | rules | sft | trainer,
         pft_values=seed | pft, evaluation_values=given(args, (PassAtKConfig,)),
     )  # fmt: skip
 

@@ -1,158 +1,197 @@
-"""The training loop on a very small model: resumed = straight, accumulated = one batch."""
+"""The training loop on a very small model: what is equal however a step is cut up, what a step
+says, and what ends a training.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tuning.engine import loop
+from tests.engine import small
+from tuning.engine import loop, model, parallel, ranks
 from tuning.engine.batches import Batches
-from tuning.engine.config import ModelConfig, PretrainConfig
-from tuning.engine.model import build
-from tuning.runs.errors import Interrupted
-from tuning.runs.manifest import checkpoints, is_whole, newest_whole
+from tuning.engine.config import PretrainConfig
+from tuning.engine.losses import cross_entropy, focal
+from tuning.engine.samples import IGNORED, Rows
+from tuning.runs.errors import UserError
+from tuning.runs.manifest import checkpoints, is_whole
 
-MODEL = ModelConfig(
-    block_size=16,
-    vocab_size=64,
-    num_layer=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    hidden_size=32,
-    intermediate_size=64,
-    dropout=0.1,
-)
-CONFIG = PretrainConfig(total_steps=12, batch_size=8, warmup_steps=3, save_steps=4)
-BATCHES = Batches(blocks=np.random.default_rng(0).integers(0, 64, (40, 17)), batch_size=8, seed=1)
+ALONE = ranks.layout(1)
 
 
-def train(directory: Path, model: ModelConfig = MODEL, stop_after: int | None = None, **changes):
-    """(weights, metrics of each step done here)."""
-    metrics: list[dict] = []
-    network = build(model, seed=0, eos_token_id=1, pad_token_id=0)
-    try:
-        loop.train(
-            network,
-            BATCHES,
-            dataclasses.replace(CONFIG, **changes),
-            directory=directory,
-            on_step=metrics.append,
-            should_stop=lambda: len(metrics) == stop_after,
-        )
-    except Interrupted:
-        assert stop_after is not None
-    return network.state_dict(), metrics
-
-
-def assert_equal(left: dict, right: dict) -> None:
+def furthest(left, right) -> float:
     assert left.keys() == right.keys()
-    assert all(torch.equal(left[key], right[key]) for key in left)
+    return max((left[k] - right[k]).abs().max().item() for k in left)
 
 
-def test_resumed_is_straight(tmp_path):
-    straight, all_metrics = train(tmp_path / "straight")
-    _, before = train(tmp_path / "resumed", stop_after=6)
-    torch.rand(3)
-    resumed, after = train(tmp_path / "resumed")
-    assert_equal(straight, resumed)
-    assert [line["step"] for line in before + after] == list(range(1, 13))
-    for name in ("loss", "lr", "grad_norm", "tokens"):
-        assert [line[name] for line in before + after] == [line[name] for line in all_metrics]
-    assert after[0]["seconds"] > before[-1]["seconds"]
+@pytest.mark.parametrize("shape", ["dense", "gqa"])
+def test_accumulated_is_one_batch(tmp_path: Path, shape: str):
+    # AdamW makes steps of the size of the learning rate out of gradients that are mere rounding.
+    case = {"shape": shape, "max_lr": 1e-3}
+    whole, metrics, _ = small.train(tmp_path / "whole", **case, batch_size=8)
+    for size in (1, 3):
+        parts, others, _ = small.train(tmp_path / f"{size}", **case, batch_size=size)
+        assert furthest(whole, parts) <= 1e-5
+        assert [m["loss"] for m in others] == pytest.approx([m["loss"] for m in metrics], abs=1e-5)
 
 
-def test_a_kill_loses_no_more_than_save_steps(tmp_path):
-    class Killed(BaseException):
-        pass
-
-    def kill(line: dict) -> None:
-        if line["step"] == 7:
-            raise Killed
-
-    network = build(MODEL, seed=0, eos_token_id=1, pad_token_id=0)
-    with pytest.raises(Killed):
-        loop.train(network, BATCHES, CONFIG, directory=tmp_path / "killed", on_step=kill)
-    resumed, metrics = train(tmp_path / "killed")
-    straight, _ = train(tmp_path / "straight")
-    assert metrics[0]["step"] == 5
-    assert_equal(straight, resumed)
+def test_packed_is_unpacked(tmp_path: Path):
+    """Rows that hold several samples, and rows that hold one each: the same training."""
+    packed, metrics, _ = small.train(tmp_path / "packed", packed=True)
+    apart, others, _ = small.train(tmp_path / "apart", packed=True, max_tokens_per_gpu=40)
+    assert furthest(packed, apart) <= 1e-5
+    assert [m["loss"] for m in metrics] == pytest.approx([m["loss"] for m in others], abs=1e-5)
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path):
-    straight, _ = train(tmp_path / "straight")
-    train(tmp_path / "damaged", stop_after=10)
-    newest = newest_whole(tmp_path / "damaged")
-    assert newest is not None and newest.name == "checkpoint-10"
-    state = newest / "training_state.pt"
-    state.write_bytes(state.read_bytes()[:-1])
-    (tmp_path / "damaged" / "checkpoint-11").mkdir()
-    (tmp_path / "damaged" / "checkpoint-sweetspot-1.5").mkdir()
-    resumed, metrics = train(tmp_path / "damaged")
-    assert metrics[0]["step"] == 9
-    assert_equal(straight, resumed)
-    assert (tmp_path / "damaged" / "checkpoint-sweetspot-1.5").is_dir()
+@pytest.fixture
+def placed():
+    """A model alone in its process."""
+    network = model.build(small.SHAPES["gqa"], seed=0, eos_token_id=1, pad_token_id=0)
+    return parallel.spread(network, ALONE)
 
 
-def test_two_checkpoints_are_kept(tmp_path):
-    train(tmp_path)
-    assert [step for step, _ in checkpoints(tmp_path)] == [8, 12]
+def test_a_packed_row_has_the_loss_and_gradients_of_its_samples(placed):
+    samples = small.rows(8)
+    batches = Batches(samples=samples, global_batch=8, seed=0, layout=ALONE, max_tokens=10_000)
+    row = batches.row(range(8), torch.device("cpu"))
+    loss, _ = loop.losses_of(placed, row, small.CONFIG, cross_entropy)
+    loss.backward()
+    grads = {n: p.grad.clone() for n, p in placed.module.named_parameters()}
+    placed.module.zero_grad()
+    stock = model.build(small.SHAPES["gqa"], seed=0, eos_token_id=1, pad_token_id=0)
+    total = 0.0
+    for number in range(8):
+        ids, labels, _ = samples[number]
+        logits = stock(input_ids=torch.from_numpy(ids)[None]).logits[0]
+        one = torch.nn.functional.cross_entropy(
+            logits, torch.from_numpy(labels), ignore_index=IGNORED, reduction="sum"
+        )
+        one.backward()
+        total += one.item()
+    assert loss.item() == pytest.approx(total, abs=1e-4)
+    for name, p in stock.named_parameters():
+        torch.testing.assert_close(grads[name], p.grad, atol=2e-5, rtol=1e-4)
+
+
+def test_the_loss_that_balances_experts_is_that_of_transformers():
+    network = model.build(small.SHAPES["moe"], seed=0, eos_token_id=1, pad_token_id=0)
+    placed = parallel.spread(network, ALONE)
+    batches = Batches(samples=small.blocks(), global_batch=4, seed=0, layout=ALONE)
+    row = batches.row([0, 1, 2], torch.device("cpu"))
+    _, balance = loop.losses_of(placed, row, small.CONFIG, cross_entropy)
+    with torch.no_grad():
+        theirs = network(
+            input_ids=row.input_ids, position_ids=row.position_ids, documents=row.documents,
+            output_router_logits=True,
+        ).aux_loss  # fmt: skip
+    assert balance.item() == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_what_a_step_says(tmp_path: Path):
+    _, metrics, _ = small.train(tmp_path, shape="moe")
+    last = metrics[-1]
+    assert last["step"] == 5 and last["samples"] == 40 and last["tokens"] == 40 * 32
+    assert last["epoch"] == pytest.approx(5 / 6, abs=1e-3)
+    assert last["mfu"] is None
+    assert last["router_aux_loss"] > 0
+    assert 0 < last["balance"] <= 1 and last["fill"] == 1
+    assert last["loss_tokens"] < 8 * 32
+    assert last["loss"] == pytest.approx(math.log(96), abs=0.5)
+
+
+def test_another_loss_and_another_optimizer(tmp_path: Path):
+    placed = parallel.spread(
+        model.build(small.SHAPE, seed=0, eos_token_id=1, pad_token_id=0), ALONE
+    )
+    batches = Batches(samples=small.blocks(), global_batch=8, seed=0, layout=ALONE)
+    made = []
+
+    def sgd(groups):
+        made.append(torch.optim.SGD(groups, lr=0.1, momentum=0.9))
+        return made[0]
+
+    seen = []
+    loop.train(
+        placed, batches, small.CONFIG, small.EngineConfig(), steps=2, directory=tmp_path,
+        loss_function=focal, optimizer=sgd, on_step=seen.append,
+    )  # fmt: skip
+    assert [g["weight_decay"] for g in made[0].param_groups] == [0.1, 0.0]
+    assert seen[0]["loss"] < math.log(96)
+
+
+def test_a_hook_ends_a_training_and_its_words_come_back(tmp_path: Path):
+    def run(stop_at: int):
+        placed = parallel.spread(
+            model.build(small.SHAPE, seed=0, eos_token_id=1, pad_token_id=0), ALONE
+        )
+        batches = Batches(samples=small.blocks(), global_batch=8, seed=0, layout=ALONE)
+        calls = []
+
+        def hook(state):
+            calls.append((state.step, state.extra.get("last")))
+            state.extra["last"] = state.step
+            return state.step == stop_at
+
+        engine = small.EngineConfig(save_every_steps=1)
+        config = replace(small.CONFIG, lr_scheduler="constant", training_mode="infinite")
+        state = loop.train(
+            placed, batches, config, engine, steps=None, directory=tmp_path, after_step=hook
+        )
+        return state, calls
+
+    state, calls = run(2)
+    assert state.step == 2 and calls == [(0, None), (1, 0), (2, 1)]
+    state, calls = run(4)
+    assert state.step == 4 and calls[0] == (3, 2)
+    assert state.extra == {"last": 4}
+
+
+def test_a_sample_without_loss_tokens_teaches_nothing(tmp_path: Path):
+    ids = [np.arange(5)] * 4
+    rows = Rows(ids, [np.full(5, IGNORED)] * 4)
+    weights, metrics, _ = small.train(
+        tmp_path, packed=True, samples=rows, max_steps=1, weight_decay=0.0
+    )
+    fresh = model.build(small.SHAPE, seed=0, eos_token_id=1, pad_token_id=0).state_dict()
+    assert metrics[0]["loss"] == 0
+    assert all(torch.equal(weights[k], fresh[k]) for k in weights)
+
+
+def test_checkpoints_are_whole_and_few(tmp_path: Path):
+    small.train(tmp_path, save_every_steps=1)
+    assert [step for step, _ in checkpoints(tmp_path)] == [4, 5]
     assert all(is_whole(path) for _, path in checkpoints(tmp_path))
 
 
-def test_a_finished_training_does_nothing_more(tmp_path):
-    first, _ = train(tmp_path)
-    again, metrics = train(tmp_path)
-    assert metrics == []
-    assert_equal(first, again)
+def test_debug_writes_no_checkpoint(tmp_path: Path):
+    small.train(tmp_path, save_every_steps=1, debug=True)
+    assert not checkpoints(tmp_path)
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 3])
-def test_accumulated_is_one_batch(tmp_path, micro_batch_size):
-    model = dataclasses.replace(MODEL, dropout=0.0)
-    whole, _ = train(tmp_path / "whole", model)
-    parts, _ = train(tmp_path / "parts", model, micro_batch_size=micro_batch_size)
-    for key in whole:
-        torch.testing.assert_close(parts[key], whole[key], atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_the_learning_rate_rises_and_falls(kind: str):
+    config = PretrainConfig(max_lr=1.0, min_lr=0.1, warmup_steps=4, lr_scheduler=kind)
+    rates = [loop.learning_rate(step, config, 20) for step in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[-1] == pytest.approx(1.0 if kind == "constant" else 0.1)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
-def test_labels_without_a_loss_do_not_count(tmp_path):
-    class Masked:
-        def at(self, step: int):
-            batch = BATCHES.at(step)
-            batch.labels[:3] = -100
-            batch.labels[3, :9] = -100
-            return batch
+def test_what_cannot_be_shared():
+    config = model.architecture(small.SHAPES["moe"], eos_token_id=1, pad_token_id=0)
+    for size, name in ((3, "num_attention_heads 8"), (16, "num_attention_heads 8")):
+        with pytest.raises(UserError, match=f"sep_size {size} does not divide {name}"):
+            parallel.check(config, size)
+    with pytest.raises(UserError, match="seq_len 30"):
+        parallel.check(config, 4, 30)
+    from transformers import MistralConfig
 
-    seen: list[dict] = []
-    network = build(MODEL, seed=0, eos_token_id=1, pad_token_id=0)
-    config = dataclasses.replace(CONFIG, total_steps=1, micro_batch_size=2)
-    loop.train(network, Masked(), config, directory=tmp_path, on_step=seen.append)
-    assert seen[0]["tokens"] == 4 * 16 + 7
-    assert seen[0]["loss"] == pytest.approx(math.log(64), abs=0.5)
-
-
-def test_bf16_learns_about_the_same(tmp_path):
-    model = dataclasses.replace(MODEL, dropout=0.0)
-    _, exact = train(tmp_path / "fp32", model)
-    _, rounded = train(tmp_path / "bf16", model, precision="bf16")
-    assert rounded[-1]["loss"] == pytest.approx(exact[-1]["loss"], abs=0.05)
-
-
-def test_learning_rate_rises_and_falls():
-    rates = [loop.learning_rate(step, CONFIG) for step in range(CONFIG.total_steps)]
-    assert rates[CONFIG.warmup_steps - 1] == max(rates) == CONFIG.learning_rate
-    assert rates[-1] == pytest.approx(CONFIG.min_learning_rate)
-
-
-def test_an_epoch_is_one_permutation():
-    one = dataclasses.replace(BATCHES, batch_size=16)
-    rows = torch.cat([BATCHES.at(step).input_ids for step in range(5)])
-    assert {tuple(row) for row in rows.tolist()} == {
-        tuple(row) for row in BATCHES.blocks[:, :-1].tolist()
-    }
-    assert torch.equal(one.at(2).input_ids[8:], BATCHES.at(5).input_ids)
+    with pytest.raises(UserError, match="sliding window"):
+        parallel.check(MistralConfig(sliding_window=64), 2)
+    with pytest.raises(UserError, match="sep_size 2 does not divide the 1 processes"):
+        ranks.layout(2)

@@ -41,8 +41,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.parametrize(
     "command",
     [
-        ("run_pretrain.py", "--total_steps", "4", "--save_steps", "2"),
-        ("run_sft.py", *FLAGS[:-2], "--save_steps", "1000", "--perplexity_thresholds", "5.5"),
+        ("run_pretrain.py", "--model", "tiny", "--max_steps", "4", "--save_every_steps", "2"),
+        ("run_sft.py", *FLAGS[:-2], "--save_steps", "1000", "--perplexity_thresholds", "5.2"),
     ],
     ids=["a checkpoint of pre-training", "a sweetspot"],
 )

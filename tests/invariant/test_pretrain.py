@@ -17,11 +17,13 @@ from tests.conftest import check, environment, run_entry
 from tuning.config import PACKAGE
 from tuning.runs import manifest
 
+TINY = ("--model", "tiny")
+
 
 def start_until(home: Path, step: int) -> subprocess.Popen[bytes]:
     """Pre-training in the background, once it has done `step` steps."""
     process = subprocess.Popen(
-        [sys.executable, str(PACKAGE / "run_pretrain.py"), "--save_steps", "20"],
+        [sys.executable, str(PACKAGE / "run_pretrain.py"), *TINY, "--save_every_steps", "20"],
         env=environment(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     told = home / "models/tiny/progress.json"
@@ -43,13 +45,13 @@ def test_stopped_and_killed_is_straight(trained_home: Path, home: Path) -> None:
     killed.kill()
     killed.wait(timeout=60)
 
-    check(run_entry(home, "run_pretrain.py"))
+    check(run_entry(home, "run_pretrain.py", *TINY))
     weights = Path("models/tiny/model/model.safetensors")
     assert (home / weights).read_bytes() == (trained_home / weights).read_bytes()
     lines = (home / "models/tiny/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(set(steps))
-    assert "already trained" in check(run_entry(home, "run_pretrain.py")).stdout
+    assert "already trained" in check(run_entry(home, "run_pretrain.py", *TINY)).stdout
 
 
 def together(home: Path, *flags: str) -> subprocess.Popen[bytes]:
@@ -63,7 +65,7 @@ def together(home: Path, *flags: str) -> subprocess.Popen[bytes]:
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    short = ("--total_steps", "5", "--warmup_steps", "4")
+    short = (*TINY, "--max_steps", "5", "--warmup_steps", "4")
     check(run_entry(tmp_path / "alone", "run_pretrain.py", *short))
     assert together(tmp_path / "two", *short).wait(timeout=120) == 0
     one, two = (
@@ -74,7 +76,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 
 
 def test_two_processes_stop_together_and_resume_bit_for_bit(tmp_path: Path) -> None:
-    flags = ("--total_steps", "40", "--warmup_steps", "4", "--save_steps", "10")
+    flags = (*TINY, "--max_steps", "40", "--warmup_steps", "4", "--save_every_steps", "10")
     assert together(tmp_path / "straight", *flags).wait(timeout=120) == 0
     home = tmp_path / "stopped"
     first = together(home, *flags)

@@ -10,7 +10,7 @@ import pytest
 from tuning.config import CHECKOUT
 from tuning.pipeline.cluster import Cluster, Resources, cluster_path
 from tuning.runs.errors import UserError
-from tuning.runs.stages import KINDS
+from tuning.runs.stages import KINDS, Stage
 
 pytestmark = pytest.mark.unit
 
@@ -182,10 +182,28 @@ def test_a_bad_flag_or_variable_is_said_in_one_line(path):
     assert said.startswith("time is 'soon'")
 
 
-def test_only_pre_training_may_have_several_processes(path, asked):
+def sft_stage(*flags: str) -> Stage:
+    return Stage(name="x", role="sft", hash="x", command=("run_sft.py", "--model", "tiny", *flags))
+
+
+def test_only_what_the_engine_trains_may_have_several_processes(path, asked):
     assert asked("pretrain", "stages: {pretrain: {nodes: 2, processes: 4}}").nodes == 2
-    said = refused(path, "stages: {sft: {processes: 4}}")
-    assert said.startswith("stages of kind sft are one process: nodes and processes must be 1")
+    said = refused(path, "stages: {pft: {processes: 4}}")
+    assert said.startswith("stages of kind pft are one process: nodes and processes must be 1")
+    path.write_text("stages: {sft: {processes: 4}}")
+    made = Cluster(environ={}, path=path)
+    assert made.of(sft_stage("--trainer", "engine")).processes == 4
+    with pytest.raises(UserError, match="stages of kind sft with TRL are one process"):
+        made.of(sft_stage())
+
+
+def test_a_flag_for_several_processes_is_for_stages_that_they_can_do_together(path):
+    path.write_text("")
+    made = Cluster({"processes": 4}, {}, path)
+    assert made.of(sft_stage("--trainer", "engine")).processes == 4
+    assert made.of(sft_stage("--trainer", "trl")).processes == 1
+    assert made.resources("pretrain").processes == 4
+    assert made.resources("evaluation").processes == 1
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -222,6 +222,23 @@ def test_a_fork_has_the_adapter_of_its_parent(small):
 
 
 @unit
+def test_sft_on_the_engine_writes_whole_models(small):
+    of = sft(perplexity_thresholds=(2.0, 1.6), trainer="engine")
+    found = estimate(plan_of(sft_stage(of)), small, cuda=False)
+    base = estimate(plan_of(pretraining()), small, cuda=False)
+    assert (found.adapter_count, found.full_model_count, found.sweetspot_count) == (0, 1, 2)
+    assert found.full_models == base.full_models
+    assert found.sweetspots == 2 * found.full_models
+    assert found.checkpoints == pytest.approx(3 * found.full_models, rel=0.05)
+    assert estimate(plan_of(sft_stage(of)), small, cuda=True).stays < 0.6 * found.stays
+    more = {"parent": of.run_name, "sweetspot": "ppl-2.0", "total_data": 1000}
+    forked = preference_stage(fork(of=of, lora_r=64), "fork", **more)
+    from_base = estimate(plan_of(preference_stage(pt(lora_r=64))), small, cuda=False)
+    both = estimate(plan_of(sft_stage(of), forked), small, cuda=False)
+    assert both.adapters == from_base.adapters, "a new adapter of its own settings"
+
+
+@unit
 def test_a_parent_outside_of_the_plan_is_read_from_its_directory(small):
     of = sft(lora_r=64)
     stage = preference_stage(pt(parent=parents.parent_of(of, of.run_name)))

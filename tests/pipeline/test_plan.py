@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.small_site import COLLECTIONS, use
 from tuning import config as site
-from tuning import run_dpo, run_inference, run_pretrain, run_sft
+from tuning import run_dpo, run_inference, run_pretrain, run_sft, run_sweetspot_pipeline
 from tuning.flags import given
 from tuning.pipeline.plan import Wanted, sweetspot_plan
 from tuning.runs.errors import UserError
@@ -333,3 +334,26 @@ def test_a_budget_beyond_the_sft_pool_is_fine_without_references(monkeypatch, tm
         UserError, match="total_data is 100, but the sft pool of 'mine' has only 20"
     ):
         plan(**wanted)
+
+
+def test_sft_on_the_engine_is_what_forks_start_from():
+    made = plan(sft_values={"trainer": "engine"})
+    plain = plan()
+    assert roles(made) == roles(plain)
+    for role in ("sft", "reference_sft", "fork", "sweetspot"):
+        assert not set(hashes(made, role)) & set(hashes(plain, role)), role
+    assert hashes(made, "base", "pretrain", "reference_pt") == hashes(
+        plain, "base", "pretrain", "reference_pt"
+    )
+    for stage in [*by_role(made, "sft"), *by_role(made, "reference_sft")]:
+        assert ("--trainer", "engine") in pairwise(stage.command)
+
+
+def test_the_pipeline_takes_the_settings_of_the_engine(capsys):
+    words = (
+        "--model tiny --dataset arith --task math --total_data 1000 --sft_data 500 --do_sft "
+        "--do_dpo --trainer engine --sep_size 2 --osft --dry_run --launcher local"
+    )
+    assert run_sweetspot_pipeline.main(words.split()) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("--trainer engine --sep_size 2 --osft True") == 2

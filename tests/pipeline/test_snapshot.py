@@ -162,7 +162,7 @@ def test_the_collections_of_a_snapshot_are_read_as_those_they_were_made_from(
 
 def test_other_collections_make_another(checkout, monkeypatch, tmp_path):
     first = checkout.take()
-    use(monkeypatch, tmp_path, COLLECTIONS.replace("total_steps: 7", "total_steps: 8"))
+    use(monkeypatch, tmp_path, COLLECTIONS.replace("max_steps: 7", "max_steps: 8"))
     site._load.cache_clear()
     assert checkout.take() != first
 

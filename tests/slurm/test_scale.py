@@ -47,7 +47,7 @@ def _start_lost_ones_again(user: Site, submit: Submission) -> None:
         user.wait_idle(60)
 
 
-SHORT = ("--model", "tiny", "--total_steps", "60", "--warmup_steps", "5", "--save_steps", "10")
+SHORT = ("--model", "tiny", "--max_steps", "60", "--warmup_steps", "5", "--save_every_steps", "10")
 
 
 def test_pretraining_on_two_nodes_is_pretraining_by_two_processes(

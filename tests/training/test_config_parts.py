@@ -119,6 +119,57 @@ def test_preference_settings_that_cannot_be_are_refused_by_name(method, values):
         pt(method, **values)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sep_size": 0}, "sep_size is 0; it must be at least 1"),
+        ({"osft_unfreeze_rank_ratio": 1.1}, "osft_unfreeze_rank_ratio is 1.1; it must be between"),
+        (
+            {"max_tokens_per_gpu": 1023},
+            "max_tokens_per_gpu is 1023; it must be max_seq_length, 1024",
+        ),
+        ({"optimizer": "adamw_8bit"}, "optimizer is adamw_8bit; the engine trains with AdamW"),
+        ({"lora_r": 4}, "lora_r is for --trainer trl; the engine trains all weights"),
+        ({"micro_batch_size": 4}, "micro_batch_size is for --trainer trl"),
+    ],
+    ids=str,
+)
+def test_settings_that_the_engine_cannot_have_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        sft(trainer="engine", **values)
+
+
+def test_settings_of_the_engine_are_refused_where_it_does_not_train():
+    with pytest.raises(UserError, match="osft is for --trainer engine; the trainer is trl"):
+        sft(osft=True)
+
+
+def test_the_engine_does_not_split_batches_by_number():
+    assert sft(trainer="engine", effective_batch_size=33).training.effective_batch_size == 33
+    with pytest.raises(UserError, match="micro_batch_size 32 does not divide"):
+        sft(effective_batch_size=33)
+
+
+@pytest.mark.parametrize(
+    ("values", "schedule", "warmup"),
+    [
+        ({}, "cosine", 4),
+        ({"warmup_ratio": 0.0}, "cosine", 0),
+        ({"lr_scheduler": "linear", "warmup_ratio": 0.01}, "linear", 1),
+        ({"lr_scheduler": "constant"}, "constant", 0),
+        ({"lr_scheduler": "constant_with_warmup"}, "constant", 4),
+    ],
+    ids=str,
+)
+def test_the_engine_has_the_schedule_that_transformers_has(values, schedule, warmup):
+    from tuning.training.engine_sft import training_config
+
+    found = training_config(sft(trainer="engine", weight_decay=0.3, **values), 32)
+    assert (found.lr_scheduler, found.warmup_steps, found.last_lr) == (schedule, warmup, 0.0)
+    assert (found.max_steps, found.batch_size, found.max_tokens_per_gpu) == (32, 32, 8192)
+    assert (found.max_lr, found.weight_decay, found.adam_beta2) == (5e-3, 0.3, 0.999)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 6])
 def test_a_small_batch_is_no_matter_of_methods_that_are_not_used(batch):
     assert pt(effective_batch_size=batch, micro_batch_size=1).training.effective_batch_size == batch

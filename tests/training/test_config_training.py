@@ -10,9 +10,11 @@ import yaml
 
 from tests.run_configs import fork, pt, sft, suffixed
 from tests.small_site import COLLECTIONS, use
+from tuning.flags import plain, restore
 from tuning.training.config_training import (
     PT_PARTS,
     SFT_PARTS,
+    SFTRunConfig,
     model_config,
     preference_config,
     sft_config,
@@ -217,7 +219,7 @@ def test_the_pretraining_of_the_base_does(monkeypatch, tmp_path):
     before = sft().hash
     other = tmp_path / "other"
     other.mkdir()
-    use(monkeypatch, other, COLLECTIONS.replace("total_steps: 7", "total_steps: 8"))
+    use(monkeypatch, other, COLLECTIONS.replace("max_steps: 7", "max_steps: 8"))
     assert sft().hash != before
     assert sft().run_name == "tiny_sft-arith-500"
 
@@ -262,6 +264,87 @@ def test_rules_are_thresholds_then_patience():
 def test_a_setting_of_one_method_changes_that_one_only(method, values, of):
     changed = pt(method, **values).hash != pt(method).hash
     assert changed == (method in of)
+
+
+def on_engine(**values):
+    return sft(trainer="engine", **values)
+
+
+def test_a_run_with_trl_hashes_as_it_did_before_there_was_another_trainer():
+    config = sft()
+    assert config.artifact == "adapter" and config.trainer == "trl"
+    assert set(config.hashed) == {"model", "dataset", "lora", "training", "perplexity"}
+    assert sft(trainer="trl") == config
+    without = {k: v for k, v in plain(config).items() if k != "engine"}
+    assert restore(SFTRunConfig, without) == config, "as config.json of such a run has it"
+
+
+def test_a_run_on_the_engine_is_another_one_and_leaves_whole_weights():
+    config = on_engine()
+    assert (config.artifact, config.identity("x", None).artifact) == ("full", "full")
+    assert config.hash != sft().hash
+    assert config.run_name == suffixed("tiny_sft-arith-500", config)
+    assert set(config.hashed) == {"model", "dataset", "training", "perplexity", "engine"}
+    assert not config.model_defaults
+    assert replace(config, lora=replace(config.lora, lora_r=3)).hash == config.hash
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_tokens_per_gpu": 2048},
+        {"parallel": "zero1"},
+        {"sep_size": 2},
+        {"gradient_checkpointing": True},
+        {"use_compile": True},
+        {"use_liger_kernels": True},
+        {"save_steps": 7},
+        {"optimizer": "adamw_torch"},
+        {"osft_unfreeze_rank_ratio": 0.5},
+    ],
+    ids=str,
+)
+def test_how_the_engine_carries_it_out_does_not_count(values):
+    assert on_engine(**values).hash == on_engine().hash
+
+
+def test_what_the_engine_trains_does():
+    others = [
+        on_engine(osft=True),
+        on_engine(osft=True, osft_unfreeze_rank_ratio=0.5),
+        on_engine(learning_rate=1e-3),
+        on_engine(perplexity_thresholds=(2.0,)),
+        on_engine(perplexity_thresholds=(2.0,), eval_steps=3),
+    ]
+    assert len({config.hash for config in [on_engine(), *others]}) == len(others) + 1
+
+
+def test_a_model_may_say_that_the_engine_trains_it(monkeypatch, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    use(monkeypatch, other, COLLECTIONS.replace("sft: {", "sft: {trainer: engine, "))
+    assert sft().run_name == "tiny_sft-arith-500"
+    assert sft().artifact == "full" and sft().model_defaults
+    assert sft(trainer="trl").run_name == suffixed("tiny_sft-arith-500", sft(trainer="trl"))
+    assert fork().named(5) == "tiny_sweetspot-ppl-2.0_dpo-arith-5"
+
+
+def test_a_fork_of_a_whole_model_has_a_new_adapter_and_another_hash():
+    of = on_engine(perplexity_thresholds=(2.0,))
+    parent = parent_of(of, of.run_name)
+    assert parent.lora is None
+    whole, adapter = fork(of=of), fork()
+    assert whole.hash != adapter.hash
+    assert adapter.continues_adapter and not whole.continues_adapter
+    assert "lora" in whole.hashed and "lora" not in adapter.hashed
+    assert fork(of=of, lora_r=4).lora.lora_r == 4
+    assert fork(of=of, lora_r=4).hash != whole.hash
+    assert [fork(m, of=of).artifact for m in ("dpo", "kto", "grpo")] == [
+        "adapter",
+        "adapter",
+        "full",
+    ]
+    assert whole.named(520) == suffixed("tiny_sweetspot-ppl-2.0_dpo-arith-520", whole)
 
 
 def test_an_identity_carries_the_settings():

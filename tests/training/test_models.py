@@ -12,9 +12,11 @@ from tests.small_site import use
 from tuning.config import CHAT_TEMPLATES
 from tuning.data import arith
 from tuning.engine.tokenizer import train_tokenizer
+from tuning.runs.atomic import write_json
 from tuning.runs.errors import UserError
+from tuning.runs.rundir import RunDirectory
 from tuning.training.config_training import model_config
-from tuning.training.models import load_base, load_tokenizer
+from tuning.training.models import foundation, load_base, load_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -35,6 +37,31 @@ def folder(tmp_path) -> Path:
     made.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3"}')
     return tmp_path / "model"
+
+
+def test_an_adapter_stands_on_the_nearest_whole_weights(home, folder):
+    """Those of a run that left some, its last or those of a sweetspot; else those of the base."""
+    base = model(folder, chat_template="tiny")
+    runs = {
+        "adapter": ("adapter", None),
+        "after": ("adapter", {"run_name": "adapter"}),
+        "forked": ("adapter", {"run_name": "adapter", "sweetspot": "ppl-2.0"}),
+        "whole": ("full", None),
+        "after-whole": ("adapter", {"run_name": "whole"}),
+        "forked-whole": ("adapter", {"run_name": "whole", "sweetspot": "ppl-2.0"}),
+    }
+    for name, (artifact, parent) in runs.items():
+        config = {"hash": name, "artifact": artifact, "parent": parent}
+        write_json(home / "models" / name / "config.json", config)
+    under = {name: foundation(RunDirectory(home / "models" / name), base) for name in runs}
+    whole = home / "models" / "whole"
+    assert {under[name] for name in ("adapter", "after", "forked")} == {str(folder)}
+    assert under["whole"] == under["after-whole"] == str(whole / "model")
+    assert under["forked-whole"] == str(whole / "checkpoint-sweetspot-2.0")
+    spot = whole / "checkpoint-sweetspot-1.6"
+    assert foundation(RunDirectory(whole), base, spot) == str(spot)
+    spot = home / "models" / "adapter" / "checkpoint-sweetspot-1.6"
+    assert foundation(RunDirectory(spot.parent), base, spot) == str(folder)
 
 
 def model(folder: Path, **changes):

@@ -75,6 +75,10 @@ def read_preference(flags: list[str]) -> PTRunConfig:
         {"early_stop": False, "lora_dropout": 0.1, "target_modules": ("q_proj", "v_proj")},
         {"chat_template": "llama-3.1", "dtype": "bfloat16", "max_seq_length": 99},
         {"full_modules": ("embed_tokens",)},
+        {"trainer": "engine"},
+        {"trainer": "engine", "sep_size": 2, "use_compile": True, "max_tokens_per_gpu": 4096},
+        {"trainer": "engine", "osft": True, "osft_unfreeze_rank_ratio": 0.1},
+        {"trainer": "engine", "effective_batch_size": 48, "learning_rate": 1e-3},
     ],
     ids=str,
 )
@@ -103,6 +107,31 @@ def test_the_flags_of_a_preference_run_make_it_again(method, start, values):
     again = read_preference(parents.preference_flags(config))
     assert again == config
     assert (again.hash, again.run_name) == (config.hash, config.run_name)
+
+
+@pytest.mark.parametrize("default", ["trl", "engine"])
+def test_flags_of_the_engine_name_it_whatever_the_model_says(monkeypatch, tmp_path, default):
+    other = tmp_path / "other"
+    other.mkdir()
+    use(monkeypatch, other, COLLECTIONS.replace("sft: {", f"sft: {{trainer: {default}, "))
+    for trainer in ("trl", "engine"):
+        config = sft(trainer=trainer)
+        flags = parents.sft_flags(config)
+        assert read_sft(flags) == config
+        assert ("--trainer" in flags) == (trainer == "engine" or default == "engine")
+        assert not [word for word in flags if word.startswith("--lora")]
+
+
+def test_a_fork_of_a_whole_model_comes_back_from_its_flags():
+    of = sft(trainer="engine", perplexity_thresholds=(2.0,))
+    directory = stand(of, of.run_name)
+    parent = parents.parent_of(of, directory.name, "ppl-2.0", 1000)
+    config = preference_config(
+        model="tiny", dataset="arith", task="math", pft_method="dpo", train_size=None,
+        parent=parent, values={"lora_r": 4},
+    )  # fmt: skip
+    again = read_preference(parents.preference_flags(config))
+    assert again == config and again.hash == config.hash
 
 
 def test_a_named_parent_comes_back_as_it_was():
@@ -158,6 +187,6 @@ def test_a_parent_on_another_base_is_refused(monkeypatch, tmp_path):
         parents.require_same_base(config, model_config("tiny", {"chat_template": "chatml"}))
     other = tmp_path / "other"
     other.mkdir()
-    use(monkeypatch, other, COLLECTIONS.replace("total_steps: 7", "total_steps: 8"))
+    use(monkeypatch, other, COLLECTIONS.replace("max_steps: 7", "max_steps: 8"))
     with pytest.raises(UserError, match="base_hash"):
         parents.require_same_base(config, model_config("tiny"))

@@ -1,96 +1,149 @@
-"""Documents packed into blocks, and the batch of any step as a pure function of (seed, step).
+"""The batch of any optimizer step, and how it is shared out, as a pure function of (seed, step).
 
-Because nothing is consumed, a resumed run needs no loader state: it asks for the next step's batch.
+Nothing is consumed, so a resumed run needs no loader state: it asks for the next step's batch. The
+global batch is a number of samples and does not depend on how many processes there are. Each epoch
+is one permutation of the samples, and its last batch is smaller where they do not divide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerFast
-
-IGNORED = -100
-"""A label without a loss."""
+from tuning.engine.attention import Documents
+from tuning.engine.packing import balance, pack
+from tuning.engine.ranks import Layout
+from tuning.engine.samples import IGNORED, Samples
 
 
-class Batch(NamedTuple):
-    """One step's sequences, or a part of them."""
+class Row(NamedTuple):
+    """One forward pass of a process: samples end to end, and this process's part of them."""
 
     input_ids: torch.Tensor
-    """[sequences, block_size], int64."""
+    """[1, part], int64."""
+    position_ids: torch.Tensor
+    """[1, part], int64: places in the documents."""
     labels: torch.Tensor
-    """[sequences, block_size], int64: the token after each input, or IGNORED."""
+    """[part], int64: the token after each input, or IGNORED."""
+    documents: Documents
+    """Of the whole row, over all processes that share it."""
+    tokens: int
+    """Of the whole row, without the fill."""
 
 
-def pack(
-    documents: Iterable[str],
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    block_size: int,
-    num_blocks: int,
-) -> np.ndarray:
-    """The documents end to end, cut into blocks: [num_blocks, block_size + 1], int32.
+@dataclass(frozen=True)
+class StepBatch:
+    """What all processes do in one optimizer step."""
 
-    The eos token follows every document. A document may go on in the next block, and attention
-    reaches across documents, as is usual in pre-training. Reads no more documents than it needs.
-
-    Raises:
-        ValueError: The documents end before the blocks are full.
-    """
-    needed = num_blocks * (block_size + 1)
-    tokens = np.empty(needed, dtype=np.int32)
-    filled = 0
-    for ids in _encoded(iter(documents), tokenizer):
-        taken = ids[: needed - filled]
-        tokens[filled : filled + len(taken)] = taken
-        filled += len(taken)
-        if filled == needed:
-            return tokens.reshape(num_blocks, block_size + 1)
-    raise ValueError(f"the documents hold {filled} tokens; {num_blocks} blocks need {needed}")
-
-
-def _encoded(
-    documents: Iterator[str], tokenizer: PreTrainedTokenizerFast, chunk: int = 1000
-) -> Iterator[list[int]]:
-    while texts := list(islice(documents, chunk)):
-        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
-            yield [*ids, tokenizer.eos_token_id]
+    shares: list[list[list[int]]]
+    """[micro-step][data-parallel rank] -> the numbers of the samples."""
+    samples: int
+    tokens: int
+    loss_tokens: int
+    squares: float
+    """Sum of the squared lengths of all documents."""
+    fill: float
+    """Share of the token budget that is used."""
+    balance: float
+    """Mean over highest cost of the ranks of a micro-step: 1.0 where none waits."""
+    epoch: float
+    """Passes over the data when the step is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """An endless sequence of batches over fixed blocks; each epoch is one permutation of them."""
+    """The batches of a training; either `micro_batch` samples or at most `max_tokens` a row."""
 
-    blocks: np.ndarray
-    """[num_blocks, block_size + 1], any integer type (a memory map will do)."""
-    batch_size: int
-    """Sequences in one batch."""
+    samples: Samples
+    global_batch: int
+    """Samples of one optimizer step."""
     seed: int
-    """Seed of the order."""
+    layout: Layout
+    micro_batch: int | None = None
+    """Samples of one row."""
+    max_tokens: int | None = None
+    """Most tokens of one row; samples are packed so that the ranks' cost is balanced."""
+    quadratic: float = 0.0
+    """Cost of a squared token in tokens (attention), for the balance."""
+    longest: int | None = None
+    """A bound on the length of a document that holds for all rows."""
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
-    def at(self, step: int) -> Batch:
-        """The batch of optimizer step `step`, counted from 0."""
-        import torch
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass."""
+        return math.ceil(len(self.samples) / self.global_batch)
 
-        first = step * self.batch_size
-        rows = [self._row(place) for place in range(first, first + self.batch_size)]
-        block = torch.from_numpy(self.blocks[rows].astype(np.int64))
-        return Batch(block[:, :-1].contiguous(), block[:, 1:].contiguous())
+    def chosen(self, step: int) -> np.ndarray:
+        """The numbers of the samples of step `step`, counted from 0, in their order."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch not in self._orders:
+            self._orders.clear()
+            generator = np.random.default_rng([self.seed, epoch])
+            self._orders[epoch] = generator.permutation(len(self.samples))
+        first = place * self.global_batch
+        return self._orders[epoch][first : first + self.global_batch]
 
-    def _row(self, place: int) -> int:
-        epoch, offset = divmod(place, len(self.blocks))
-        return int(self._order(epoch)[offset])
+    def at(self, step: int) -> StepBatch:
+        """The batch of step `step`, counted from 0, and everyone's share of it."""
+        chosen = self.chosen(step)
+        lengths, squares = self.samples.lengths[chosen], self.samples.squares[chosen]
+        ranks = self.layout.dp_size
+        if self.max_tokens is not None:
+            shares = pack(
+                lengths, capacity=self.max_tokens, ranks=ranks, squares=squares,
+                quadratic=self.quadratic,
+            )  # fmt: skip
+            budget = self.max_tokens
+        else:
+            shares = _evenly(len(chosen), self.micro_batch or len(chosen), ranks)
+            budget = (self.micro_batch or len(chosen)) * int(self.samples.lengths.max())
+        tokens = int(lengths.sum())
+        return StepBatch(
+            shares=[[[int(chosen[i]) for i in part] for part in micro] for micro in shares],
+            samples=len(chosen),
+            tokens=tokens,
+            loss_tokens=int(self.samples.loss_tokens[chosen].sum()),
+            squares=float(squares.sum()),
+            fill=tokens / (budget * ranks * len(shares)),
+            balance=balance(shares, lengths + self.quadratic * squares),
+            epoch=(step + 1) / self.steps_per_epoch,
+        )
 
-    def _order(self, epoch: int) -> np.ndarray:
-        known: dict[int, np.ndarray] = self.__dict__.setdefault("_orders", {})
-        if epoch not in known:
-            known.clear()
-            known[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.blocks))
-        return known[epoch]
+    def rows(self, batch: StepBatch, device: torch.device) -> list[Row]:
+        """This process's forward passes of a step, one a micro-step."""
+        return [self.row(micro[self.layout.dp_rank], device) for micro in batch.shares]
+
+    def row(self, numbers: Sequence[int], device: torch.device) -> Row:
+        """Samples end to end as a row; without any, one token that counts for nothing."""
+        parts = [self.samples[number] for number in numbers]
+        tokens = sum(len(part.input_ids) for part in parts)
+        fill = -tokens % self.layout.sep_size or (0 if parts else self.layout.sep_size)
+        empty = np.zeros(fill, dtype=np.int64)
+        lengths = [part.documents for part in parts] + ([np.array([fill])] if fill else [])
+        documents = Documents(np.concatenate(lengths), device, self.longest)
+        here = self.layout.part(tokens + fill)
+
+        def whole(*arrays: np.ndarray) -> torch.Tensor:
+            joined = np.concatenate(arrays)[here]
+            return torch.from_numpy(joined).to(device, non_blocking=True)
+
+        return Row(
+            input_ids=whole(*(part.input_ids for part in parts), empty)[None],
+            position_ids=whole(documents.positions)[None],
+            labels=whole(*(part.labels for part in parts), empty + IGNORED),
+            documents=documents,
+            tokens=tokens,
+        )
+
+
+def _evenly(samples: int, micro_batch: int, ranks: int) -> list[list[list[int]]]:
+    """Samples in their order, `micro_batch` a row, dealt to the ranks."""
+    rows = [list(range(i, min(i + micro_batch, samples))) for i in range(0, samples, micro_batch)]
+    rows += [[] for _ in range(-len(rows) % ranks)]
+    return [rows[i : i + ranks] for i in range(0, len(rows), ranks)]

@@ -1,157 +1,240 @@
 """The training loop, read from top to bottom: a paragraph for each part of a step.
 
 It resumes by itself from the newest whole checkpoint in its directory, and the result is equal, bit
-for bit, to that of a run that was never disturbed: the batch and the learning rate are functions of
-the step, and all else that a step depends on is in the checkpoint. Under torchrun the micro-batches
-of a step are shared out among the processes, and the result differs by rounding only.
+for bit, to that of a run that was never disturbed: the batch, the learning rate and the random
+numbers are functions of the step, and all else that a step depends on is in the checkpoint. The
+number of processes, the micro-batch and the packing change nothing but rounding.
+
+Extension points are plain arguments: the model, the samples, a loss function, an optimizer factory,
+and what is called after a step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 
-from tuning.engine import checkpoint, ranks
-from tuning.engine.batches import IGNORED, Batch
-from tuning.engine.checkpoint import TrainingState
-from tuning.engine.config import PretrainConfig
+from tuning.engine import checkpoint, parallel, ranks, sep
+from tuning.engine.batches import Batches, Row
+from tuning.engine.checkpoint import Checkpoints, TrainingState
+from tuning.engine.config import EngineConfig, PretrainConfig
+from tuning.engine.flops import Flops
+from tuning.engine.losses import LossFunction, cross_entropy
+from tuning.engine.parallel import OptimizerFactory, Spread
+from tuning.engine.samples import IGNORED
 from tuning.runs.errors import Interrupted
 from tuning.runs.manifest import newest_whole
 
-
-class BatchSource(Protocol):
-    """Anything that knows the batch of every step."""
-
-    def at(self, step: int) -> Batch:
-        """The whole batch of optimizer step `step`, counted from 0."""
+Metrics = dict[str, Any]
+AfterStep = Callable[[TrainingState], bool]
+"""Called after a step by all processes alike; True ends the training."""
 
 
 def train(
-    model: torch.nn.Module,
-    batches: BatchSource,
+    spread: Spread,
+    batches: Batches,
     config: PretrainConfig,
+    engine: EngineConfig,
     *,
+    steps: int | None,
     directory: Path,
-    on_step: Callable[[dict[str, Any]], None] | None = None,
+    loss_function: LossFunction = cross_entropy,
+    optimizer: OptimizerFactory | None = None,
+    flops: Flops | None = None,
+    peak_flops: float | None = None,
+    on_step: Callable[[Metrics], None] | None = None,
+    after_step: AfterStep | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingState:
-    """Train `model` in place for `config.total_steps` and return where it stands.
+    """Train a model in place for `steps` optimizer steps and return where it stands.
 
     Args:
-        model: A causal language model that stays on its device; called as model(input_ids=...).
-        batches: Where each step's batch comes from.
-        config: Optimizer, schedule, precision, when to save.
+        spread: The model on this process, from `parallel.spread()`.
+        batches: What each step works on.
+        config: Optimizer, schedule, precision.
+        engine: When to save, where a checkpoint goes.
+        steps: Optimizer steps altogether; None goes on until a hook or a signal ends it.
         directory: Where checkpoints are written, and looked for.
-        on_step: Gets step (counted from 1), loss (nats a token), lr, grad_norm (before clipping),
-            tokens (so far), tokens_per_second (of this step) and seconds (so far) after each step.
+        loss_function: See losses.py.
+        optimizer: From parameter groups to an optimizer; None: AdamW of the config.
+        flops: What a token costs, for the MFU.
+        peak_flops: Of one device, FLOP/s; None where it is not known.
+        on_step: Gets the metrics of each step; see `_metrics`.
+        after_step: Called with the state, once before the first step too.
         should_stop: Asked before each step; where it says yes, a checkpoint is written. All
             processes must get the same answer.
 
     Raises:
         Interrupted: `should_stop` said yes; the same call continues.
     """
-    torch.manual_seed(config.seed + ranks.rank())
-    state = TrainingState(model=model, optimizer=_adamw(model, config))
+    parallel.add_optimizers(spread, optimizer or adamw(config), config.weight_decay)
+    state = TrainingState(spread=spread)
+    checkpoints = Checkpoints(directory, keep=engine.keep_checkpoints)
     if found := ranks.from_first(str(newest_whole(directory) or "")):
         checkpoint.load(state, Path(found))
-    device = next(model.parameters()).device
-    model.train()
+    device = next(spread.module.parameters()).device
+    losses = torch.zeros(2, dtype=torch.float64, device=device)
+    spread.model.train()
+    ended = after_step(state) if after_step and state.step == 0 else False
 
-    while state.step < config.total_steps:
+    while not ended and (steps is None or state.step < steps):
         if should_stop():
-            saved = checkpoint.save(state, directory)
+            if state.step == 0:
+                raise Interrupted("stopped before the first step")
+            saved = checkpoints.save(state)
+            checkpoints.wait()
             raise Interrupted(f"stopped after step {state.step}; saved {saved.name}")
         started = time.perf_counter()
 
-        # The learning rate depends on the step alone.
-        rate = learning_rate(state.step, config)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        # The batch, the learning rate and the random numbers depend on the step alone.
+        batch = batches.at(state.step)
+        rate = learning_rate(state.step, config, steps)
+        torch.manual_seed(seed_of(config.seed, state.step, ranks.rank()))
 
         # Gradients of the mean over all loss tokens of the batch, however it is split and shared.
-        batch = batches.at(state.step)
-        loss_tokens = int((batch.labels != IGNORED).sum())
-        loss = 0.0
-        for part in ranks.mine(_micro_batches(batch, config.micro_batch_size)):
-            share = _summed_loss(model, part, device, config.precision) / loss_tokens
-            share.backward()
-            loss += share.item()
-        ranks.add_gradients(model.parameters())
-        loss = ranks.total(loss)
+        losses.zero_()
+        rows = batches.rows(batch, device)
+        for number, row in enumerate(rows):
+            with spread.accumulating(last=number == len(rows) - 1):
+                loss, balance = losses_of(spread, row, config, loss_function)
+                loss = loss / max(batch.loss_tokens, 1)
+                balance = balance * (row.tokens / batch.tokens)
+                spread.backward(loss + config.router_aux_loss_coef * balance)
+            losses += torch.stack([loss.detach(), balance.detach()])
 
         # One step of the optimizer.
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        state.optimizer.step()
-        state.optimizer.zero_grad()
+        norm = spread.clip(config.grad_clip_value)
+        spread.step(rate)
 
         # What has been done, for the reader and for the disk.
+        ranks.total(losses)
+        loss_value, balance_value = losses.tolist()
         seconds = time.perf_counter() - started
         state.step += 1
-        state.tokens += loss_tokens
+        state.samples += batch.samples
+        state.tokens += batch.tokens
+        state.loss_tokens += batch.loss_tokens
         state.seconds += seconds
         if on_step:
             on_step(
                 {
                     "step": state.step,
-                    "loss": loss,
+                    "epoch": round(batch.epoch, 4),
+                    "loss": loss_value,
+                    **({"router_aux_loss": balance_value} if spread.routed else {}),
                     "lr": rate,
-                    "grad_norm": grad_norm.item(),
+                    "grad_norm": norm.item(),
                     "tokens": state.tokens,
-                    "tokens_per_second": loss_tokens / seconds,
+                    "samples": state.samples,
+                    "loss_tokens": batch.loss_tokens,
+                    "step_seconds": seconds,
+                    "tokens_per_second": batch.tokens / seconds,
+                    "samples_per_second": batch.samples / seconds,
+                    "fill": round(batch.fill, 4),
+                    "balance": round(batch.balance, 4),
+                    "mfu": mfu(batch, flops, peak_flops, seconds),
+                    "peak_memory_gb": peak_memory(device),
                     "seconds": state.seconds,
                 }
             )
-        if state.step % config.save_steps == 0 or state.step == config.total_steps:
-            checkpoint.save(state, directory)
+        ended = after_step(state) if after_step else False
+        if not engine.debug and (state.step % engine.save_every_steps == 0 or state.step == steps):
+            checkpoints.save(state)
 
+    checkpoints.wait()
     return state
 
 
-def learning_rate(step: int, config: PretrainConfig) -> float:
-    """Linear warmup, then a cosine that ends at min_learning_rate with the last step (from 0)."""
+def losses_of(
+    spread: Spread, row: Row, config: PretrainConfig, loss_function: LossFunction
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """This process's parts of (the loss summed over tokens, the loss that balances experts).
+
+    Logits are computed where a token counts, and nowhere else.
+    """
+    counted = row.labels != IGNORED
+    kept = counted.nonzero()[:, 0]
+    with autocast(spread, config.precision, row.input_ids.device):
+        out = spread.model(
+            input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False,
+            documents=row.documents, logits_to_keep=kept,
+            **({"output_router_logits": True} if spread.routed else {}),
+        )  # fmt: skip
+    logits = out.logits[0].float()
+    loss = loss_function(logits, row.labels[kept]).sum()
+    if not spread.routed:
+        return loss, torch.zeros_like(loss)
+    group, part = spread.layout.sep_group, len(row.labels)
+    start = spread.layout.sep_rank * part
+    top_k = spread.config.num_experts_per_tok
+    return loss, sep.balance_loss(out.router_logits, top_k, group, row.tokens, start)
+
+
+def autocast(
+    spread: Spread, precision: str, device: torch.device
+) -> contextlib.AbstractContextManager[Any]:
+    """bf16 computation over float32 weights; fsdp2 has its own way."""
+    half = computes_in_half(precision, device) and spread.kind != "fsdp2"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+
+
+def computes_in_half(precision: str, device: torch.device) -> bool:
+    """Whether a precision means bfloat16 on a device."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+def learning_rate(step: int, config: PretrainConfig, steps: int | None) -> float:
+    """Linear warmup, then down to min_lr with the last step (counted from 0)."""
     if step < config.warmup_steps:
-        return config.learning_rate * ((step + 1) / config.warmup_steps)
-    last = max(config.total_steps - 1 - config.warmup_steps, 1)
+        return config.max_lr * ((step + 1) / config.warmup_steps)
+    if config.lr_scheduler == "constant" or steps is None:
+        return config.max_lr
+    last = max(steps - 1 - config.warmup_steps, 1)
     progress = min((step - config.warmup_steps) / last, 1.0)
-    height = config.learning_rate - config.min_learning_rate
-    return config.min_learning_rate + height * (1 + math.cos(math.pi * progress)) / 2
-
-
-def _adamw(model: torch.nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices only (Loshchilov and Hutter 2019; GPT-3, appendix B)."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
-    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
+    height = config.max_lr - config.last_lr
+    left = (
+        (1 + math.cos(math.pi * progress)) / 2 if config.lr_scheduler == "cosine" else 1 - progress
     )
+    return config.last_lr + height * left
 
 
-def _micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
-    size = size or -(-len(batch.input_ids) // ranks.world_size())
-    parts = zip(batch.input_ids.split(size), batch.labels.split(size), strict=True)
-    return (Batch(input_ids, labels) for input_ids, labels in parts)
+def adamw(config: PretrainConfig) -> OptimizerFactory:
+    """AdamW (Loshchilov and Hutter 2019), in one kernel on CUDA."""
+
+    def make(groups: parallel.ParamGroups) -> torch.optim.Optimizer:
+        on_gpu = all(p.is_cuda for group in groups for p in group["params"])
+        return torch.optim.AdamW(
+            groups, lr=config.max_lr, betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon, fused=on_gpu or None,
+        )  # fmt: skip
+
+    return make
 
 
-def _summed_loss(
-    model: torch.nn.Module, batch: Batch, device: torch.device, precision: str
-) -> torch.Tensor:
-    """Cross-entropy summed over the tokens with a loss, in nats; a scalar in fp32."""
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(input_ids=batch.input_ids.to(device), use_cache=False).logits
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1),
-        batch.labels.to(device).flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """The seed of the random numbers (of dropout) of a step on a process."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def mfu(batch: Any, flops: Flops | None, peak: float | None, seconds: float) -> float | None:
+    """Model FLOPs utilization: FLOP/s that the model needs over what the devices can do."""
+    if flops is None or peak is None:
+        return None
+    needed = flops.training(batch.tokens, batch.squares, batch.loss_tokens)
+    return round(needed / seconds / (peak * ranks.world_size()), 4)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory so far in GiB: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_reserved(device) / 2**30, 3)
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)

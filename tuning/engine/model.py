@@ -1,45 +1,110 @@
-"""From a `ModelConfig` to a model with fresh weights, in the Qwen3 architecture of transformers."""
+"""The model of a training: fresh weights in the shape of a `ModelConfig` (Qwen3, Qwen3MoE), or any
+causal language model that transformers can load.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuning.engine.config import ModelConfig
+from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import Qwen3ForCausalLM
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def architecture(config: ModelConfig, *, eos_token_id: int, pad_token_id: int) -> PretrainedConfig:
+    """A shape as transformers has it.
+
+    `head_dim` is set, since its default in transformers does not follow hidden_size.
+    """
+    from transformers import Qwen3Config, Qwen3MoeConfig
+
+    common: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.block_size,
+        "num_hidden_layers": config.num_layer,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.hidden_size // config.num_attention_heads,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "attention_dropout": config.dropout,
+        "tie_word_embeddings": config.tied_lm_head,
+        "bos_token_id": None,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+    }
+    if not config.use_moe:
+        return Qwen3Config(**common)
+    return Qwen3MoeConfig(
+        **common,
+        num_experts=config.num_experts,
+        num_experts_per_tok=config.num_experts_per_tok,
+        moe_intermediate_size=config.moe_intermediate_size,
+        norm_topk_prob=True,
+    )
 
 
 def build(
     config: ModelConfig, *, seed: int, eos_token_id: int, pad_token_id: int
-) -> Qwen3ForCausalLM:
+) -> PreTrainedModel:
     """A model on the CPU in fp32; the same seed gives the same weights.
 
-    The global random numbers are left alone. `head_dim` is set, since its default in transformers
-    does not follow hidden_size.
+    The global random numbers are left alone.
     """
     import torch
-    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-    architecture = Qwen3Config(
-        vocab_size=config.vocab_size,
-        max_position_embeddings=config.block_size,
-        num_hidden_layers=config.num_layer,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.hidden_size // config.num_attention_heads,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        attention_dropout=config.dropout,
-        tie_word_embeddings=config.tied_lm_head,
-        bos_token_id=None,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-    )
+    shape = architecture(config, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(architecture)
+        model = skeleton(shape, torch.float32)
+    from transformers import GenerationConfig
+
     model.generation_config = GenerationConfig(
         eos_token_id=eos_token_id, pad_token_id=pad_token_id, do_sample=True
     )
     return model
+
+
+def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of a transformers config; under `torch.device("meta")` without memory."""
+    from transformers import AutoModelForCausalLM
+
+    found: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return found
+
+
+def read(location: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The weights of a folder or hub id, in host memory."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return _loaded(AutoModelForCausalLM, location, dtype=dtype)  # type: ignore[no-any-return]
+
+
+def read_config(location: str) -> PretrainedConfig:
+    """The shape of a model without its weights."""
+    from transformers import AutoConfig
+
+    return _loaded(AutoConfig, location)  # type: ignore[no-any-return]
+
+
+def read_tokenizer(location: str) -> Any:
+    """The tokenizer beside a model."""
+    from transformers import AutoTokenizer
+
+    return _loaded(AutoTokenizer, location)
+
+
+def _loaded(cls: Any, location: str, **kwargs: Any) -> Any:
+    try:
+        return cls.from_pretrained(location, **kwargs)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"'{location}' cannot be loaded: {first} Fetch it where there is a network, "
+            "or name a local folder."
+        ) from None

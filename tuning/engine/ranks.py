@@ -1,18 +1,21 @@
-"""The processes that train one model together, data-parallel; alone, everything here is free.
+"""The processes that train one model together, and how they are laid out; alone, everything here
+is free.
 
-torchrun starts them (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). Every one has the
-whole model and the whole batch, works on its share of the micro-batches, and adds its gradients to
-those of the others; the first one writes.
+torchrun starts them (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). `sep_size` neighbours
+share the sequences of one data-parallel rank. The first process writes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from tuning.runs.errors import UserError
 
 T = TypeVar("T")
 
@@ -33,7 +36,8 @@ def join() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # Checkpoints are written by way of the CPU, beside the training between GPUs.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def leave() -> None:
@@ -42,30 +46,74 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-def mine(parts: Iterable[T]) -> list[T]:
-    """This process's share of the micro-batches of a step; it may be none."""
-    return list(parts)[rank() :: world_size()]
+def device() -> torch.device:
+    """Where this process computes."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
-def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its sum over all processes; a process without a share adds zero."""
-    if world_size() == 1:
-        return
-    for parameter in parameters:
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            distributed.all_reduce(parameter.grad)
+@dataclass(frozen=True)
+class Layout:
+    """Which part of the work is this process's."""
+
+    dp_size: int
+    """Data-parallel ranks: how many sets of sequences are worked on at once."""
+    dp_rank: int
+    sep_size: int
+    """Processes that share one set of sequences."""
+    sep_rank: int
+    mesh: DeviceMesh | None
+    """["dp", "sep"]; None where one process is alone."""
+    everyone: DeviceMesh | None
+    """All processes in one dimension."""
+
+    @property
+    def world(self) -> int:
+        """All processes."""
+        return self.dp_size * self.sep_size
+
+    @property
+    def sep_group(self) -> distributed.ProcessGroup | None:
+        """The processes that share this one's sequences; None where it has them alone."""
+        if self.mesh is None or self.sep_size == 1:
+            return None
+        return self.mesh["sep"].get_group()
+
+    def part(self, tokens: int) -> slice:
+        """This process's part of a row of `tokens`, a multiple of sep_size."""
+        each = tokens // self.sep_size
+        return slice(self.sep_rank * each, (self.sep_rank + 1) * each)
 
 
-def total(value: float) -> float:
-    """The sum of a number over all processes."""
-    if world_size() == 1:
-        return value
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    added = torch.tensor([value], dtype=torch.float64, device=device)
-    distributed.all_reduce(added)
-    return float(added.item())
+def layout(sep_size: int = 1) -> Layout:
+    """How the processes that have met are laid out: neighbours form the groups of `sep_size`."""
+    world, number = world_size(), rank()
+    if world % sep_size:
+        raise UserError(
+            f"sep_size {sep_size} does not divide the {world} processes; start a multiple of "
+            f"{sep_size} or lower --sep_size"
+        )
+    mesh = everyone = None
+    if world > 1:
+        shape = (world // sep_size, sep_size)
+        mesh = init_device_mesh(device().type, shape, mesh_dim_names=("dp", "sep"))
+        everyone = mesh["dp", "sep"]._flatten("all")
+    return Layout(
+        dp_size=world // sep_size,
+        dp_rank=number // sep_size,
+        sep_size=sep_size,
+        sep_rank=number % sep_size,
+        mesh=mesh,
+        everyone=everyone,
+    )
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes, in place."""
+    if world_size() > 1:
+        distributed.all_reduce(values)
+    return values
 
 
 def gather(value: T) -> list[T]:

@@ -41,7 +41,8 @@ def measure(model: PreTrainedModel, pool: Sequence[Encoded], *, batch_size: int 
 
     was_training = model.training
     model.eval()
-    losses, counts = [], []
+    losses: list[float] = []
+    counts: list[int] = []
     order = sorted(range(len(pool)), key=lambda i: len(pool[i].prompt) + len(pool[i].response))
     with torch.no_grad():
         for start in range(0, len(pool), batch_size):
@@ -49,11 +50,17 @@ def measure(model: PreTrainedModel, pool: Sequence[Encoded], *, batch_size: int 
             losses += nll.tolist()
             counts += tokens.tolist()
     model.train(was_training)
+    return from_sums(losses, counts)
+
+
+def from_sums(losses: Sequence[float], counts: Sequence[int]) -> Perplexity:
+    """Both perplexities from each sample's summed negative log-likelihood and response tokens."""
+    each = (_exp(loss / count) for loss, count in zip(losses, counts, strict=True))
     return Perplexity(
         token_level=_exp(math.fsum(losses) / sum(counts)),
-        sample_mean=math.fsum(_exp(a / b) for a, b in zip(losses, counts, strict=True)) / len(pool),
+        sample_mean=math.fsum(each) / len(losses),
         tokens=sum(counts),
-        samples=len(pool),
+        samples=len(losses),
     )
 
 

@@ -10,13 +10,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tuning import config as site
 from tuning.flags import build, coerce
 from tuning.runs.errors import UserError, choose
-from tuning.runs.stages import KINDS
+from tuning.runs.stages import KINDS, Stage
 
 _FILE: dict[str, Any] = {"flag": False}
 
@@ -46,9 +47,9 @@ class Resources:
     time: str | None = field(default=None, metadata=_variable("SBATCH_TIMELIMIT"))
     """Time limit of one start (minutes, H:M:S or D-H:M:S); a stage that needs more is requeued."""
     nodes: int = 1
-    """Nodes of pre-training; more than one are joined by torchrun."""
+    """Nodes of pre-training and SFT on the engine; more than one are joined by torchrun."""
     processes: int = 1
-    """Processes a node of pre-training, joined by torchrun; one a GPU."""
+    """Processes a node of the same, joined by torchrun; one a GPU."""
     signal_seconds: int = 120
     """How long before the time limit a stage is asked to save."""
     throttle: int | None = None
@@ -65,10 +66,16 @@ class Resources:
 
 _DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Resources)}
 _JOINS = ("nodes", "processes")
-JOINED = ("pretrain",)
-"""Kinds of stage that several processes can do together."""
+JOINED = ("pretrain", "sft")
+"""Kinds of stage that several processes can do together; SFT where it is done by the engine."""
 _REPORT = {"gres": None, "nodes": 1, "processes": 1, "cpus": 1, "time": "00:30:00"}
 """A report needs no GPU, whatever the defaults are."""
+
+
+def joins(stage: Stage) -> bool:
+    """Whether several processes can do a stage together."""
+    on_engine = ("--trainer", "engine") in pairwise(stage.command)
+    return stage.kind == "pretrain" or (stage.kind == "sft" and on_engine)
 
 
 class Cluster:
@@ -90,24 +97,33 @@ class Cluster:
         for kind in KINDS:
             self.resources(kind)
 
-    def resources(self, kind: str) -> Resources:
-        """What a kind of stage asks for."""
-        found = self._resources(kind)
-        if kind not in JOINED and found.nodes * found.processes > 1:
+    def of(self, stage: Stage) -> Resources:
+        """What a stage asks for."""
+        return self.resources(stage.kind, joined=joins(stage))
+
+    def resources(self, kind: str, *, joined: bool | None = None) -> Resources:
+        """What stages of a kind ask for; `joined`: whether several processes can do each of them
+        together (None: if any of that kind can).
+        """
+        joined = kind in JOINED if joined is None else joined
+        found = self._resources(kind, joined)
+        if not joined and found.nodes * found.processes > 1:
+            what = "sft with TRL" if kind == "sft" else kind
             raise UserError(
-                f"stages of kind {kind} are one process: nodes and processes must be 1, not "
-                f"{found.nodes} and {found.processes}. On several run: {', '.join(JOINED)}."
+                f"stages of kind {what} are one process: nodes and processes must be 1, not "
+                f"{found.nodes} and {found.processes}. On several run: pretrain, and sft with "
+                "--trainer engine."
             )
         return found
 
-    def _resources(self, kind: str) -> Resources:
+    def _resources(self, kind: str, joined: bool) -> Resources:
         own = self._stages.get(kind, {})
         if kind == "report":
             above = {k: v for k, v in self._above.items() if k not in _REPORT}
             report = build(Resources, self._defaults | _REPORT | own | above)
             limit = seconds(report.time) or 2 * report.signal_seconds
             return _checked(replace(report, signal_seconds=min(report.signal_seconds, limit // 2)))
-        above = {k: v for k, v in self._above.items() if k not in _JOINS or kind in JOINED}
+        above = {k: v for k, v in self._above.items() if k not in _JOINS or joined}
         return _checked(build(Resources, self._defaults | own | above))
 
 

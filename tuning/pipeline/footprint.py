@@ -218,20 +218,35 @@ class _Counter:
         """Whole weights in float32; a checkpoint has AdamW's two moments beside them."""
         flags = flags_of(stage.command)
         config = pretrain_config(flags.model, given(flags, PRETRAIN_PARTS))
-        shape = shape_of(config.shape, _TOKEN * config.training.tokenizer_vocab_size)
+        shape = shape_of(config.shape, _TOKEN * config.data.tokenizer_vocab_size)
         weights = FLOAT32 * shape.parameters
-        count = _at_a_time(config.training.total_steps, config.training.save_steps)
+        count = _at_a_time(config.training.max_steps, config.engine.save_every_steps)
         return {"full_models": (weights + shape.tokenizer,), "checkpoints": count * 3 * weights}
 
     def _sft(self, stage: Stage, run: RunDirectory | None) -> dict[str, Any] | None:
         config = _sft_config(stage)
         if (shape := self._shape(config.model)) is None:
             return None
-        made = adapter_of(shape, config.lora)
         folders = [run.path / checkpoint_name(label) for label in config.rules] if run else []
         reached = sum(manifest.is_whole(folder) for folder in folders)
-        return self._kept(config, shape, made, stage) | {
-            "sweetspots": (made.bytes,) * (len(config.rules) - reached)
+        left = len(config.rules) - reached
+        if config.artifact == "full":
+            return self._whole(config, shape, stage, left)
+        made = adapter_of(shape, config.lora)
+        return self._kept(config, shape, made, stage) | {"sweetspots": (made.bytes,) * left}
+
+    def _whole(
+        self, config: SFTRunConfig, shape: Shape, stage: Stage, sweetspots: int
+    ) -> dict[str, Any]:
+        """Whole weights, as the base model has them; a checkpoint has them in float32, with AdamW's
+        two moments beside them.
+        """
+        one = self._each(config) * shape.parameters + shape.tokenizer
+        state = 3 * FLOAT32 * shape.parameters
+        return {
+            "full_models": (one,),
+            "sweetspots": (one,) * sweetspots,
+            "checkpoints": _at_a_time(_steps(config, stage), config.training.save_steps) * state,
         }
 
     def _preference(self, stage: Stage, _run: RunDirectory | None) -> dict[str, Any] | None:
@@ -245,8 +260,7 @@ class _Counter:
         self, config: SFTRunConfig | PTRunConfig, shape: Shape, made: Adapter, stage: Stage
     ) -> dict[str, Any]:
         """The model of a run, and its checkpoints at most at a time."""
-        size, t = stage.train_size or stage.total_data or 1, config.training
-        steps = total_steps(size, min(t.effective_batch_size, size), t.num_train_epochs)
+        t, steps = config.training, _steps(config, stage)
         optimizer = t.optimizer
         if optimizer == "auto":
             eight_bit = self.cuda and importlib.util.find_spec("bitsandbytes") is not None
@@ -259,13 +273,17 @@ class _Counter:
 
     def _merged(self, config: SFTRunConfig | PTRunConfig, shape: Shape) -> int:
         """Whole weights in the base model's precision; what was trained whole is float32."""
-        dtype = config.model.dtype
-        half = dtype == "bfloat16" or (dtype == "auto" and self.cuda)
-        each = BFLOAT16 if half else FLOAT32
+        each = self._each(config)
         whole = adapter_of(
             shape, LoraConfig(target_modules=(), full_modules=config.lora.full_modules)
         )
         return each * shape.parameters + (FLOAT32 - each) * whole.trained
+
+    def _each(self, config: SFTRunConfig | PTRunConfig) -> int:
+        """Bytes of a weight as the base model is loaded."""
+        dtype = config.model.dtype
+        half = dtype == "bfloat16" or (dtype == "auto" and self.cuda)
+        return BFLOAT16 if half else FLOAT32
 
     def _preference_config(self, stage: Stage) -> PTRunConfig | None:
         """The settings of a preference run; None where its parent is not known."""
@@ -299,7 +317,7 @@ class _Counter:
             return read_shape(folder) if folder else None
         config = pretrain_config(entry.from_run)
         run = locate(self.home / "models", config.run_name, config.hash)
-        tokens = _TOKEN * config.training.tokenizer_vocab_size
+        tokens = _TOKEN * config.data.tokenizer_vocab_size
         return read_shape(run / "model") or shape_of(config.shape, tokens)
 
     def _model(self, stage: Stage) -> str:
@@ -324,9 +342,15 @@ def _sft_config(stage: Stage) -> SFTRunConfig:
     )  # fmt: skip
 
 
-def _at_a_time(steps: int, save_steps: int) -> int:
+def _steps(config: SFTRunConfig | PTRunConfig, stage: Stage) -> int:
+    """Optimizer steps of a stage; of a fork, at most."""
+    size, t = stage.train_size or stage.total_data or 1, config.training
+    return total_steps(size, min(t.effective_batch_size, size), t.num_train_epochs)
+
+
+def _at_a_time(steps: int | None, save_steps: int) -> int:
     """How many checkpoints of a run there are at most: those that are kept and the next one."""
-    return min(KEPT + 1, math.ceil(steps / save_steps))
+    return KEPT + 1 if steps is None else min(KEPT + 1, math.ceil(steps / save_steps))
 
 
 def _free(home: Path) -> int:

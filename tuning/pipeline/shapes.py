@@ -119,7 +119,11 @@ def shape_of(config: ModelConfig, tokenizer: int) -> Shape:
         layers=config.num_layer,
         linears=_linears(
             hidden=config.hidden_size,
-            inner=config.intermediate_size,
+            inner=(
+                config.moe_intermediate_size * config.num_experts
+                if config.use_moe
+                else config.intermediate_size
+            ),
             heads=config.num_attention_heads,
             key_heads=config.num_key_value_heads,
             head=config.hidden_size // config.num_attention_heads,

@@ -22,7 +22,7 @@ from tuning.runs import atomic, provenance
 DIGITS = 16
 FOLDERS = ("tuning", "slurm")
 """What a copy holds where the code is no git checkout."""
-LEFT_OUT = ("__pycache__", "models", "outputs", "snapshots", "datasets")
+LEFT_OUT = ("__pycache__", "models", "outputs", "snapshots", "datasets", "tokens")
 COLLECTIONS = "collections.yaml"
 
 

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from tuning import config as site
 from tuning.pipeline import snapshot
-from tuning.pipeline.cluster import Cluster
+from tuning.pipeline.cluster import Cluster, joins
 from tuning.pipeline.jobs import REPORT, Array, Jobs, Task
 from tuning.pipeline.sbatch import ArrayJob, render
 from tuning.pipeline.slurm import WAITS, Job
@@ -250,7 +250,8 @@ class Submission:
     def _script(self, array: Array, code: Path) -> str:
         from tuning.pipeline.prefetch import offline_environment
 
-        resources = self.cluster.resources(array.kind)
+        joined = all(joins(self._stages.get(name, REPORT)) for name in array.stages)
+        resources = self.cluster.resources(array.kind, joined=joined)
         environment = {
             "TUNING_HOME": str(site.home()),
             "TUNING_CODE": str(code),

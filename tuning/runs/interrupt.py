@@ -11,11 +11,13 @@ Processes that train together stop together: each asks `agreed_to_stop()` at the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -26,12 +28,13 @@ STOP_VARIABLE = "TUNING_STOP"
 EXIT_VARIABLE = "TUNING_EXIT"
 """Names the file to which the first process of a stage writes its exit code."""
 POLL_SECONDS = 0.5
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _asked = threading.Event()
 
 
 def install() -> None:
     """Take the signals over and watch the parent; call it once, early, in the main thread."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, _on_signal)
     joined = "TORCHELASTIC_RUN_ID" in os.environ
     parent = None if joined else os.environ.get(PARENT_VARIABLE)
@@ -39,6 +42,28 @@ def install() -> None:
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
     if joined and (stop := os.environ.get(STOP_VARIABLE)):
         threading.Thread(target=_look_for, args=(Path(stop),), daemon=True).start()
+
+
+@contextlib.contextmanager
+def heeded() -> Iterator[None]:
+    """Signals are questions within the block, and what they were to the program before it.
+
+    What was asked counts until it has led to Interrupted. Outside the main thread, where signals
+    cannot be taken over, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    install()
+    try:
+        yield
+    except Interrupted:
+        reset()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
@@ -90,5 +115,5 @@ def check() -> None:
 
 
 def reset() -> None:
-    """Forget what was asked; for tests that run stages inside one process."""
+    """Forget what was asked; for programs that run several stages inside one process."""
     _asked.clear()

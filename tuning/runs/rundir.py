@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -26,12 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from tuning.runs import atomic, provenance
-from tuning.runs.errors import StageFailed
+from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.identity import differences
 from tuning.runs.lock import Lock
 
 SHORT = 8
 PROGRESS_VARIABLE = "TUNING_PROGRESS"
+_OURS = re.compile(r"lock\.json|\.lock|\..*\.tmp")
+"""What a claim that was cut short may leave before there is a config.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,31 @@ def locate(root: Path, run_name: str, hash_: str) -> Path:
     if found in (None, hash_) or run_name.endswith(suffix):
         return plain
     return root / f"{run_name}{suffix}"
+
+
+def take(path: Path, identity: Identity, *, force: bool = False) -> None:
+    """Make a directory that was named for a run; UserError where something else has it.
+
+    `force`: another run may stand there, but nothing that is no run.
+    """
+    standing = None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        standing = RunDirectory(path).config
+        others = [entry.name for entry in path.iterdir() if not _OURS.fullmatch(entry.name)]
+    except OSError as error:
+        raise UserError(
+            f"'{path}' cannot be a run's folder ({error.strerror}); name another one"
+        ) from None
+    except json.JSONDecodeError:
+        others = ["config.json"]
+    if standing is None and not others:
+        return
+    if standing is None or "hashed" not in standing:
+        raise UserError(f"'{path}' holds other files than a run's; name a new or an empty folder")
+    if standing["hash"] != identity.hash and not force:
+        changed = "; ".join(differences(identity.hashed, standing["hashed"]))
+        raise UserError(f"'{path}' holds a run of other settings ({changed}); name another folder")
 
 
 class RunDirectory:
@@ -83,7 +111,7 @@ class RunDirectory:
     def hash(self) -> str | None:
         """The hash of the run that stands here."""
         config = self.config
-        return config["hash"] if config else None
+        return config.get("hash") if config else None
 
     @property
     def status(self) -> dict[str, Any]:
@@ -188,6 +216,7 @@ def claim(
     root: Path,
     identity: Identity,
     *,
+    exact: bool = False,
     wait: bool = True,
     force: bool = False,
     check: Callable[[], None] = lambda: None,
@@ -196,12 +225,19 @@ def claim(
     """Hold the directory of a run for writing; it is made on the first claim.
 
     `wait=False` raises StageFailed where another process has it. `force` empties it first.
-    `check` is called while waiting and may raise.
+    `exact` takes root/run_name or raises UserError. `check` is called while waiting and may raise.
     """
-    path = locate(root, identity.run_name, identity.hash)
+
+    def place() -> Path:
+        if not exact:
+            return locate(root, identity.run_name, identity.hash)
+        take(root / identity.run_name, identity, force=force)
+        return root / identity.run_name
+
+    path = place()
     while True:
         with Lock(path).holding(wait=wait, check=check, say=say):
-            settled = locate(root, identity.run_name, identity.hash)
+            settled = place()
             if settled == path:
                 directory = RunDirectory(path)
                 _prepare(directory, identity, force=force, say=say)

@@ -6,12 +6,10 @@ marked `flag: False` are set by the program.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 from tuning.runs.errors import UserError, choose
@@ -26,6 +24,8 @@ OPTIMIZERS = (
     "auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit",
     "paged_adamw_32bit", "adafactor", "sgd",
 )  # fmt: skip
+ENGINE_OPTIMIZERS = ("auto", "adamw_torch", "adamw_torch_fused")
+"""Names under which the engine's AdamW goes."""
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 _FREE: dict[str, Any] = {"hashed": False}
 _INTERNAL: dict[str, Any] = {"flag": False}
@@ -126,6 +126,32 @@ class TrainingArgumentsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineSFTConfig:
+    """What trains; the rest is for the engine, which trains all weights and leaves a full model."""
+
+    trainer: Literal["trl", "engine"] = "trl"
+    """trl trains an adapter on one device; engine trains all weights, on any number of them."""
+    max_tokens_per_gpu: int = field(default=8192, metadata=_FREE)
+    """Most tokens of one forward pass a rank: examples are packed up to it (engine)."""
+    parallel: Literal["ddp", "zero1", "fsdp2"] = field(default="fsdp2", metadata=_FREE)
+    """Among several processes: whole replicas (ddp), with shards of the optimizer (zero1), or
+    shards of everything (fsdp2) (engine)."""
+    sep_size: int = field(default=1, metadata=_FREE)
+    """Processes that share the sequences, and the experts, of one replica (engine)."""
+    gradient_checkpointing: bool = field(default=False, metadata=_FREE)
+    """Compute activations again in the backward pass, for less memory (engine)."""
+    use_compile: bool = field(default=False, metadata=_FREE)
+    """torch.compile for every transformer block (engine)."""
+    use_liger_kernels: bool = field(default=False, metadata=_FREE)
+    """Liger's fused kernels, on CUDA (engine)."""
+    osft: bool = False
+    """Orthogonal subspace fine-tuning: the strongest directions of each matrix stay as they are
+    (engine)."""
+    osft_unfreeze_rank_ratio: float = 0.25
+    """Share of the directions of each matrix that is trained, from 0.0 to 1.0 (osft)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DPOTrainingConfig(TrainingArgumentsConfig):
     """Optimization of the preference methods."""
 
@@ -165,27 +191,6 @@ class PerplexityConfig:
     """Stop when the last rule has fired."""
 
 
-def local_weights_hash(folder: Path) -> str:
-    """Over the names, sizes and ends of a model's files, so that moving them changes nothing.
-
-    Raises UserError where the folder holds no model.
-    """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"'{folder}' holds no model: it has no config.json.")
-    total = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja"):
-            total.update(f"{file.name}:{file.stat().st_size}:".encode())
-            with file.open("rb") as handle:
-                total.update(handle.read(_SAMPLE))
-                handle.seek(max(0, file.stat().st_size - _SAMPLE))
-                total.update(handle.read(_SAMPLE))
-    return total.hexdigest()
-
-
-_SAMPLE = 1 << 20
-
-
 def _require(settings: Any, name: str, holds: bool, what: str) -> None:
     """Raise UserError for a setting unless `holds`."""
     if not holds:
@@ -209,8 +214,11 @@ def checked_lora(lora: LoraConfig) -> LoraConfig:
     return lora
 
 
-def checked_training(training: T) -> T:
-    """The same settings with a micro-batch that fits; UserError for what cannot be."""
+def checked_training(training: T, *, splits: bool = True) -> T:
+    """The same settings with a micro-batch that fits; UserError for what cannot be.
+
+    `splits`: whether batches are split into micro-batches of a fixed size at all.
+    """
     for name in _POSITIVE:
         value = getattr(training, name)
         _require(training, name, 0 < value < math.inf, "above zero and finite")
@@ -221,12 +229,50 @@ def checked_training(training: T) -> T:
     _require(training, "warmup_ratio", 0 <= training.warmup_ratio < 1, "in [0, 1)")
     _require(training, "weight_decay", 0 <= training.weight_decay < math.inf, "zero or more")
     micro = min(training.micro_batch_size, training.effective_batch_size)
-    if training.effective_batch_size % micro:
+    if splits and training.effective_batch_size % micro:
         raise UserError(
             f"micro_batch_size {micro} does not divide effective_batch_size "
             f"{training.effective_batch_size}."
         )
     return replace(training, micro_batch_size=micro)
+
+
+def check_engine(
+    engine: EngineSFTConfig,
+    model: ModelLoadConfig,
+    training: TrainingArgumentsConfig,
+    given: Iterable[str],
+) -> None:
+    """Raise UserError for what cannot be; `given` are the settings that were asked for by name.
+
+    What belongs to the other trainer is refused where it was asked for, and else not looked at.
+    """
+    _refuse_strangers(engine.trainer, set(given))
+    if engine.trainer == "trl":
+        return
+    _require(engine, "sep_size", engine.sep_size >= 1, "at least 1")
+    ratio = engine.osft_unfreeze_rank_ratio
+    _require(engine, "osft_unfreeze_rank_ratio", 0 <= ratio <= 1, "between 0.0 and 1.0")
+    fits = engine.max_tokens_per_gpu >= model.max_seq_length
+    longest = f"max_seq_length, {model.max_seq_length}, or more: every example fits one pass"
+    _require(engine, "max_tokens_per_gpu", fits, longest)
+    if training.optimizer not in ENGINE_OPTIMIZERS:
+        raise UserError(
+            f"optimizer is {training.optimizer}; the engine trains with AdamW: with --trainer "
+            "engine use --optimizer auto."
+        )
+
+
+def _refuse_strangers(trainer: str, given: set[str]) -> None:
+    """Raise UserError for a setting of the trainer that is not used."""
+    others = {f.name for f in fields(EngineSFTConfig)} - {"trainer"}
+    why = "is for --trainer engine; the trainer is trl"
+    if trainer == "engine":
+        others = {f.name for f in fields(LoraConfig)} | {"micro_batch_size"}
+        why = "is for --trainer trl; the engine trains all weights, in passes of "
+        why += "--max_tokens_per_gpu"
+    for name in sorted(others & given):
+        raise UserError(f"{name} {why}.")
 
 
 _POSITIVE = (

@@ -18,6 +18,7 @@ from tuning import config as site
 from tuning.data import train_dataset
 from tuning.engine.run_config import pretrain_config
 from tuning.flags import build, override, plain
+from tuning.runs.content import weights_hash
 from tuning.runs.errors import UserError
 from tuning.runs.identity import digest, patience_label, settings, threshold_label
 from tuning.runs.rundir import SHORT, Identity
@@ -25,16 +26,17 @@ from tuning.runs.stages import REMAINING
 from tuning.training.config_parts import (
     DatasetConfig,
     DPOTrainingConfig,
+    EngineSFTConfig,
     LoraConfig,
     ModelLoadConfig,
     PerplexityConfig,
     TrainingArgumentsConfig,
+    check_engine,
     checked_lora,
     checked_model,
     checked_preference,
     checked_rules,
     checked_training,
-    local_weights_hash,
     parse_patience,
 )
 
@@ -56,7 +58,7 @@ class Parent:
     model_defaults: bool = field(default=True, metadata=_FREE)
     """Whether it differs from its model's defaults in nothing but sizes and sweetspot rules."""
     lora: LoraConfig | None = field(default=None, metadata=_FREE)
-    """Its adapter, which a preference run trains further."""
+    """Its adapter, which a preference run trains further; None where it left whole weights."""
 
 
 class _Run:
@@ -107,12 +109,35 @@ class SFTRunConfig(_Run):
     lora: LoraConfig
     training: TrainingArgumentsConfig
     perplexity: PerplexityConfig
+    engine: EngineSFTConfig = field(default_factory=EngineSFTConfig)
+
+    @property
+    def trainer(self) -> str:
+        """`trl` or `engine`."""
+        return self.engine.trainer
+
+    @property
+    def artifact(self) -> str:
+        """The engine trains, and leaves, whole weights."""
+        return "full" if self.trainer == "engine" else "adapter"
+
+    @property
+    def hashed(self) -> dict[str, Any]:
+        """The settings that change the result: not those of the other trainer."""
+        found: dict[str, Any] = settings(self)
+        engine = found.pop("engine")
+        if self.trainer == "engine":
+            del found["lora"], found["training"]["optimizer"]
+            if not self.engine.osft:
+                del engine["osft_unfreeze_rank_ratio"]
+            found["engine"] = engine
+        return found
 
     @property
     def run_name(self) -> str:
         """`{model}_sft-{dataset}-{n}`, with `-{hash8}` behind unless all else is the default."""
         name = f"{self.model.label}_sft-{self.dataset.dataset}-{self.dataset.train_size}"
-        return self._suffixed(name, settings(self) == settings(self.default()))
+        return self._suffixed(name, self.hashed == self.default().hashed)
 
     def default(self) -> SFTRunConfig:
         """The same run with the defaults of its model."""
@@ -132,7 +157,7 @@ class SFTRunConfig(_Run):
             perplexity_thresholds=default.perplexity.perplexity_thresholds,
             perplexity_patience=default.perplexity.perplexity_patience,
         )
-        return settings(replace(self, perplexity=rules)) == settings(default)
+        return replace(self, perplexity=rules).hashed == default.hashed
 
     @property
     def rules(self) -> list[str]:
@@ -178,7 +203,8 @@ class PTRunConfig(_Run):
     @property
     def continues_adapter(self) -> bool:
         """Whether the parent's adapter is trained further, and not a new one."""
-        return self.parent is not None and not self.training.merge_parent
+        has_adapter = self.parent is not None and self.parent.lora is not None
+        return has_adapter and not self.training.merge_parent
 
     @property
     def is_fork(self) -> bool:
@@ -214,7 +240,7 @@ class PTRunConfig(_Run):
 
 
 SFT_PARTS: tuple[type, ...] = (
-    ModelLoadConfig, LoraConfig, TrainingArgumentsConfig, PerplexityConfig,
+    ModelLoadConfig, LoraConfig, TrainingArgumentsConfig, PerplexityConfig, EngineSFTConfig,
 )  # fmt: skip
 PT_PARTS: tuple[type, ...] = (ModelLoadConfig, LoraConfig, DPOTrainingConfig)
 
@@ -230,13 +256,17 @@ def sft_config(
     """An SFT run: defaults, then collections.yaml, then `values` (flat names)."""
     chosen = _model_settings(model, ("sft",), SFT_PARTS) | dict(values or {})
     task = site.collections().task(task)
+    engine, training = build(EngineSFTConfig, chosen), build(TrainingArgumentsConfig, chosen)
+    loaded = _model(model, chosen)
+    check_engine(engine, loaded, training, values or ())
     return SFTRunConfig(
-        model=_model(model, chosen),
+        model=loaded,
         dataset=_dataset(dataset, task, "sft", train_size),
         task=task,
         lora=checked_lora(build(LoraConfig, chosen)),
-        training=checked_training(build(TrainingArgumentsConfig, chosen)),
+        training=checked_training(training, splits=engine.trainer == "trl"),
         perplexity=checked_rules(build(PerplexityConfig, chosen)),
+        engine=engine,
     )
 
 
@@ -312,7 +342,7 @@ def _base_hash(entry: site.ModelEntry) -> str | None:
     """The hash of the run that makes a base model, or of the files of a local one."""
     if entry.from_run:
         return pretrain_config(entry.from_run).hash
-    return local_weights_hash(Path(entry.path)) if entry.path else None
+    return weights_hash(Path(entry.path)) if entry.path else None
 
 
 def _dataset(name: str, task: str, kind: str, train_size: int | None) -> DatasetConfig:

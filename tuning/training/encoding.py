@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from tuning.data import train_dataset
 from tuning.evaluation.perplexity import Encoded
 from tuning.runs.errors import UserError
+from tuning.training.config_training import SFTRunConfig
+
+
+def sft_pools(
+    config: SFTRunConfig, tokenizer: Any, say: Callable[[str], None] = print
+) -> tuple[list[Encoded], list[Encoded]]:
+    """What an SFT run trains on, and what its perplexity is measured on."""
+    name, length = config.dataset.dataset, config.model.max_seq_length
+    rows = train_dataset.rows(name, "sft", config.dataset.train_size)
+    validation = train_dataset.rows(name, "validation")[: config.perplexity.validation_size]
+    return encode(tokenizer, rows, length, say), encode(tokenizer, validation, length, say)
 
 
 def encode(

@@ -1,7 +1,8 @@
 """One door to weights: the base model, and a run's artifact, adapter or whole, for training and for
 inference.
 
-An adapter lies over the nearest ancestor that left whole weights, or else over the base model.
+An adapter lies over the nearest ancestor that left whole weights, or the sweetspot of it that was
+forked, or else over the base model.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from tuning import config as site
 from tuning.runs.atomic import whole_directory
 from tuning.runs.errors import UserError, choose
 from tuning.runs.rundir import RunDirectory
+from tuning.runs.sweetspot import checkpoint_name
 from tuning.training.config_training import LoraConfig, ModelLoadConfig
 from tuning.training.parents import base_directory, require_base
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -74,17 +77,19 @@ def load_base(model: ModelLoadConfig, location: str | None = None) -> PreTrained
 
     logging.disable_progress_bar()
     loaded = _from_pretrained(
-        AutoModelForCausalLM, location or base_location(model), dtype=_dtype(model)
+        AutoModelForCausalLM, location or base_location(model), dtype=dtype_of(model)
     )
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _dtype(model: ModelLoadConfig) -> Any:
+def dtype_of(model: ModelLoadConfig) -> torch.dtype:
+    """The precision in which weights are loaded on this machine."""
     import torch
 
     if model.dtype == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return getattr(torch, model.dtype)
+    found: torch.dtype = getattr(torch, model.dtype)
+    return found
 
 
 def _from_pretrained(cls: Any, location: str, **kwargs: Any) -> Any:
@@ -98,13 +103,19 @@ def _from_pretrained(cls: Any, location: str, **kwargs: Any) -> Any:
         ) from None
 
 
-def foundation(directory: RunDirectory | None, model: ModelLoadConfig) -> str:
-    """Where the whole weights lie on which a run's adapter stands."""
+def foundation(
+    directory: RunDirectory | None, model: ModelLoadConfig, checkpoint: Path | None = None
+) -> str:
+    """Where the whole weights lie that a run, or a checkpoint of it, consists of or stands on."""
     while directory is not None and directory.config is not None:
         if directory.config["artifact"] == "full":
-            return str(directory.path / MODEL)
+            return str(checkpoint or directory.path / MODEL)
         parent = directory.config["parent"]
-        directory = RunDirectory(directory.path.parent / parent["run_name"]) if parent else None
+        if not parent:
+            break
+        directory = RunDirectory(directory.path.parent / parent["run_name"])
+        label = parent.get("sweetspot")
+        checkpoint = directory.path / checkpoint_name(label) if label else None
     return base_location(model)
 
 
@@ -119,7 +130,7 @@ def load_artifact(
     if directory is None:
         return load_base(model)
     where = checkpoint or directory.path / MODEL
-    loaded = load_base(model, foundation(directory, model))
+    loaded = load_base(model, foundation(directory, model, checkpoint))
     if not (where / "adapter_config.json").exists():
         return loaded
     from peft import PeftModel

@@ -68,8 +68,14 @@ def sft_command(config: SFTRunConfig) -> str:
 def sft_flags(config: SFTRunConfig) -> list[str]:
     """The flags from which run_sft.py makes this very config."""
     default = config.default()
-    parts = [(getattr(config, p), getattr(default, p)) for p in
-             ("model", "lora", "training", "perplexity")]  # fmt: skip
+    names = ["model", "lora", "training", "perplexity", "engine"]
+    if config.trainer == "engine":
+        # Of the other trainer, and refused; the trainer itself is always named: see cluster.py.
+        names.remove("lora")
+        micro = default.training.micro_batch_size
+        config = replace(config, training=replace(config.training, micro_batch_size=micro))
+        default = replace(default, engine=replace(default.engine, trainer="trl"))
+    parts = [(getattr(config, p), getattr(default, p)) for p in names]
     return [
         "--model", config.model.model, "--dataset", config.dataset.dataset, "--task", config.task,
         "--train_size", str(config.dataset.train_size), *command_line(parts),
@@ -107,7 +113,7 @@ def parent_of(
         sweetspot=sweetspot,
         total_data=total_data,
         model_defaults=config.model_defaults,
-        lora=config.lora,
+        lora=config.lora if config.artifact == "adapter" else None,
     )
 
 

@@ -6,30 +6,19 @@ from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
-from tuning.data import train_dataset
 from tuning.evaluation.perplexity import Encoded
 from tuning.runs.rundir import RunDirectory
 from tuning.training import models, trainers
 from tuning.training.budget import data_points_seen, total_steps
 from tuning.training.checkpoints import RunCallback, WholeCheckpoints, resume_point
-from tuning.training.config_training import SFTRunConfig, parse_patience
-from tuning.training.encoding import encode
+from tuning.training.config_training import SFTRunConfig
+from tuning.training.encoding import sft_pools
 from tuning.training.perplexity_callback import PerplexityStoppingCallback
-from tuning.training.sweetspots import Patience, SweetspotRules, Threshold
+from tuning.training.perplexity_watch import rules_of
 
 
 class _Trainer(WholeCheckpoints, SFTTrainer):
     """TRL's trainer with checkpoints that are whole."""
-
-
-def rules_of(config: SFTRunConfig) -> SweetspotRules:
-    """The rules of a config, thresholds first."""
-    thresholds = [Threshold(value=v) for v in config.perplexity.perplexity_thresholds]
-    patience = [
-        Patience(evaluations=n, decrease=d)
-        for n, d in map(parse_patience, config.perplexity.perplexity_patience)
-    ]
-    return SweetspotRules([*thresholds, *patience])
 
 
 def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -> None:
@@ -37,10 +26,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     size, batch = config.dataset.train_size or 0, config.training.effective_batch_size
     steps = total_steps(size, batch, config.training.num_train_epochs)
     tokenizer = models.load_tokenizer(config.model)
-    length = config.model.max_seq_length
-    rows = encode(tokenizer, train_dataset.rows(config.dataset.dataset, "sft", size), length)
-    validation = train_dataset.rows(config.dataset.dataset, "validation")
-    pool = encode(tokenizer, validation[: config.perplexity.validation_size], length)
+    rows, pool = sft_pools(config, tokenizer)
 
     resume = resume_point(directory)
     rules = rules_of(config)
@@ -61,8 +47,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         callbacks=[perplexity, callback],
     )
     trainer.directory = directory
-    stopped = config.perplexity.early_stop and rules.finished
-    trainers.run(trainer, callback, resume, finished=stopped)
+    trainers.run(trainer, callback, resume, finished=perplexity.watch.stops)
     trainers.finish(
         trainer, tokenizer, config, directory, callback, size,
         data_points_seen(trainer.state.global_step, size, batch),

@@ -11,16 +11,17 @@ import argparse
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuning import config as site
 from tuning.evaluation.config import EvaluationRunConfig, PassAtKConfig, evaluation_config
 from tuning.flags import Parser
-from tuning.runs import disk, interrupt, manifest, provenance
+from tuning.runs import disk, interrupt, provenance
 from tuning.runs.errors import UserError, choose
-from tuning.runs.rundir import Identity, RunDirectory, claim, locate, tell
+from tuning.runs.rundir import Identity, RunDirectory, claim, locate, take, tell
+from tuning.runs.training import train_in
 from tuning.training.config_parts import ModelLoadConfig
 
 WANDB_MODES = ("off", "offline", "online")
@@ -36,6 +37,8 @@ class Options:
     wait: bool = True
     force: bool = False
     wandb: str = "off"
+    output_dir: Path | None = None
+    """The run's own directory, in place of the one that its name has under TUNING_HOME/models."""
 
 
 def add_data(parser: Parser, *, model: bool = True) -> None:
@@ -106,65 +109,50 @@ def train(
                 f"{identity.kind} runs are trained by one process; torchrun started "
                 f"{os.environ['WORLD_SIZE']}. Set nodes and processes to 1 in slurm/cluster.yaml."
             )
-        return _train_together(identity, body, options)
+        from tuning.engine import ranks
+        from tuning.engine.together import together
+
+        directory = together(lambda begin: _train(identity, begin, options), body)
+        ranks.leave()
+        return directory
     return _train(identity, body, options)
 
 
-def _train_together(
-    identity: Identity, body: Callable[[RunDirectory, list[str]], None], options: Options
-) -> RunDirectory:
-    """The first process holds the directory, and tells the others where it is when work begins."""
-    from tuning.engine import ranks
-
-    ranks.join()
-    told: list[str] = []
-
-    def begin(directory: RunDirectory, report_to: list[str]) -> None:
-        told.append(ranks.from_first(str(directory.path)))
-        body(directory, report_to)
-
-    if ranks.rank() == 0:
-        directory = _train(identity, begin, options)
-        if not told:
-            ranks.from_first("")
-        ranks.wait()
-    else:
-        path: str = ranks.from_first(None)
-        directory = RunDirectory(Path(path or "."))
-        if path:
-            body(directory, [])
-        ranks.wait()
-    ranks.leave()
-    return directory
+def first_process() -> bool:
+    """Whether this process is alone, or the first of those that torchrun started: what several
+    trained together, one evaluates.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return alone or os.environ.get("RANK", "0") == "0"
 
 
 def _train(
     identity: Identity, body: Callable[[RunDirectory, list[str]], None], options: Options
 ) -> RunDirectory:
-    standing = RunDirectory(locate(site.models_dir(), identity.run_name, identity.hash))
+    named, root = options.output_dir, site.models_dir()
+    if named is not None:
+        identity, root = replace(identity, run_name=named.name), named.parent
+        take(named, identity, force=options.force)
+    standing = RunDirectory(named or locate(root, identity.run_name, identity.hash))
     if standing.done("train") and not options.force:
         print(f"{standing.name}: already trained")
         return standing
     if options.do_evaluation and not options.do_inference:
         raise UserError("--do_evaluation needs answers of what is trained; add --do_inference.")
     _one_device()
-    with claim(
-        site.models_dir(), identity, wait=options.wait, force=options.force,
-        check=interrupt.check, say=_say,
-    ) as directory:  # fmt: skip
-        if directory.done("train"):
-            print(f"{directory.name}: already trained")
-            return directory
-        if options.force:
-            _drop_evaluations(directory)
+
+    def reported(directory: RunDirectory) -> None:
         from tuning.training import wandb_run
 
-        report_to = wandb_run.report_to(options.wandb, directory.path, identity.hash)
-        with directory.phase("train"), disk.reporting_full(directory.path, directory.path):
-            body(directory, report_to)
-        manifest.drop(directory.path)
-        print(f"{directory.name}: trained")
-        return directory
+        if options.force and named is None:
+            _drop_evaluations(directory)
+        body(directory, wandb_run.report_to(options.wandb, directory.path, identity.hash))
+
+    claimed = claim(
+        root, identity, exact=named is not None, wait=options.wait, force=options.force,
+        check=interrupt.check, say=_say,
+    )  # fmt: skip
+    return train_in(claimed, reported)
 
 
 def _one_device() -> None:

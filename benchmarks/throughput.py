@@ -1,0 +1,216 @@
+"""Tokens a second of response-only fine-tuning on samples of mixed lengths: the engine, packed; and
+TRL's SFTTrainer padded, and packed without padding.
+
+    python benchmarks/throughput.py
+
+A model of a few million parameters in fp32, all of which train. Lengths are lognormal (median 180,
+sigma 0.8, cut to 16..1024), and the first 30% of a sample are a prompt without a loss. Counted are
+the samples' own tokens: fill is work, but no result. Every method gets the same samples, in steps of
+16, and learns alike: the loss on held-out samples afterwards stands beside its speed. TRL packs the
+data once, before the training, which is not counted, so its last step may be another size; its rows
+are as long as the longest sample, for its mask on a CPU is as wide as a row. The best of several
+rounds counts as little as the worst: shown is the median.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tuning.engine import loop, model, pretraining, ranks
+from tuning.engine.config import EngineConfig, ModelConfig, PretrainConfig
+from tuning.engine.samples import IGNORED, Rows
+
+SHAPE = ModelConfig(
+    block_size=1024, vocab_size=2048, num_layer=4, num_attention_heads=8, num_key_value_heads=8,
+    hidden_size=256, intermediate_size=768,
+)  # fmt: skip
+BATCH = 16
+"""Samples of an optimizer step."""
+WARM_UP, STEPS, ROUNDS = 1, 2, 1
+LONGEST = 1024
+CONFIG = PretrainConfig(
+    batch_size=BATCH, max_tokens_per_gpu=4096, max_steps=WARM_UP + STEPS, max_lr=1e-3,
+    lr_scheduler="constant", warmup_steps=0, precision="fp32",
+)  # fmt: skip
+PROMPT = 0.3
+AIM = 2.0
+BASELINE = "TRL, padded, 8 a pass"
+Marks = list[tuple[float, int]]
+"""When each step was over, and the samples' tokens seen by then."""
+
+
+def drawn(number: int, seed: int) -> list[np.ndarray]:
+    """Samples of some regularity: each repeats a short pattern of its own, of frequent tokens."""
+    generator = np.random.default_rng(seed)
+    lengths = np.clip(generator.lognormal(math.log(180), 0.8, number), 16, LONGEST).astype(int)
+    zipf = 1 / np.arange(1, SHAPE.vocab_size - 1)
+    patterns = [generator.choice(SHAPE.vocab_size - 2, 8, p=zipf / zipf.sum()) + 2 for _ in lengths]
+    return [np.resize(p, n) for p, n in zip(patterns, lengths, strict=True)]
+
+
+def labelled(samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Labels without a loss on the prompt."""
+    return [np.where(np.arange(len(x)) < PROMPT * len(x), IGNORED, x) for x in samples]
+
+
+def built() -> Any:
+    """The same weights each time."""
+    return model.build(SHAPE, seed=0, eos_token_id=1, pad_token_id=0)
+
+
+def engine(samples: Sequence[np.ndarray]) -> tuple[Marks, Any]:
+    """Rows of up to 4,096 tokens."""
+    marks: Marks = []
+    settings, layout = EngineConfig(debug=True), ranks.layout()
+    spread, cost = pretraining.open_model(built, built, CONFIG, settings, layout)
+    rows = Rows(samples, labelled(samples))
+    batches = pretraining.batches_of(rows, BATCH, CONFIG, layout, cost, None)
+    # The samples are shuffled already; so all methods have the same steps.
+    batches._orders[0] = np.arange(len(rows))
+    with tempfile.TemporaryDirectory() as folder:
+        loop.train(
+            spread, batches, CONFIG, settings, steps=CONFIG.max_steps, directory=Path(folder),
+            on_step=lambda record: marks.append((time.perf_counter(), record["tokens"])),
+        )  # fmt: skip
+    return marks, spread.module
+
+
+def trl(
+    samples: Sequence[np.ndarray], *, a_pass: int, packed: bool = False, loss: str = "nll"
+) -> tuple[Marks, Any]:
+    """SFTTrainer with `a_pass` samples, or packed rows, a forward pass."""
+    from datasets import Dataset
+    from trl import SFTConfig, pack_dataset
+
+    data = Dataset.from_dict({"input_ids": samples, "labels": labelled(samples)})
+    passes = BATCH // a_pass
+    if packed:
+        data = pack_dataset(data, LONGEST, strategy="bfd")
+        data = data.shuffle(seed=0)
+        passes = max(1, round(len(data) / (WARM_UP + STEPS) / a_pass))
+    sizes = [len(row) for row in data["input_ids"]]
+    a_step = a_pass * passes
+    seen = np.cumsum([sum(sizes[i : i + a_step]) for i in range(0, len(sizes), a_step)])
+    steps = min(len(seen), WARM_UP + STEPS)
+    with tempfile.TemporaryDirectory() as folder:
+        args = SFTConfig(
+            output_dir=folder, report_to=[], max_steps=steps, save_strategy="no",
+            per_device_train_batch_size=a_pass, gradient_accumulation_steps=passes,
+            learning_rate=CONFIG.max_lr, lr_scheduler_type="constant",
+            weight_decay=CONFIG.weight_decay, adam_beta2=CONFIG.adam_beta2,
+            max_grad_norm=CONFIG.grad_clip_value, optim="adamw_torch", logging_steps=1,
+            use_cpu=True, bf16=False, gradient_checkpointing=False, dataloader_pin_memory=False,
+            disable_tqdm=True, max_length=None, loss_type=loss, padding_free=packed,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )  # fmt: skip
+        times, network = trained(args, data)
+    return [(at, int(tokens)) for at, tokens in zip(times, seen, strict=False)], network
+
+
+def trained(args: Any, data: Any) -> tuple[list[float], Any]:
+    """When each step of a SFTTrainer was over, and its model."""
+    from torch.utils.data import SequentialSampler
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
+    from trl import SFTTrainer
+
+    from tuning.engine.tokenizer import train_tokenizer
+
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_log(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+    class InOrder(SFTTrainer):
+        def _get_train_sampler(self, *_: Any) -> SequentialSampler:
+            return SequentialSampler(self.train_dataset)
+
+    network = built()
+    # With a cache, transformers does not see where the documents of a packed row begin.
+    network.config.use_cache = False
+    tokenizer = train_tokenizer(["a"], 300, "")
+    trainer = InOrder(
+        model=network, args=args, train_dataset=data, processing_class=tokenizer,
+        callbacks=[Clock()],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return times[: args.max_steps], trainer.model
+
+
+METHODS: dict[str, Callable[[Sequence[np.ndarray]], tuple[Marks, Any]]] = {
+    "tuning, packed": engine,
+    BASELINE: lambda samples: trl(samples, a_pass=8),
+    "TRL, padded, 16 a pass": lambda samples: trl(samples, a_pass=BATCH),
+    "TRL, packed": lambda samples: trl(samples, a_pass=1, packed=True),
+    "padded8 chunked": lambda samples: trl(samples, a_pass=8, loss="chunked_nll"),
+    "packed chunked": lambda samples: trl(samples, a_pass=1, packed=True, loss="chunked_nll"),
+    "packed chunked 4": lambda samples: trl(samples, a_pass=4, packed=True, loss="chunked_nll"),
+}
+
+
+@torch.no_grad()
+def held_out_loss(network: Any, samples: Sequence[np.ndarray]) -> float:
+    """Nats a token, sample by sample, as transformers computes it."""
+    network.set_attn_implementation("sdpa")
+    network.eval()
+    total, counted = 0.0, 0
+    for ids, labels in zip(samples, labelled(samples), strict=True):
+        logits = network(input_ids=torch.from_numpy(ids)[None], use_cache=False).logits[0, :-1]
+        target = torch.from_numpy(labels)[1:]
+        total += F.cross_entropy(logits, target, reduction="sum").item()
+        counted += int((target != IGNORED).sum())
+    return total / counted
+
+
+def tokens_a_second(marks: Marks) -> float:
+    """After the warm-up."""
+    (begun, before), (ended, after) = marks[WARM_UP - 1], marks[-1]
+    return (after - before) / (ended - begun)
+
+
+def main() -> None:
+    """Print one table."""
+    samples = drawn(BATCH * (WARM_UP + STEPS), 0)
+    unseen = drawn(32, 1)
+    speeds: dict[str, list[float]] = {name: [] for name in METHODS}
+    losses: dict[str, float] = {}
+    names = list(METHODS)
+    for number in range(ROUNDS):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            marks, network = METHODS[name](samples)
+            speeds[name].append(tokens_a_second(marks))
+            losses[name] = held_out_loss(network, unseen)
+            print(name, len(marks), speeds[name], losses[name], flush=True)
+    show(speeds, losses, sum(map(len, samples)))
+
+
+def show(speeds: dict[str, list[float]], losses: dict[str, float], tokens: int) -> None:
+    """Medians over rounds; ratios are taken within a round."""
+    parameters = sum(p.numel() for p in built().parameters())
+    print(
+        f"{parameters / 1e6:.1f}M parameters, {BATCH} samples a step of {tokens // (WARM_UP + STEPS):,} "
+        f"tokens, {STEPS} steps after {WARM_UP}, {ROUNDS} rounds, {torch.get_num_threads()} "
+        f"threads, load {os.getloadavg()[0]:.1f}"
+    )
+    print(f"{'':24} {'tokens/s':>9} {'of ' + BASELINE:>24} {'held-out loss':>14}")
+    for name, values in speeds.items():
+        ratio = statistics.median(a / b for a, b in zip(values, speeds[BASELINE], strict=True))
+        print(f"{name:24} {statistics.median(values):9,.0f} {ratio:23.2f}x {losses[name]:14.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""A very small model, data and settings of the engine, and one training of them; also the program
+that processes of a test run under torchrun:
+
+    torchrun --nproc_per_node 2 tests/engine/small.py OUT '{"name": {"parallel": "fsdp2"}, ...}'
+
+writes OUT/name.pt with the losses and the whole weights of each case.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tuning.engine import flops, loop, model, osft, parallel, ranks
+from tuning.engine.batches import Batches
+from tuning.engine.config import EngineConfig, ModelConfig, PretrainConfig
+from tuning.engine.export import whole_weights
+from tuning.engine.loading import build_lazily
+from tuning.engine.samples import Blocks, Rows, Samples
+from tuning.runs.errors import Interrupted
+
+SHAPE = ModelConfig(
+    block_size=32,
+    vocab_size=96,
+    num_layer=2,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    hidden_size=64,
+    intermediate_size=128,
+)
+SHAPES = {
+    "dense": SHAPE,
+    "gqa": replace(SHAPE, num_key_value_heads=2),
+    "dropout": replace(SHAPE, dropout=0.2),
+    "moe": replace(
+        SHAPE, num_key_value_heads=2, use_moe=True, num_experts=8, num_experts_per_tok=2,
+        moe_intermediate_size=32,
+    ),
+}  # fmt: skip
+CONFIG = PretrainConfig(
+    total_batch_size=256,
+    batch_size=2,
+    seq_len=32,
+    max_steps=5,
+    max_lr=3e-3,
+    min_lr=1e-4,
+    warmup_steps=3,
+    grad_clip_value=0.5,
+    router_aux_loss_coef=0.05,
+    precision="fp32",
+)
+"""Eight sequences a step, two a row: four rows, one by one or side by side."""
+
+
+def blocks() -> Blocks:
+    """Documents of random tokens, cut into blocks of 32."""
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(3, 60, 80)
+    tokens = generator.integers(0, 96, int(lengths.sum()))
+    return Blocks(tokens, np.cumsum(lengths) - lengths, 32, 48)
+
+
+def rows(number: int = 48) -> Rows:
+    """Rows of many lengths, with the loss on their second half."""
+    generator = np.random.default_rng(1)
+    ids = [generator.integers(0, 96, n) for n in generator.integers(4, 40, number)]
+    labels = [np.where(np.arange(len(x)) < len(x) // 2, -100, x) for x in ids]
+    return Rows(ids, labels)
+
+
+def train(
+    directory: Path,
+    *,
+    shape: str = "dense",
+    packed: bool = False,
+    samples: Samples | None = None,
+    ratio: float | None = None,
+    stop_after: int | None = None,
+    **changes: Any,
+) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], parallel.Spread]:
+    """(whole weights, metrics of each step done here, the model in place)."""
+    names = {f.name for f in fields(EngineConfig)}
+    engine = EngineConfig(**{k: v for k, v in changes.items() if k in names})
+    other = {k: v for k, v in changes.items() if k not in names}
+    if packed:
+        other = {"max_tokens_per_gpu": 64, "batch_size": 12} | other
+    config = replace(CONFIG, **other)
+    layout = ranks.layout(engine.sep_size)
+
+    def made() -> Any:
+        network = model.build(SHAPES[shape], seed=0, eos_token_id=1, pad_token_id=0)
+        if ratio is not None:
+            osft.decompose(network, ratio)
+        return network
+
+    network = build_lazily(made, made)
+    cost = flops.count(network)
+    if engine.gradient_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    half = config.precision == "bf16"
+    spread = parallel.spread(network, layout, parallel=engine.parallel, half=half)
+    samples = samples or (rows() if packed else blocks())
+    batches = Batches(
+        samples=samples, global_batch=config.batch_size if packed else 8, seed=config.seed,
+        layout=layout, micro_batch=None if packed else config.batch_size,
+        max_tokens=config.max_tokens_per_gpu, quadratic=cost.quadratic,
+    )  # fmt: skip
+    metrics: list[dict[str, Any]] = []
+    try:
+        loop.train(
+            spread, batches, config, engine, steps=config.max_steps, directory=directory,
+            on_step=metrics.append, should_stop=lambda: len(metrics) == stop_after,
+        )  # fmt: skip
+    except Interrupted:
+        assert stop_after is not None
+    return whole_weights(spread), metrics, spread
+
+
+def main(out: Path, cases: dict[str, dict[str, Any]]) -> None:
+    """Run cases in the processes that torchrun started."""
+    torch.set_num_threads(1)
+    ranks.join()
+    for name, case in cases.items():
+        with tempfile.TemporaryDirectory() as fresh:
+            folder = Path(ranks.from_first(str(case.pop("directory", fresh))))
+            weights, metrics, _ = train(folder, **case)
+            ranks.wait()
+        if ranks.rank() == 0:
+            torch.save({"weights": weights, "metrics": metrics}, out / f"{name}.pt")
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

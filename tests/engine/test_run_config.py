@@ -1,0 +1,143 @@
+"""What a run of the engine is called, what makes two the same, and what is refused before anything
+is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.small_site import use
+from tuning.engine.run_config import experiment_config, preset, pretrain_config
+from tuning.runs.errors import UserError
+
+pytestmark = pytest.mark.unit
+MOCK = {"use_mock_data": True, "max_steps": 3}
+
+
+def gpt(**values):
+    return experiment_config("gpt", MOCK | values)
+
+
+@pytest.fixture(autouse=True)
+def site(monkeypatch, tmp_path):
+    use(monkeypatch, tmp_path)
+
+
+def test_a_model_of_collections_has_its_own_name():
+    assert pretrain_config("tiny").run_name == "tiny"
+    other = pretrain_config("tiny", {"max_lr": 1e-3})
+    assert other.run_name == f"tiny-{other.hash[:8]}"
+
+
+def test_the_defaults_are_those_of_the_documented_gpt():
+    config = gpt()
+    shape, t = config.shape, config.training
+    assert (shape.num_layer, shape.num_attention_heads, shape.hidden_size) == (32, 128, 1024)
+    assert (t.total_batch_size, t.batch_size, config.seq_len) == (524288, 8, 4096)
+    assert (t.max_lr, t.last_lr, t.warmup_steps, t.weight_decay) == (4e-3, 3e-5, 1000, 0.1)
+    assert config.engine.save_every_steps == 5000 and config.engine.sep_size == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"batch_size": 2}, {"parallel": "ddp"}, {"sep_size": 2}, {"use_compile": True},
+        {"save_every_steps": 7}, {"gradient_checkpointing": True}, {"focal_gamma": 5.0},
+        {"osft_unfreeze_rank_ratio": 0.5}, {"training_mode": "step"}, {"min_lr": 3e-5},
+        {"seq_len": 4096}, {"save_dtype": "bfloat16"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_how_it_is_carried_out_is_not_what_it_is(values):
+    assert gpt(**values).hash == gpt().hash
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_lr": 1e-3}, {"total_batch_size": 4096}, {"max_steps": 4}, {"seed": 1},
+        {"loss": "focal"}, {"num_layer": 2}, {"seq_len": 2048}, {"mock_data_num_samples": 9},
+        {"max_tokens_per_gpu": 8192}, {"train_dtype": "bfloat16"}, {"use_moe": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_changes_the_weights_changes_the_hash(values):
+    assert gpt(**values).hash != gpt().hash
+
+
+def test_among_experts_the_micro_batch_counts():
+    assert gpt(use_moe=True).hash != gpt(use_moe=True, batch_size=2).hash
+
+
+def test_data_are_told_by_what_they_hold(tmp_path: Path):
+    one, two = tmp_path / "one.jsonl", tmp_path / "elsewhere.jsonl"
+    for path in (one, two):
+        path.write_text('{"input_ids": [1, 2, 3]}\n')
+    same = [experiment_config("x", {"data_path": str(path)}).hash for path in (one, two)]
+    assert same[0] == same[1]
+    two.write_text('{"input_ids": [1, 2, 4]}\n')
+    assert experiment_config("x", {"data_path": str(two)}).hash != same[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"use_mock_data": False}, "nothing to train on; give one of"),
+        ({"data_path": "x.jsonl"}, "there is no file 'x.jsonl'"),
+        ({"seq_len": 8192}, "seq_len 8192 is above block_size 4096"),
+        ({"total_batch_size": 5000}, "5000 is not a multiple of seq_len 4096; 4096 is the nearest"),
+        ({"sep_size": 3}, "sep_size 3 does not divide seq_len 4096"),
+        ({"sep_size": 256}, "sep_size 256 does not divide num_attention_heads 128"),
+        ({"use_moe": True, "num_experts": 6, "num_experts_per_tok": 2, "sep_size": 4},
+         "sep_size 4 does not divide num_experts 6"),
+        ({"osft": True}, "give one with --model_name_or_path"),
+        ({"osft_unfreeze_rank_ratio": 1.5}, "is 1.5; it must be between 0.0 and 1.0"),
+        ({"training_mode": "infinite"}, "use --lr_scheduler constant"),
+        ({"training_mode": "token"}, "--training_mode token needs --max_tokens"),
+        ({"min_lr": 1.0}, "min_lr is 1.0; it must be between 0 and max_lr"),
+        ({"save_best_val_loss": True}, "needs --validation_split"),
+        ({"steps_to_profile": (3,)}, "two step numbers"),
+        ({"model_name_or_path": "nowhere"}, "nowhere"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_contradicts_itself_is_refused(values, words):
+    with pytest.raises(UserError) as refused:
+        gpt(**values)
+    assert words in str(refused.value)
+
+
+def test_names_that_are_no_folders():
+    for name in ("", "a/b", ".hidden"):
+        with pytest.raises(UserError, match="exp_name"):
+            experiment_config(name, MOCK)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "active"),
+    [("gpt-0.25b", 0.25, None), ("gpt-1b", 1.54, None), ("gpt-3b", 3.0, None),
+     ("gpt-7b", 7.0, None), ("gpt-0.3b-a0.17b", 0.3, 0.17)],
+)  # fmt: skip
+def test_presets_have_the_size_that_they_say(name, billions, active):
+    import torch
+
+    from tuning.engine import model
+
+    shape = experiment_config("x", preset(name) | MOCK).shape
+    with torch.device("meta"):
+        network = model.skeleton(
+            model.architecture(shape, eos_token_id=0, pad_token_id=0), torch.float32
+        )
+    count = sum(p.numel() for p in network.parameters()) / 1e9
+    assert count == pytest.approx(billions, rel=0.15)
+    if active:
+        experts = sum(p.numel() for n, p in network.named_parameters() if ".experts." in n) / 1e9
+        idle = experts * (1 - shape.num_experts_per_tok / shape.num_experts)
+        assert count - idle == pytest.approx(active, rel=0.1)
+
+
+def test_unknown_preset():
+    with pytest.raises(UserError, match=r"unknown preset 'gpt-2b'.*Did you mean"):
+        preset("gpt-2b")

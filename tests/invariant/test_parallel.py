@@ -1,0 +1,106 @@
+"""However a training is spread over processes, it is the training of one process: the same losses
+and the same parameters, within rounding, after several steps of AdamW with clipping.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine import small
+
+PROGRAM = Path(small.__file__)
+ROOT = PROGRAM.parents[2]
+CASES: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "ddp": {"parallel": "ddp"},
+        "zero1": {"parallel": "zero1"},
+        "fsdp2": {"parallel": "fsdp2"},
+        "fsdp2_one_row": {"parallel": "fsdp2", "batch_size": 8},
+        "ddp_recomputed": {"parallel": "ddp", "gradient_checkpointing": True},
+        "fsdp2_recomputed": {"parallel": "fsdp2", "gradient_checkpointing": True},
+        "fsdp2_packed": {"parallel": "fsdp2", "packed": True},
+        "ddp_packed": {"parallel": "ddp", "packed": True},
+        "fsdp2_no_tokens": {"parallel": "fsdp2", "packed": True, "batch_size": 1},
+        "ddp_no_tokens": {"parallel": "ddp", "packed": True, "batch_size": 1},
+        "sep2": {"sep_size": 2},
+        "sep2_ddp": {"sep_size": 2, "parallel": "ddp", "shape": "gqa"},
+        "sep2_packed": {"sep_size": 2, "packed": True},
+        "sep2_recomputed": {"sep_size": 2, "gradient_checkpointing": True},
+        "moe_ddp": {"parallel": "ddp", "shape": "moe"},
+        "moe_sep2": {"sep_size": 2, "shape": "moe"},
+        "moe_sep2_zero1": {"sep_size": 2, "shape": "moe", "parallel": "zero1"},
+        "moe_sep2_packed": {"sep_size": 2, "shape": "moe", "packed": True},
+        "osft": {"parallel": "fsdp2", "ratio": 0.25},
+    },
+    4: {
+        "sep4_gqa": {"sep_size": 4, "shape": "gqa"},
+        "dp2_sep2": {"sep_size": 2, "shape": "gqa"},
+        "dp2_sep2_packed": {"sep_size": 2, "packed": True},
+        "moe_fsdp2": {"shape": "moe"},
+        "moe_sep4": {"sep_size": 4, "shape": "moe"},
+        "moe_dp2_sep2": {"sep_size": 2, "shape": "moe"},
+        "moe_dp2_sep2_ddp": {"sep_size": 2, "shape": "moe", "parallel": "ddp"},
+        "moe_dp2_sep2_zero1": {"sep_size": 2, "shape": "moe", "parallel": "zero1"},
+    },
+}
+NAMES = [(world, name) for world, cases in CASES.items() for name in cases]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def together(world: int, out: Path, cases: dict[str, dict[str, Any]]) -> None:
+    """Run cases in `world` processes."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world),
+            "--master_port", str(free_port()), str(PROGRAM), str(out), json.dumps(cases),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], Any]:
+    """What each case left, by the number of processes and its name."""
+    out = tmp_path_factory.mktemp("parallel")
+    for world, cases in CASES.items():
+        together(world, out, cases)
+    return {(world, name): torch.load(out / f"{name}.pt") for world, name in NAMES}
+
+
+def alone(case: dict[str, Any], directory: Path) -> tuple[dict[str, torch.Tensor], list[Any]]:
+    """The same training by one process, of the same rows where experts are balanced over them."""
+    plain = {k: v for k, v in case.items() if k not in ("parallel", "sep_size")}
+    weights, metrics, _ = small.train(directory, **plain)
+    return weights, metrics
+
+
+@pytest.mark.parametrize(("world", "name"), NAMES, ids=[f"{w}-{n}" for w, n in NAMES])
+def test_many_train_what_one_does(results, world: int, name: str, tmp_path: Path) -> None:
+    weights, metrics = alone(CASES[world][name], tmp_path)
+    found = results[world, name]
+    assert len(found["metrics"]) == len(metrics) == 5
+    for here, there in zip(metrics, found["metrics"], strict=True):
+        for key in ("loss", "grad_norm", "router_aux_loss"):
+            assert there.get(key) == pytest.approx(here.get(key), abs=1e-5), key
+        assert there["loss_tokens"] == here["loss_tokens"]
+    assert found["weights"].keys() == weights.keys()
+    for key, value in weights.items():
+        worst = (found["weights"][key] - value).abs().max().item()
+        assert worst <= 1e-5, (key, worst)

@@ -1,0 +1,224 @@
+"""The engine for programs of your own: `TrainingArgs` says what, `train()` does it.
+
+It is the training of `run_pretrain.py --output_dir`, in the same directory with the same settings,
+lock and resume; either continues what the other began. Under torchrun every process calls
+`train()`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuning import config as site
+from tuning.engine.config import DataConfig, EngineConfig, ModelConfig, PretrainConfig
+from tuning.flags import coerce, settable
+from tuning.runs import interrupt
+from tuning.runs.errors import UserError
+from tuning.runs.identity import digest
+from tuning.runs.rundir import Identity, RunDirectory, claim
+from tuning.runs.training import train_in
+
+if TYPE_CHECKING:
+    from tuning.engine.losses import LossFunction
+    from tuning.engine.parallel import OptimizerFactory
+    from tuning.engine.run_config import PretrainRunConfig
+    from tuning.engine.samples import Samples
+
+PARTS: tuple[type, ...] = (DataConfig, PretrainConfig, EngineConfig)
+SAMPLES_LOOKED_AT = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+    """The data are documents, to be cut into blocks."""
+
+    block_size: int
+    """Tokens of a block."""
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise UserError(f"block_size is {self.block_size}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingArgs(DataConfig, PretrainConfig, EngineConfig):
+    """What is trained, on what, how, and where it goes: the settings of run_pretrain.py by their
+    names. A mistake is a UserError.
+    """
+
+    output_dir: str | os.PathLike[str]
+    """The run's own directory: model/, metrics.jsonl, result.json and what it resumes from."""
+    model_name_or_path: str | os.PathLike[str] | None = None
+    """Weights to train on from: a folder, a hub id, or a model of collections.yaml."""
+    model: ModelConfig | None = None
+    """The shape of fresh weights, in place of model_name_or_path."""
+    pretraining_config: PretrainingConfig | None = None
+    """Cut documents into blocks; None where the data are rows of fine-tuning."""
+    learning_rate: InitVar[float | None] = None
+    """Another name of max_lr, which is where it stands."""
+
+    def __post_init__(self, learning_rate: float | None) -> None:
+        if learning_rate is not None:
+            object.__setattr__(self, "max_lr", learning_rate)
+        for part in PARTS:
+            for entry in settable(part):
+                object.__setattr__(self, entry.name, _typed(self, part, entry.name))
+            part.__post_init__(self)  # type: ignore[attr-defined]
+        if (self.model_name_or_path is None) == (self.model is None):
+            raise UserError(
+                "give model_name_or_path (weights to train on from) or model (a ModelConfig, the "
+                "shape of fresh ones)"
+            )
+        blocks = self.pretraining_config
+        if blocks is not None and self.seq_len not in (None, blocks.block_size):
+            raise UserError(
+                f"seq_len is {self.seq_len} and block_size {blocks.block_size}; leave seq_len out"
+            )
+
+    @property
+    def directory(self) -> Path:
+        """output_dir as an absolute path."""
+        return Path(self.output_dir).expanduser().resolve()
+
+    def run_config(self, samples: Samples | None = None) -> PretrainRunConfig:
+        """The run that these arguments describe; `samples` take the place of its data."""
+        from tuning.engine.run_config import experiment_config
+
+        values = {f.name: getattr(self, f.name) for part in PARTS for f in settable(part)}
+        values["log_dir"] = self.log_dir or str(self.directory / "logs")
+        if self.model is not None:
+            values |= {f.name: getattr(self.model, f.name) for f in fields(ModelConfig)}
+        else:
+            values["model_name_or_path"] = str(self.model_name_or_path)
+        if self.pretraining_config is not None:
+            values["seq_len"] = self.pretraining_config.block_size
+        self._check_file()
+        told = None if samples is None else _fingerprint(samples)
+        return experiment_config("gpt", values, samples=told)
+
+    def _check_file(self) -> None:
+        """Raise UserError for a file of another kind than is asked for, or no room to read it."""
+        if self.data_path is None:
+            return
+        from tuning.engine.sources import kind_of
+
+        kind = kind_of(self.data_path)
+        if kind != "rows":
+            site.require_writable_home()
+        elif self.pretraining_config is not None:
+            raise UserError(
+                f"'{self.data_path}' holds rows with labels; they are not cut into blocks: leave "
+                "pretraining_config out, or give documents (input_ids without labels)"
+            )
+
+
+def _typed(args: TrainingArgs, part: type, name: str) -> Any:
+    """A setting as its field wants it: paths as text, lists as tuples, numbers as numbers."""
+    value = getattr(args, name)
+    if value is None and getattr(part, name) is not None:
+        raise UserError(f"{name} is None; give it a value or leave it out")
+    return coerce(part, name, value, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a training left."""
+
+    directory: Path
+    """The run's directory."""
+    result: dict[str, Any]
+    """result.json: steps, samples, tokens, seconds, and the validation loss where there is one."""
+
+    @property
+    def model(self) -> Path:
+        """The final weights, as transformers loads them."""
+        return self.directory / "model"
+
+
+def train(
+    args: TrainingArgs,
+    *,
+    samples: Samples | None = None,
+    loss_function: LossFunction | None = None,
+    optimizer: OptimizerFactory | None = None,
+) -> TrainingResult:
+    """Train, or continue, what `args` describe in args.output_dir; what is done is not done again.
+
+    Signals to stop (SIGTERM, SIGINT, SIGUSR1) are heeded at the next step.
+
+    Args:
+        args: Settings.
+        samples: Data of your own, see samples.py; validation_split holds some of them out.
+        loss_function: In place of args.loss, see losses.py.
+        optimizer: From parameter groups to an optimizer, in place of AdamW; the learning rate of
+            its groups is set before each step.
+
+    Raises:
+        UserError: Settings or data that cannot be, or output_dir holds something else.
+        Interrupted: Stopped by a signal; everything is saved, and the same call continues.
+    """
+    config = args.run_config(samples)
+    brought = {"loss_function": loss_function, "optimizer": optimizer}
+    program = {name: _name(what) for name, what in brought.items() if what is not None}
+    identity = _identity(config.identity(), args.directory.name, program)
+
+    def body(directory: RunDirectory, report_to: list[str]) -> None:
+        from tuning.engine.pretraining import pretrain
+
+        pretrain(
+            config, directory, report_to, samples=samples, loss_function=loss_function,
+            optimizer=optimizer,
+        )  # fmt: skip
+
+    def claimed(work: Callable[[RunDirectory, list[str]], None]) -> RunDirectory:
+        held = claim(args.directory.parent, identity, exact=True, check=interrupt.check)
+        return train_in(held, lambda directory: work(directory, []))
+
+    with interrupt.heeded():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from tuning.engine.together import together
+
+            directory = together(claimed, body)
+        else:
+            directory = claimed(body)
+    return TrainingResult(directory=directory.path, result=directory.result)
+
+
+def _identity(found: Identity, run_name: str, program: dict[str, str]) -> Identity:
+    """The identity of a run to which a program may have brought parts of its own."""
+    if not program:
+        return replace(found, run_name=run_name)
+    hashed = found.hashed | {"program": program}
+    told = digest({"kind": found.kind, "settings": hashed})
+    return replace(found, run_name=run_name, hash=told, hashed=hashed)
+
+
+def _fingerprint(samples: Samples) -> str:
+    """Samples as a hash: over the lengths of all of them, and over some of them whole."""
+    import numpy as np
+
+    if not len(samples):
+        raise UserError("samples is empty; there is nothing to train on")
+    total = hashlib.sha256()
+    for counts in (samples.lengths, samples.loss_tokens, samples.squares):
+        total.update(np.asarray(counts, dtype=np.int64).tobytes())
+    number = min(len(samples), SAMPLES_LOOKED_AT)
+    for index in np.linspace(0, len(samples) - 1, number).astype(int):
+        for part in samples[int(index)]:
+            total.update(np.asarray(part, dtype=np.int64).tobytes())
+    return total.hexdigest()
+
+
+def _name(brought: Callable[..., Any]) -> str:
+    """What tells a function or an object from another: its name, and what a partial fixes."""
+    if isinstance(brought, functools.partial):
+        fixed = [*map(str, brought.args), *(f"{k}={v}" for k, v in brought.keywords.items())]
+        return f"{_name(brought.func)}({', '.join(fixed)})"
+    owner = brought if hasattr(brought, "__qualname__") else type(brought)
+    return f"{owner.__module__}.{owner.__qualname__}"

@@ -1,0 +1,201 @@
+"""Causal attention over documents that lie end to end in one row: none sees another, nothing is
+padded.
+
+Registered with transformers as an attention implementation, so that stock model classes run it
+unchanged; the model is called with `documents=Documents(...)`. On CUDA in half precision it is one
+variable-length kernel. Elsewhere documents of like length are gathered into a batch: filled up at
+the end, causal attention needs no mask, and the fill is dropped again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from tuning.engine import sep
+
+NAME = "documents"
+LIKE = 0.75
+"""Documents share a batch where the shortest is at least this share of the longest."""
+UNKNOWN = ("softcap", "s_aux", "sinks", "head_mask")
+"""Keyword arguments of models whose attention is another function than this one."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Documents of like length."""
+
+    documents: int
+    length: int
+    tokens: torch.Tensor
+    """[documents * length] places in the row, the fill pointing at a document's last token."""
+
+
+class Documents:
+    """Where the documents of a packed row begin and end, on the device that computes."""
+
+    def __init__(
+        self, lengths: Sequence[int] | np.ndarray, device: torch.device | str = "cpu",
+        longest: int | None = None,
+    ) -> None:  # fmt: skip
+        """`longest`: a bound on the lengths that is the same for all rows, if there is one."""
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.device = torch.device(device)
+        self.longest = int(longest or self.lengths.max())
+        ends = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.offsets = torch.from_numpy(ends.astype(np.int32)).to(self.device)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """[tokens] the place of each token in its document."""
+        ends = np.cumsum(self.lengths)
+        return np.arange(ends[-1]) - np.repeat(ends - self.lengths, self.lengths)
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all documents have the same length."""
+        return bool((self.lengths == self.lengths[0]).all())
+
+    @cached_property
+    def groups(self) -> tuple[tuple[Group, ...], torch.Tensor]:
+        """The documents by length, and where each token of the row is among their tokens."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        order = np.argsort(-self.lengths, kind="stable")
+        place = np.empty(int(self.lengths.sum()), dtype=np.int64)
+        made, first, base = [], 0, 0
+        while first < len(order):
+            length = int(self.lengths[order[first]])
+            alike = int((self.lengths[order[first:]] >= LIKE * length).sum())
+            members = order[first : first + alike]
+            within = np.minimum(np.arange(length), self.lengths[members][:, None] - 1)
+            tokens = starts[members][:, None] + within
+            made.append(Group(alike, length, self._tensor(tokens.reshape(-1))))
+            real = np.arange(length) < self.lengths[members][:, None]
+            place[tokens[real]] = base + np.flatnonzero(real)
+            first, base = first + alike, base + alike * length
+        return tuple(made), self._tensor(place)
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    documents: Documents | None,
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    window: int | None = None,
+) -> torch.Tensor:
+    """Causal attention within each document.
+
+    Args:
+        q: [1, heads, tokens, width]; without `documents`, [batch, heads, tokens, width].
+        k: Like q, with as many heads or fewer (grouped queries).
+        v: Like k.
+        documents: None where every row is one sequence (fill at the end is harmless).
+        scale: Of the scores; None for 1 / sqrt(width).
+        dropout: Probability, on the attention weights.
+        window: How many tokens back a token sees, itself included; None for all.
+
+    Returns:
+        The shape of q.
+    """
+    options: dict[str, Any] = {"scale": scale, "dropout": dropout, "window": window}
+    if documents is None:
+        return _causal(q, k, v, **options)
+    if documents.uniform:
+        shape = (len(documents.lengths), int(documents.lengths[0]))
+        rows = _causal(_rows(q, *shape), _rows(k, *shape), _rows(v, *shape), **options)
+        return rows.transpose(0, 1).reshape(q.shape)
+    if q.is_cuda and dropout == 0 and q.dtype in (torch.float16, torch.bfloat16):
+        return _varlen(q, k, v, documents, scale, window)
+    groups, place = documents.groups
+    parts = []
+    for group in groups:
+        shape = (group.documents, group.length)
+        a, b, c = (_rows(x.index_select(2, group.tokens), *shape) for x in (q, k, v))
+        rows = _causal(a, b, c, **options)
+        parts.append(rows.transpose(0, 1).reshape(q.shape[1], -1, q.shape[3]))
+    return torch.cat(parts, 1).index_select(1, place)[None]
+
+
+def _rows(x: torch.Tensor, documents: int, length: int) -> torch.Tensor:
+    """[1, heads, documents * length, width] as [documents, heads, length, width]."""
+    return x.reshape(x.shape[1], documents, length, x.shape[3]).transpose(0, 1)
+
+
+def _causal(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    *, scale: float | None, dropout: float, window: int | None,
+) -> torch.Tensor:  # fmt: skip
+    mask = None
+    length = q.shape[2]
+    if window is not None and window < length:
+        place = torch.arange(length, device=q.device)
+        back = place[:, None] - place[None]
+        mask = (back >= 0) & (back < window)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
+
+
+def _varlen(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents,
+    scale: float | None, window: int | None,
+) -> torch.Tensor:  # fmt: skip
+    from torch.nn.attention.varlen import varlen_attn
+
+    flat_q, flat_k, flat_v = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))
+    out = varlen_attn(
+        flat_q, flat_k, flat_v, documents.offsets, documents.offsets, documents.longest,
+        documents.longest, scale=scale, window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
+    assert isinstance(out, torch.Tensor)
+    return out.transpose(0, 1)[None]
+
+
+def document_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    documents: Documents | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """The interface of transformers around `attend()`; [batch, tokens, heads, width] comes back.
+
+    Where processes share the sequence, each has all heads of its part of the tokens before and
+    after, and its part of the heads for all tokens in between.
+    """
+    for name in UNKNOWN:
+        if others.get(name) is not None:
+            raise NotImplementedError(f"{type(module).__name__} needs '{name}' in its attention")
+    group = sep.group_of(module)
+    if group is not None:
+        query, key, value = sep.to_heads(query, key, value, group)
+    out = attend(
+        query, key, value, documents, scale=scaling, dropout=dropout, window=sliding_window
+    )
+    if group is not None:
+        out = sep.to_tokens(out, group)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, document_attention)

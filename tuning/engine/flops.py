@@ -1,0 +1,222 @@
+"""How much arithmetic a training step is, and how much the hardware could do: the two sides of
+model FLOPs utilization (MFU), and what the packer weighs long documents by.
+
+Counted is what the model needs (PaLM, arXiv 2204.02311, appendix B): matrix products and causal
+attention, forward and backward. Activations that are computed a second time, masked halves of
+attention and padding are the implementation's, and element-wise work is left out. torch's own
+FlopCounterMode is no substitute: it does not see fused attention on a CPU, nor grouped experts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from tuning.engine.osft import OSFTLinear
+from tuning.runs.errors import UserError
+
+EXPERTS_OF_A_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
+"""What configurations of transformers call the number of experts that a token is sent to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """A model's FLOPs, by what they grow with. A multiplication and an addition are two."""
+
+    linear: float
+    """Forward, a token: the matrix products without the head."""
+    linear_backward: float
+    """Backward, a token: once `linear` for the gradients of the inputs, and the products of the
+    weights that are trained once more."""
+    head: float
+    """Forward, a token whose logits are computed."""
+    head_backward: float
+    """Backward, a token whose logits are computed."""
+    attention: float
+    """Forward, a squared token of a document: the causal half of scores and weighted values.
+    Backward is twice that."""
+
+    @property
+    def quadratic(self) -> float:
+        """A document of n tokens costs as much as n + quadratic * n**2 tokens without attention."""
+        return self.attention / (self.linear + self.head)
+
+    def forward(self, tokens: int, squares: float, logit_tokens: int | None = None) -> float:
+        """FLOPs of a forward pass over documents.
+
+        Args:
+            tokens: In all documents together.
+            squares: The sum of the squares of the documents' lengths.
+            logit_tokens: How many tokens get logits; all of them by default.
+        """
+        heads = tokens if logit_tokens is None else logit_tokens
+        return tokens * self.linear + heads * self.head + squares * self.attention
+
+    def training(self, tokens: int, squares: float, logit_tokens: int | None = None) -> float:
+        """FLOPs of a forward and a backward pass over documents, described as for `forward`."""
+        heads = tokens if logit_tokens is None else logit_tokens
+        backward = tokens * self.linear_backward + heads * self.head_backward
+        return self.forward(tokens, squares, logit_tokens) + backward + 2 * squares * self.attention
+
+
+def count(model: Any) -> Flops:
+    """The FLOPs of a causal language model of transformers, with adapters of peft or decomposed by
+    `osft`; before it is sharded. Which weights are trained is read from `requires_grad`.
+
+    Three simplifications: gradients are taken to reach the first layer, also where nothing before
+    it is trained (LoRA: less than a layer's share too much); a layer with a sliding window counts
+    as one without; a recurrent layer counts by its projections alone.
+
+    Raises:
+        UserError: for a mixture of experts whose configuration does not say how many are used.
+    """
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    in_head = set() if head is None else {id(part) for part in head.modules()}
+    idle = _idle(model)
+    sums = {"linear": 0, "linear_backward": 0, "head": 0, "head_backward": 0}
+    for module in model.modules():
+        if id(module) in idle:
+            continue
+        kind = "head" if id(module) in in_head else "linear"
+        for size, trained in _products(module, config):
+            sums[kind] += 2 * size
+            sums[f"{kind}_backward"] += 2 * size * (2 if trained else 1)
+    return Flops(attention=_attention(config), **sums)
+
+
+def peak(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that the device's maker promises for dense products in `dtype`; None where unknown,
+    as on any CPU. float32 means TF32 where torch may use it."""
+    if device.type != "cuda":
+        return None
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return peak_of(torch.cuda.get_device_name(device), dtype, tf32=tf32)
+
+
+def peak_of(name: str, dtype: torch.dtype, *, tf32: bool = False) -> float | None:
+    """`peak` of a device by the name that its driver gives it. A name with anything in it that
+    the table does not know, such as a partition or a laptop's variant, is unknown."""
+    words = re.split(r"[\s-]+", name.upper())
+    rates = _PEAKS.get(" ".join(word for word in words if not _SAYS_NOTHING.fullmatch(word)))
+    column = {
+        torch.bfloat16: "bf16",
+        torch.float16: "fp16",
+        torch.float32: "tf32" if tf32 else "fp32",
+    }.get(dtype)
+    if rates is None or column is None:
+        return None
+    rate = getattr(rates, column)
+    return None if rate is None else rate * 1e12
+
+
+def _products(module: nn.Module, config: Any) -> Iterator[tuple[int, bool]]:
+    """Each weight that a token is multiplied by in the module itself, not in its parts: how many
+    of its elements take part, and whether it is trained."""
+    own = list(module.parameters(recurse=False))
+    name = type(module).__name__
+    if isinstance(module, nn.Linear):
+        # Not the weight's own size: quantized weights are packed.
+        yield module.in_features * module.out_features, module.weight.requires_grad
+    elif isinstance(module, OSFTLinear) or "Router" in name or name == "Conv1D":
+        yield from ((weight.numel(), weight.requires_grad) for weight in own if weight.dim() == 2)
+    elif "Experts" in name:
+        for weight in own:
+            if weight.dim() == 3:
+                size = weight[0].numel() * _experts_of_a_token(config)
+                yield size, weight.requires_grad
+
+
+def _experts_of_a_token(config: Any) -> int:
+    for name in EXPERTS_OF_A_TOKEN:
+        number = getattr(config, name, None)
+        if isinstance(number, int):
+            return number
+    raise UserError(
+        f"cannot tell how many experts a token of a {config.model_type} model is sent to: its "
+        f"configuration has none of {', '.join(EXPERTS_OF_A_TOKEN)}; take another model"
+    )
+
+
+def _attention(config: Any) -> float:
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    # Multi-head latent attention (DeepSeek) has keys and values of different widths.
+    keys = width
+    if getattr(config, "qk_nope_head_dim", None):
+        keys = config.qk_nope_head_dim + config.qk_rope_head_dim
+    values = getattr(config, "v_head_dim", None) or width
+    kinds = getattr(config, "layer_types", None) or ["attention"] * config.num_hidden_layers
+    layers = sum(kind not in ("linear_attention", "conv", "moe") for kind in kinds)
+    # 2 FLOPs each for keys and values, and half of the square.
+    return float(layers * heads * (keys + values))
+
+
+def _idle(model: nn.Module) -> set[int]:
+    """Ids of the modules that peft keeps but does not run: adapters that are not active, and the
+    originals of modules that are trained whole."""
+    idle: list[nn.Module] = []
+    module: Any
+    for module in model.modules():
+        names = getattr(module, "adapter_layer_names", ())
+        for name in names:
+            idle += [
+                part
+                for adapter, part in attrgetter(name)(module).items()
+                if isinstance(part, nn.Module) and adapter not in module.active_adapters
+            ]
+        if "modules_to_save" in names and set(module.active_adapters) & set(module.modules_to_save):
+            idle.append(module.original_module)
+    return {id(part) for module in idle for part in module.modules()}
+
+
+class _Rates(NamedTuple):
+    """Dense TFLOP/s by data type, None where the sheet has none."""
+
+    bf16: float | None
+    fp16: float | None
+    tf32: float | None
+    fp32: float | None
+
+
+_SAYS_NOTHING = re.compile(r"NVIDIA|GEFORCE|TESLA|QUADRO|AMD|INSTINCT|GENERATION|\d+GB?|HBM3E?")
+"""Words of a device's name that leave its speed as it is."""
+
+_PEAKS = {
+    # NVIDIA's sheets give most numbers with sparsity, which is twice what dense products reach.
+    "GB200": _Rates(2500, 2500, 1250, 80),  # Blackwell data sheet, GB200 NVL72, a GPU
+    "B200": _Rates(2250, 2250, 1100, 75),  # Blackwell data sheet, HGX B200, a GPU
+    "GH200": _Rates(989.5, 989.5, 494.5, 67),  # GH200 data sheet
+    "H200": _Rates(989.5, 989.5, 494.5, 67),  # H200 data sheet, SXM
+    "H200 NVL": _Rates(835.5, 835.5, 417.5, 60),  # H200 data sheet, NVL
+    "H100": _Rates(989.5, 989.5, 494.5, 67),  # H100 data sheet, SXM
+    "H100 PCIE": _Rates(756.5, 756.5, 378, 51),  # H100 data sheet, PCIe
+    "H100 NVL": _Rates(835.5, 835.5, 417.5, 60),  # H100 data sheet, NVL
+    "H20": _Rates(148, 148, 74, 44),  # H20 data sheet
+    "A100 SXM4": _Rates(312, 312, 156, 19.5),  # A100 data sheet
+    "A100 PCIE": _Rates(312, 312, 156, 19.5),  # A100 data sheet
+    "A40": _Rates(149.7, 149.7, 74.8, 37.4),  # A40 data sheet
+    "A10": _Rates(125, 125, 62.5, 31.2),  # A10 data sheet
+    "A10G": _Rates(70, 70, 35, 31.5),  # A10G data sheet (AWS)
+    "RTX A6000": _Rates(154.8, 154.8, 77.4, 38.7),  # RTX A6000 data sheet
+    "RTX 6000 ADA": _Rates(364.2, 364.2, 182.1, 91.1),  # Ada professional whitepaper
+    "L40S": _Rates(362, 362, 183, 91.6),  # L40S data sheet
+    "L40": _Rates(181, 181, 90.5, 90.5),  # L40 data sheet
+    "L4": _Rates(121, 121, 60, 30.3),  # L4 data sheet
+    "RTX 5090": _Rates(209.5, 209.5, 104.8, 104.8),  # RTX Blackwell whitepaper, fp32 accumulation
+    "RTX 4090": _Rates(165.2, 165.2, 82.6, 82.6),  # Ada whitepaper, fp32 accumulation
+    "RTX 3090": _Rates(71, 71, 35.6, 35.6),  # GA102 whitepaper, fp32 accumulation
+    "V100 SXM2": _Rates(None, 125, None, 15.7),  # V100 data sheet, without bfloat16
+    "V100 PCIE": _Rates(None, 112, None, 14),  # V100 data sheet
+    "V100S PCIE": _Rates(None, 130, None, 16.4),  # V100 data sheet
+    "T4": _Rates(None, 65, None, 8.1),  # T4 data sheet, without bfloat16
+    "MI300X": _Rates(1307.4, 1307.4, None, 163.4),  # MI300X data sheet
+    "MI250X": _Rates(191.5, 191.5, None, 47.9),  # MI250X data sheet: 383 and 95.7 for two devices
+}
+"""By the words of a name that say something. Only what a vendor's sheet states."""

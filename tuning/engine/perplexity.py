@@ -1,0 +1,74 @@
+"""The perplexity of a pool under a model in place on all processes: what
+`tuning.evaluation.perplexity.measure` gives for a model on one, from packed rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from tuning.engine import loop, losses, ranks
+from tuning.engine.batches import Batches, Row
+from tuning.engine.config import PretrainConfig
+from tuning.engine.parallel import Spread
+from tuning.engine.samples import IGNORED, Rows
+from tuning.evaluation.perplexity import Encoded, Perplexity, from_sums
+
+
+def rows_of(pool: Sequence[Encoded]) -> Rows:
+    """Prompts with their responses; the loss is on the responses only."""
+    return Rows(
+        [np.array(row.prompt + row.response) for row in pool],
+        [np.array([IGNORED] * len(row.prompt) + row.response) for row in pool],
+    )
+
+
+class PoolPerplexity:
+    """Measures one pool as often as it is asked to."""
+
+    def __init__(
+        self, pool: Sequence[Encoded], training: Batches, spread: Spread, config: PretrainConfig
+    ) -> None:
+        """`training` says how rows are packed, `config` in which precision the model computes."""
+        self.spread = spread
+        self.config = config
+        self.samples = rows_of(pool)
+        self.batches = replace(
+            training, samples=self.samples, global_batch=len(pool), seed=0, _orders={}
+        )
+
+    @torch.no_grad()
+    def measure(self) -> Perplexity:
+        """The same on all processes, which must all call this; dropout is off meanwhile."""
+        model = self.spread.model
+        was_training = model.training
+        model.eval()
+        device = next(self.spread.module.parameters()).device
+        sums = torch.zeros(len(self.samples), dtype=torch.float64, device=device)
+        for micro in self.batches.at(0).shares:
+            numbers = micro[self.batches.layout.dp_rank]
+            row = self.batches.row(numbers, device)
+            loop.losses_of(self.spread, row, self.config, self._adding_to(sums, row, numbers))
+        model.train(was_training)
+        found = from_sums(ranks.total(sums).tolist(), self.samples.loss_tokens.tolist())
+        return ranks.from_first(found)
+
+    def _adding_to(
+        self, sums: torch.Tensor, row: Row, numbers: Sequence[int]
+    ) -> losses.LossFunction:
+        """A loss function that adds the loss of each token to the sum of the sample it is of."""
+        # A row may end with fill, a document of its own in which no token counts.
+        documents = np.array([*numbers, 0])[: len(row.documents.lengths)]
+        owners = np.repeat(documents, row.documents.lengths)
+        here = torch.from_numpy(owners[self.batches.layout.part(len(owners))]).to(sums.device)
+        counted = here[row.labels != IGNORED]
+
+        def add(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            found = losses.cross_entropy(logits, labels)
+            sums.index_add_(0, counted, found.double())
+            return found
+
+        return add

@@ -1,0 +1,130 @@
+"""What a run of the engine tells: metrics.jsonl (the record), log.txt beside it, a progress bar,
+W&B, and the trace of a profiler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from tuning import config as site
+from tuning.engine import ranks
+from tuning.engine.run_config import PretrainRunConfig
+from tuning.runs import atomic
+from tuning.runs.rundir import SHORT, RunDirectory
+
+
+class Reporter:
+    """Takes in what each step and each validation measured; only the first process writes."""
+
+    def __init__(
+        self, directory: RunDirectory, config: PretrainRunConfig, *, steps: int | None, done: int,
+        report_to: list[str],
+    ) -> None:  # fmt: skip
+        self.directory = directory
+        self.steps = steps
+        self.every = config.engine.log_steps
+        self._first = ranks.rank() == 0
+        self._done = done
+        root = (
+            Path(config.engine.log_dir) if config.engine.log_dir else site.home() / "outputs/logs"
+        )
+        self.folder = root / f"{config.model}_{config.hash[:SHORT]}"
+        self._report_to = report_to if self._first else []
+        self._wandb: Any = None
+        self._profile = (
+            Profile(self.folder, config.engine.steps_to_profile)
+            if config.engine.use_profiler and self._first
+            else None
+        )
+
+    def __enter__(self) -> Reporter:
+        if self._first:
+            self.directory.rewind_metrics(self._done)
+            self._rewind_log()
+        if "wandb" in self._report_to:
+            import wandb
+
+            self._wandb = wandb.init(name=self.directory.name)
+        self._bar = tqdm(
+            total=self.steps, initial=self._done, desc="training", unit="step", mininterval=2.0,
+            disable=not self._first,
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._profile:
+            self._profile.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def step(self, record: dict[str, Any]) -> None:
+        """What a step measured."""
+        if not self._first:
+            return
+        step, note = record["step"], f"loss {record['loss']:.3f}"
+        if step % self.every == 0 or step == self.steps:
+            self._write(record, f"{step} train {record['loss']:.4f}")
+        self.directory.progress("train", step, self.steps or 0, note)
+        self._bar.update(1)
+        self._bar.set_postfix_str(note, refresh=False)
+        if self._profile:
+            self._profile.step(step)
+
+    def validation(self, step: int, loss: float) -> None:
+        """A validation loss after a step."""
+        if self._first:
+            self._write({"step": step, "val_loss": loss}, f"{step} val {loss:.4f}")
+
+    def _write(self, record: dict[str, Any], line: str) -> None:
+        self.directory.log_metrics(record)
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        if self._wandb is not None:
+            self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+
+    def _rewind_log(self) -> None:
+        """Drop what was logged after the step from which the run goes on."""
+        log = self.folder / "log.txt"
+        kept = []
+        with contextlib.suppress(FileNotFoundError):
+            lines = log.read_text(encoding="utf-8").splitlines()
+            kept = [x for x in lines if x and int(x.split()[0]) <= self._done]
+        atomic.write_text(log, "".join(f"{line}\n" for line in kept))
+
+
+class Profile:
+    """A trace of some steps of the first process, as chrome://tracing and Perfetto read it."""
+
+    def __init__(self, folder: Path, steps: tuple[int, ...]) -> None:
+        self.path = folder / "rank0_trace.json"
+        self.first, self.last = steps
+        self._profiler: Any = None
+
+    def step(self, done: int) -> None:
+        """Called after each step; records from the end of the step before the first one."""
+        from torch.profiler import ProfilerActivity, profile
+
+        if self._profiler is not None and done >= self.last:
+            self.close()
+        elif self._profiler is None and self.first - 1 <= done < self.last and not self._written:
+            self._profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+            self._profiler.__enter__()
+
+    @property
+    def _written(self) -> bool:
+        return self.path.exists()
+
+    def close(self) -> None:
+        """Write what was recorded."""
+        if self._profiler is None:
+            return
+        profiler, self._profiler = self._profiler, None
+        profiler.__exit__(None, None, None)
+        temporary = self.path.with_suffix(".tmp.json")
+        profiler.export_chrome_trace(str(temporary))
+        temporary.replace(self.path)

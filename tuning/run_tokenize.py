@@ -1,0 +1,113 @@
+"""Turn a pool of a chat dataset into token ids with the loss on the responses only.
+
+    python tuning/run_tokenize.py --model tiny --dataset arith --task math --output rows.jsonl
+    python tuning/run_tokenize.py --model tiny --dataset arith --task math --pool validation \\
+        --size 64 --output held_out.jsonl
+
+Writes --output whole or not at all: a JSON object a line, in the order of the pool,
+
+    {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "len": 3}
+
+where a label is the token of its place, or -100 for the prompt. The rows are those that run_sft.py
+trains on: chat template and --max_seq_length are the model's, and a longer row loses the end of its
+response. The engine trains on such files as they are (any other program can write them too):
+
+    python tuning/run_pretrain.py --model_name_or_path tiny --data_path rows.jsonl \\
+        --batch_size 32 --max_tokens_per_gpu 4096 --learning_rate 1e-3 --warmup_steps 10
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuning import config as site
+from tuning.flags import Parser, add_flags, given
+from tuning.runs.errors import UserError, choose
+
+if TYPE_CHECKING:
+    from tuning.evaluation.perplexity import Encoded
+
+POOLS = ("sft", "validation")
+NOTHING_LEARNT = -100
+
+
+def parser() -> Parser:
+    """The flags: which rows, as which model sees them, and where they go."""
+    from tuning.training import stage
+    from tuning.training.config_parts import ModelLoadConfig
+
+    made = Parser(prog="run_tokenize.py", description=__doc__)
+    stage.add_data(made)
+    made.add_argument(
+        "--pool", default="sft", metavar="|".join(POOLS), help="which rows (default: sft)"
+    )
+    made.add_argument("--size", type=int, help="the first so many rows of it (default: all)")
+    made.add_argument("--output", required=True, help="the file to write")
+    made.add_argument("--force", action="store_true", help="write it anew where it is already")
+    add_flags(made, ModelLoadConfig, skip=("dtype",), title="what the model makes of a row")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of the conversion."""
+    args = parser().parse_args(argv)
+    from tuning.data import train_dataset
+    from tuning.training import parents
+    from tuning.training.config_parts import ModelLoadConfig
+    from tuning.training.config_training import model_config
+
+    pool = choose("pool", args.pool, POOLS)
+    site.collections().dataset(args.dataset, args.task)
+    model = model_config(args.model, given(args, (ModelLoadConfig,)))
+    rows = train_dataset.rows(args.dataset, pool, args.size)
+    parents.require_base(model)
+    output = _free(Path(args.output).expanduser(), force=args.force)
+
+    from tqdm import tqdm
+
+    from tuning.runs import atomic
+    from tuning.training import models
+    from tuning.training.encoding import encode
+
+    bar = tqdm(rows, desc="tokenizing", unit="row", mininterval=1.0, delay=2.0)
+    encoded = encode(models.load_tokenizer(model), bar, model.max_seq_length)
+    made = [labelled(row) for row in encoded]
+    atomic.write_text(output, "".join(json.dumps(row) + "\n" for row in made))
+    print(f"{output}: {_counts(made)}")
+    return 0
+
+
+def _free(output: Path, *, force: bool) -> Path:
+    """The file to write; UserError where it is there, or cannot be."""
+    if output.is_dir() or not output.name:
+        raise UserError(f"--output '{output}' is a folder; name a file in it, such as rows.jsonl")
+    if output.exists() and not force:
+        raise UserError(f"'{output}' is there already; add --force to write it anew")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"'{output}' cannot be written ({error.strerror})") from None
+    return output
+
+
+def labelled(row: Encoded) -> dict[str, Any]:
+    """A row of the file: the loss is on the response."""
+    ids = row.prompt + row.response
+    labels = [NOTHING_LEARNT] * len(row.prompt) + row.response
+    return {"input_ids": ids, "labels": labels, "len": len(ids)}
+
+
+def _counts(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows, tokens, and how many of them are learnt: the first of a row is predicted by nothing."""
+    tokens = sum(row["len"] for row in rows)
+    learnt = sum(len(row["labels"][1:]) - row["labels"][1:].count(NOTHING_LEARNT) for row in rows)
+    return f"{len(rows):,} rows, {tokens:,} tokens, {learnt:,} loss tokens"
+
+
+if __name__ == "__main__":
+    from tuning.entry import run
+
+    run(main)

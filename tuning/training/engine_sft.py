@@ -1,0 +1,218 @@
+"""Supervised fine-tuning of all weights on the engine: response-only loss, examples packed by a
+budget of tokens, sweetspots on the way by the rules that SFT with TRL has.
+
+Under torchrun every process calls `train()`; the first one writes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from tuning.engine import checkpoint, flops, loop, model, ranks
+from tuning.engine.checkpoint import TrainingState
+from tuning.engine.config import EngineConfig, PretrainConfig
+from tuning.engine.export import write_model
+from tuning.engine.perplexity import PoolPerplexity, rows_of
+from tuning.engine.pretraining import batches_of, open_model
+from tuning.engine.reporting import Reporter
+from tuning.runs import interrupt, manifest
+from tuning.runs.atomic import read_json, whole_directory
+from tuning.runs.rundir import SHORT, RunDirectory
+from tuning.training import models
+from tuning.training.budget import data_points_seen, total_steps
+from tuning.training.config_training import SFTRunConfig
+from tuning.training.encoding import sft_pools
+from tuning.training.perplexity_watch import PerplexityWatch, rules_of
+
+RULES = "sweetspot_rules"
+"""Where a checkpoint has how far the rules are."""
+
+
+def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -> None:
+    """Train, or continue, the run in `directory` and leave its model there."""
+    steps = _steps(config)
+    t, engine = training_config(config, steps), engine_config(config)
+    tokenizer = models.load_tokenizer(config.model)
+    rows, pool = sft_pools(config, tokenizer, _say)
+    layout = ranks.layout(engine.sep_size)
+    source = models.base_location(config.model)
+    spread, cost = open_model(
+        lambda: model.read(source, torch.float32),
+        lambda: model.skeleton(model.read_config(source), torch.float32),
+        t, engine, layout,
+    )  # fmt: skip
+    size = config.training.effective_batch_size
+    batches = batches_of(rows_of(rows), size, t, layout, cost, None)
+
+    saved = _saved(directory)
+    watch = PerplexityWatch(config, rules_of(config), directory, _say, writes=_first())
+    if saved:
+        watch.rules.load(saved["extra"][RULES])
+    perplexity = PoolPerplexity(pool, batches, spread, t)
+    sweetspots = _Sweetspots(watch, perplexity, steps, tokenizer)
+    # What was stopped early, and then killed before it was done, has no step left.
+    left = saved["step"] if watch.stops else steps
+    with _reporter(config, directory, engine, steps, saved, report_to) as reporter:
+        state = loop.train(
+            spread, batches, t, engine, steps=left, directory=directory.path, flops=cost,
+            peak_flops=_peak(t), on_step=reporter.step, after_step=sweetspots.after_step,
+            should_stop=interrupt.agreed_to_stop,
+        )  # fmt: skip
+    _finish(config, directory, state, watch, tokenizer)
+
+
+def training_config(config: SFTRunConfig, steps: int) -> PretrainConfig:
+    """The settings of SFT as the engine has them, for `steps` optimizer steps."""
+    t, engine = config.training, config.engine
+    warms = t.lr_scheduler != "constant"
+    constant = t.lr_scheduler.startswith("constant")
+    return PretrainConfig(
+        batch_size=t.effective_batch_size,
+        max_tokens_per_gpu=engine.max_tokens_per_gpu,
+        training_mode="step",
+        max_steps=steps,
+        max_lr=t.learning_rate,
+        min_lr=0.0,
+        lr_scheduler="constant" if constant else cast(Any, t.lr_scheduler),
+        warmup_steps=math.ceil(steps * t.warmup_ratio) if warms else 0,
+        weight_decay=t.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        grad_clip_value=t.max_grad_norm,
+        seed=t.seed,
+        router_aux_loss_coef=0.0,
+        osft=engine.osft,
+        osft_unfreeze_rank_ratio=engine.osft_unfreeze_rank_ratio,
+    )
+
+
+def engine_config(config: SFTRunConfig) -> EngineConfig:
+    """How the engine carries out an SFT run."""
+    engine = config.engine
+    return EngineConfig(
+        parallel=engine.parallel,
+        sep_size=engine.sep_size,
+        gradient_checkpointing=engine.gradient_checkpointing,
+        use_compile=engine.use_compile,
+        use_liger_kernels=engine.use_liger_kernels,
+        save_every_steps=config.training.save_steps,
+    )
+
+
+def _steps(config: SFTRunConfig) -> int:
+    t = config.training
+    return total_steps(config.dataset.train_size or 0, t.effective_batch_size, t.num_train_epochs)
+
+
+def _first() -> bool:
+    """Whether this is the process that writes."""
+    return ranks.rank() == 0
+
+
+def _say(text: str) -> None:
+    if _first():
+        print(text)
+
+
+def _saved(directory: RunDirectory) -> dict[str, Any]:
+    """The counts of the checkpoint that training goes on from; {} at the start."""
+    newest = manifest.newest_whole(directory.path) if _first() else None
+    found: dict[str, Any] | None = read_json(newest / checkpoint.STATE) if newest else None
+    if found is None and _first():
+        directory.rewind_metrics(-1)
+    return ranks.from_first(found or {})
+
+
+class _Sweetspots:
+    """What is done between steps: measure, ask the rules, save."""
+
+    def __init__(
+        self, watch: PerplexityWatch, perplexity: PoolPerplexity, steps: int, tokenizer: Any
+    ) -> None:
+        self.watch = watch
+        self.perplexity = perplexity
+        self.steps = steps
+        self.tokenizer = tokenizer
+
+    def after_step(self, state: TrainingState) -> bool:
+        """Whether the last rule has fired; its time counts as training, as it does with TRL."""
+        if not self.watch.due(state.step, self.steps):
+            return False
+        started = time.perf_counter()
+        self._measure(state)
+        state.extra[RULES] = self.watch.rules.state()
+        state.seconds += time.perf_counter() - started
+        return self.watch.stops
+
+    def _measure(self, state: TrainingState) -> None:
+        def write(folder: Path) -> None:
+            dtype = models.dtype_of(self.watch.config.model)
+            write_model(state.spread, folder, dtype, self.tokenizer)
+
+        fired = self.watch.observe(state.step, self.perplexity.measure())
+        for rule in ranks.from_first(self.watch.missing(fired)):
+            if _first():
+                self.watch.save(rule, state.step, write)
+            else:
+                write(self.watch.target(rule))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a Reporter wants to know of a run."""
+
+    model: str
+    hash: str
+    engine: EngineConfig
+
+
+def _reporter(
+    config: SFTRunConfig, directory: RunDirectory, engine: EngineConfig, steps: int,
+    saved: dict[str, Any], report_to: Sequence[str],
+) -> Reporter:  # fmt: skip
+    name = config.run_name.removesuffix(f"-{config.hash[:SHORT]}")
+    told = cast(Any, _Told(name, config.hash, engine))
+    return Reporter(
+        directory, told, steps=steps, done=saved.get("step", 0), report_to=list(report_to)
+    )
+
+
+def _peak(config: PretrainConfig) -> float | None:
+    """FLOP/s of the device in the precision of the training."""
+    device = ranks.device()
+    half = loop.computes_in_half(config.precision, device)
+    return flops.peak(device, torch.bfloat16 if half else torch.float32)
+
+
+def _finish(
+    config: SFTRunConfig, directory: RunDirectory, state: TrainingState, watch: PerplexityWatch,
+    tokenizer: Any,
+) -> None:  # fmt: skip
+    """Write the model and result.json; checkpoints stay until the run is done."""
+    target, dtype = directory.path / models.MODEL, models.dtype_of(config.model)
+    if not _first():
+        write_model(state.spread, target, dtype, tokenizer)
+        return
+    with whole_directory(target) as folder:
+        write_model(state.spread, folder, dtype, tokenizer)
+    size = config.dataset.train_size or 0
+    seen = data_points_seen(state.step, size, config.training.effective_batch_size)
+    directory.write_result(
+        global_step=state.step,
+        train_size=size,
+        data_points_seen=seen,
+        data_used=min(seen, size),
+        train_tokens=state.tokens,
+        train_seconds=round(state.seconds, 2),
+        device=ranks.device().type,
+        perplexity=watch.rules.history[-1],
+        base_perplexity=watch.rules.history[0],
+        sweetspots=watch.rules.outcome(),
+    )
