@@ -144,7 +144,9 @@ def engine(config: PretrainRunConfig, samples: Rows, turns: Turns) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder))
-        reporter = Reporter(directory, config, steps=t.max_steps, done=0, report_to=[])
+        reporter = Reporter(
+            directory, config.engine, "loop_overhead", steps=t.max_steps, done=0, report_to=[]
+        )
         with reporter:
             loop.train(
                 spread, batches, t, config.engine, steps=t.max_steps, directory=directory.path,

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from tuning.engine import osft, ranks
 from tuning.engine.parallel import Spread
+from tuning.runs.atomic import whole_directory
 
 
 @torch.no_grad()
@@ -76,6 +77,18 @@ def write_model(
         plain.save_pretrained(folder, state_dict=weights)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+    ranks.wait()
+
+
+def save_model(
+    spread: Spread, target: Path, dtype: torch.dtype | None = None, tokenizer: Any = None
+) -> None:
+    """`write_model()` into `target`: whole, or not there. All processes must call this."""
+    if ranks.rank() == 0:
+        with whole_directory(target) as folder:
+            write_model(spread, folder, dtype, tokenizer)
+    else:
+        write_model(spread, target, dtype, tokenizer)
     ranks.wait()
 
 

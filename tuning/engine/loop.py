@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 
 from tuning.engine import checkpoint, parallel, ranks, sep
+from tuning.engine import flops as flops_of
 from tuning.engine.batches import Batches, Row
 from tuning.engine.checkpoint import Checkpoints, TrainingState
 from tuning.engine.config import EngineConfig, PretrainConfig
@@ -188,6 +190,17 @@ def autocast(
 def computes_in_half(precision: str, device: torch.device) -> bool:
     """Whether a precision means bfloat16 on a device."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+def peak_flops(config: PretrainConfig) -> float | None:
+    """FLOP/s of this process's device in the precision of a training; said once if not known."""
+    device = ranks.device()
+    half = computes_in_half(config.precision, device) or config.train_dtype == "bfloat16"
+    found = flops_of.peak(device, torch.bfloat16 if half else torch.float32)
+    if found is None and ranks.rank() == 0:
+        what = torch.cuda.get_device_name(device) if device.type == "cuda" else "this processor"
+        print(f"warning: the peak FLOP/s of {what} are not known; mfu is null", file=sys.stderr)
+    return found
 
 
 def learning_rate(step: int, config: PretrainConfig, steps: int | None) -> float:

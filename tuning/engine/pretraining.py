@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from tuning.engine import model as models
 from tuning.engine.batches import Batches
 from tuning.engine.checkpoint import TrainingState
 from tuning.engine.config import EngineConfig, PretrainConfig
-from tuning.engine.export import write_model
+from tuning.engine.export import save_model
 from tuning.engine.parallel import OptimizerFactory, Spread
 from tuning.engine.ranks import Layout
 from tuning.engine.reporting import Reporter
@@ -24,9 +23,8 @@ from tuning.engine.samples import Samples
 from tuning.engine.sources import kind_of
 from tuning.engine.validation import Validation
 from tuning.runs import interrupt, manifest
-from tuning.runs.atomic import whole_directory
 from tuning.runs.errors import UserError
-from tuning.runs.rundir import RunDirectory
+from tuning.runs.rundir import SHORT, RunDirectory
 
 MODEL = "model"
 
@@ -59,15 +57,15 @@ def pretrain(
     steps = steps_of(t, batches)
     done = manifest.newest_whole(directory.path)
     reporter = Reporter(
-        directory, config, steps=steps, done=int(done.name.rpartition("-")[2]) if done else 0,
-        report_to=report_to or [],
+        directory, engine, f"{config.model}_{config.hash[:SHORT]}", steps=steps,
+        done=int(done.name.rpartition("-")[2]) if done else 0, report_to=report_to or [],
     )  # fmt: skip
     hooks = _Hooks(config, directory, reporter, data, batches, spread)
     with reporter:
         state = loop.train(
             spread, batches, t, engine, steps=steps, directory=directory.path,
             loss_function=loss_function or losses.named(t.loss, t.focal_alpha, t.focal_gamma),
-            optimizer=optimizer, flops=cost, peak_flops=_peak(spread, t),
+            optimizer=optimizer, flops=cost, peak_flops=loop.peak_flops(t),
             on_step=reporter.step, after_step=hooks.after_step,
             should_stop=interrupt.agreed_to_stop,
         )  # fmt: skip
@@ -181,16 +179,6 @@ def _steps_for(tokens: int, batches: Batches) -> int:
     return step
 
 
-def _peak(spread: Spread, config: PretrainConfig) -> float | None:
-    device = ranks.device()
-    half = loop.computes_in_half(config.precision, device) or config.train_dtype == "bfloat16"
-    found = flops.peak(device, torch.bfloat16 if half else torch.float32)
-    if found is None and ranks.rank() == 0:
-        what = torch.cuda.get_device_name(device) if device.type == "cuda" else "this processor"
-        print(f"warning: the peak FLOP/s of {what} are not known; mfu is null")
-    return found
-
-
 class _Hooks:
     """What a run does between steps: validation, and models on the way."""
 
@@ -243,17 +231,7 @@ class _Hooks:
 
     def _export(self, state: TrainingState, name: str) -> None:
         dtype = _dtype(self.config.training.save_dtype)
-        _write(state.spread, self.directory.path / "hf_format" / name, dtype, self.tokenizer)
-
-
-def _write(spread: Spread, target: Path, dtype: torch.dtype, tokenizer: Any) -> None:
-    """A model directory, whole or not there; all processes call this."""
-    if ranks.rank() == 0:
-        with whole_directory(target) as folder:
-            write_model(spread, folder, dtype, tokenizer)
-    else:
-        write_model(spread, target, dtype, tokenizer)
-    ranks.wait()
+        save_model(state.spread, self.directory.path / "hf_format" / name, dtype, self.tokenizer)
 
 
 def finish(
@@ -261,7 +239,7 @@ def finish(
     **more: Any,
 ) -> None:  # fmt: skip
     """Write the model and result.json."""
-    _write(state.spread, directory.path / MODEL, _dtype(config.save_dtype), tokenizer)
+    save_model(state.spread, directory.path / MODEL, _dtype(config.save_dtype), tokenizer)
     if ranks.rank() != 0:
         return
     directory.write_result(

@@ -12,32 +12,31 @@ from tqdm import tqdm
 
 from tuning import config as site
 from tuning.engine import ranks
-from tuning.engine.run_config import PretrainRunConfig
+from tuning.engine.config import EngineConfig
 from tuning.runs import atomic
-from tuning.runs.rundir import SHORT, RunDirectory
+from tuning.runs.rundir import RunDirectory
 
 
 class Reporter:
     """Takes in what each step and each validation measured; only the first process writes."""
 
     def __init__(
-        self, directory: RunDirectory, config: PretrainRunConfig, *, steps: int | None, done: int,
-        report_to: list[str],
+        self, directory: RunDirectory, engine: EngineConfig, name: str, *, steps: int | None,
+        done: int, report_to: list[str],
     ) -> None:  # fmt: skip
+        """`name`: of the folder under log_dir; `done`: the step from which the run goes on."""
         self.directory = directory
         self.steps = steps
-        self.every = config.engine.log_steps
+        self.every = engine.log_steps
         self._first = ranks.rank() == 0
         self._done = done
-        root = (
-            Path(config.engine.log_dir) if config.engine.log_dir else site.home() / "outputs/logs"
-        )
-        self.folder = root / f"{config.model}_{config.hash[:SHORT]}"
+        root = Path(engine.log_dir) if engine.log_dir else site.home() / "outputs/logs"
+        self.folder = root / name
         self._report_to = report_to if self._first else []
         self._wandb: Any = None
         self._profile = (
-            Profile(self.folder, config.engine.steps_to_profile)
-            if config.engine.use_profiler and self._first
+            Profile(self.folder, engine.steps_to_profile)
+            if engine.use_profiler and self._first
             else None
         )
 

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from tuning.engine import checkpoint, flops, loop, model, ranks
+from tuning.engine import checkpoint, loop, model, ranks
 from tuning.engine.checkpoint import TrainingState
 from tuning.engine.config import EngineConfig, PretrainConfig
-from tuning.engine.export import write_model
+from tuning.engine.export import save_model, write_model
 from tuning.engine.perplexity import PoolPerplexity, rows_of
 from tuning.engine.pretraining import batches_of, open_model
 from tuning.engine.reporting import Reporter
 from tuning.runs import interrupt, manifest
-from tuning.runs.atomic import read_json, whole_directory
+from tuning.runs.atomic import read_json
 from tuning.runs.rundir import SHORT, RunDirectory
 from tuning.training import models
 from tuning.training.budget import data_points_seen, total_steps
@@ -59,10 +57,15 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     sweetspots = _Sweetspots(watch, perplexity, steps, tokenizer)
     # What was stopped early, and then killed before it was done, has no step left.
     left = saved["step"] if watch.stops else steps
-    with _reporter(config, directory, engine, steps, saved, report_to) as reporter:
+    name = config.run_name.removesuffix(f"-{config.hash[:SHORT]}")
+    reporter = Reporter(
+        directory, engine, f"{name}_{config.hash[:SHORT]}", steps=steps, done=saved.get("step", 0),
+        report_to=report_to,
+    )  # fmt: skip
+    with reporter:
         state = loop.train(
             spread, batches, t, engine, steps=left, directory=directory.path, flops=cost,
-            peak_flops=_peak(t), on_step=reporter.step, after_step=sweetspots.after_step,
+            peak_flops=loop.peak_flops(t), on_step=reporter.step, after_step=sweetspots.after_step,
             should_stop=interrupt.agreed_to_stop,
         )  # fmt: skip
     _finish(config, directory, state, watch, tokenizer)
@@ -164,44 +167,15 @@ class _Sweetspots:
                 write(self.watch.target(rule))
 
 
-@dataclass(frozen=True)
-class _Told:
-    """What a Reporter wants to know of a run."""
-
-    model: str
-    hash: str
-    engine: EngineConfig
-
-
-def _reporter(
-    config: SFTRunConfig, directory: RunDirectory, engine: EngineConfig, steps: int,
-    saved: dict[str, Any], report_to: Sequence[str],
-) -> Reporter:  # fmt: skip
-    name = config.run_name.removesuffix(f"-{config.hash[:SHORT]}")
-    told = cast(Any, _Told(name, config.hash, engine))
-    return Reporter(
-        directory, told, steps=steps, done=saved.get("step", 0), report_to=list(report_to)
-    )
-
-
-def _peak(config: PretrainConfig) -> float | None:
-    """FLOP/s of the device in the precision of the training."""
-    device = ranks.device()
-    half = loop.computes_in_half(config.precision, device)
-    return flops.peak(device, torch.bfloat16 if half else torch.float32)
-
-
 def _finish(
     config: SFTRunConfig, directory: RunDirectory, state: TrainingState, watch: PerplexityWatch,
     tokenizer: Any,
 ) -> None:  # fmt: skip
     """Write the model and result.json; checkpoints stay until the run is done."""
-    target, dtype = directory.path / models.MODEL, models.dtype_of(config.model)
+    dtype = models.dtype_of(config.model)
+    save_model(state.spread, directory.path / models.MODEL, dtype, tokenizer)
     if not _first():
-        write_model(state.spread, target, dtype, tokenizer)
         return
-    with whole_directory(target) as folder:
-        write_model(state.spread, folder, dtype, tokenizer)
     size = config.dataset.train_size or 0
     seen = data_points_seen(state.step, size, config.training.effective_batch_size)
     directory.write_result(
