@@ -1,12 +1,12 @@
-"""Milliseconds an optimizer step over a bare PyTorch loop: the engine's loop and TRL's SFTTrainer, on
-the same tiny model, the same batches and the same optimizer.
+"""Milliseconds an optimizer step over a bare PyTorch loop: the engine's loop and TRL's SFTTrainer,
+on the same tiny model, the same batches and with the same optimizer.
 
     python benchmarks/loop_overhead.py
 
-The model is the preset `tiny`, and a batch is so small that what surrounds the arithmetic shows. The
-bare loop is forward, cross-entropy, backward, clip, AdamW, zero_grad and loss.item(), on tensors
-that lie ready; once with the attention of transformers (sdpa on [batch, tokens]) and once with the
-engine's (documents end to end in one row). The engine makes its batches itself and writes
+The model is the preset `tiny`, and a batch is so small that what surrounds the arithmetic shows.
+The bare loop is forward, cross-entropy, backward, clip, AdamW, zero_grad and loss.item(), on
+tensors that lie ready; once with the attention of transformers (sdpa on [batch, tokens]) and once
+with the engine's (documents end to end in one row). The engine makes its batches itself and writes
 metrics.jsonl, log.txt, progress.json and its progress bar as in any run; TRL logs every step into
 memory. Loops take turns, step by step, so that a busy moment hits both, and what a loop costs is
 taken from neighbouring steps; their losses must agree. A mean holds what happens now and then
@@ -38,7 +38,7 @@ from tuning.runs.rundir import RunDirectory
 
 SAMPLES, TOKENS = 4, 16
 """Of a batch, and of a sample."""
-WARM_UP, STEPS, ROUNDS = 20, 200, 2
+WARM_UP, STEPS, ROUNDS = 20, 200, 5
 AIM = 1.0
 Batch = tuple[dict[str, Any], torch.Tensor]
 """What a model is called with, and labels."""
@@ -232,7 +232,8 @@ def measured(config: PretrainRunConfig) -> list[Turns]:
     )
     rows = list(ready(batches, steps))
     padded = [
-        ({"input_ids": inputs["input_ids"].view(SAMPLES, TOKENS)}, labels) for inputs, labels in rows
+        ({"input_ids": inputs["input_ids"].view(SAMPLES, TOKENS)}, labels)
+        for inputs, labels in rows
     ]
     order = np.concatenate([batches.chosen(step) for step in range(steps)])
     found = []
@@ -268,8 +269,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measured(config_of(folder))
     print(
-        f"tiny, {SAMPLES} x {TOKENS} tokens a step, {STEPS} steps after {WARM_UP}, {ROUNDS} rounds, "
-        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; ms, median (mean)"
+        f"tiny, {SAMPLES} x {TOKENS} tokens a step, {STEPS} steps after {WARM_UP}, {ROUNDS} "
+        f"rounds, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; "
+        "ms, median (mean)"
     )
     print(f"{'loop':16} {'a step':>15} {'over bare, sdpa':>17} {'over bare, documents':>21}")
     for name in ("bare, sdpa", "bare, documents", "tuning", "TRL"):

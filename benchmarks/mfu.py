@@ -3,12 +3,12 @@
     python benchmarks/mfu.py                # gpt-0.25b and gpt-1b, every setting
     python benchmarks/mfu.py gpt-0.25b      # one preset
 
-Sequences of 4,096 random tokens, bf16 over fp32 weights, AdamW; plain, and with torch.compile, Liger's
-kernels, gradient checkpointing, and all three. The micro-batch is the largest power of two that fits,
-up to 32; a step is one micro-batch, so that nothing but the optimizer is between passes. Shown are
-the means of 20 steps without the first 5. What MFU counts is in tuning/engine/flops.py: what the
-model needs, whatever is computed twice. Needs torch, transformers and pyyaml; this project need not
-be installed. Every setting has a process of its own, since kernels that were put in stay in.
+Sequences of 4,096 random tokens, bf16 over fp32 weights, AdamW; plain, and with torch.compile,
+Liger's kernels, gradient checkpointing, and all three. The micro-batch is the largest power of two
+that fits, up to 32; a step is one micro-batch, so each pays for the optimizer. Shown are the means
+of 20 steps without the first 5. What MFU counts is in tuning/engine/flops.py: what the model needs,
+whatever is computed twice. Needs torch and transformers; this project need not be installed. Every
+setting has a process of its own, since kernels that were put in stay in.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def run(config: Any, spread: Any, cost: Any, size: int) -> dict[str, Any]:
     """Steps of one micro-batch of `size` sequences."""
     import torch
 
-    from tuning.engine import flops, loop, pretraining, ranks
+    from tuning.engine import loop, pretraining, ranks
     from tuning.engine.samples import MockSamples
 
-    t, seconds = config.training, []
+    t = config.training
     samples = MockSamples(size * STEPS, config.seq_len, config.shape.vocab_size, 0)
     layout = ranks.layout()
     batches = pretraining.Batches(
@@ -101,9 +101,7 @@ def run(config: Any, spread: Any, cost: Any, size: int) -> dict[str, Any]:
     seconds = [record["step_seconds"] for record in records[LEFT_OUT:]]
     batch = batches.at(0)
     needed = cost.training(batch.tokens, batch.squares, batch.loss_tokens)
-    device = ranks.device()
-    half = loop.computes_in_half(t.precision, device)
-    peak = flops.peak(device, torch.bfloat16 if half else torch.float32)
+    peak = loop.peak_flops(t)
     return {
         "tokens_per_second": batch.tokens * len(seconds) / sum(seconds),
         "mfu": needed * len(seconds) / sum(seconds) / peak if peak else None,

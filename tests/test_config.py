@@ -134,6 +134,8 @@ def test_a_model_is_a_key_a_hub_id_or_a_folder(tmp_path, monkeypatch):
     for name in (str(folder), "./my-model"):
         local = found.model(name)
         assert (local.name, local.source, local.path) == ("my-model", "local", str(folder))
+    (folder / "model").mkdir()
+    assert found.model("./my-model/model").name == "my-model"
 
 
 def test_a_model_that_names_no_thresholds_takes_those_of_all():

@@ -122,7 +122,9 @@ class Collections:
             return self.models[name]
         path = Path(name).expanduser().resolve()
         if name.startswith((".", "/", "~")) and path.is_dir():
-            return ModelEntry(name=path.name, path=str(path))
+            # A run's folder has its model in model/, which names nothing.
+            named = path.parent if path.name == "model" else path
+            return ModelEntry(name=named.name, path=str(path))
         if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
             return ModelEntry(name=name.replace("/", "--"), hub=name)
         choose("model", name, self.models, "A hub id (org/name) or a folder (./name) works too.")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, coerce, given
+from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
     from tuning.engine.run_config import PretrainRunConfig
@@ -41,7 +42,7 @@ def parser() -> Parser:
         help="train on from a model: of collections.yaml, a hub id, a folder",
     )
     made.add_argument("--output_dir", help="the run's own folder (default: by its name, see above)")
-    made.add_argument("--learning_rate", dest="max_lr", default=None, help="the same as --max_lr")
+    made.add_argument("--learning_rate", help="the same as --max_lr")
     made.add_argument("--force", action="store_true", help="train anew where it is done already")
     made.add_argument("--no_wait", action="store_true", help="fail if another process has the run")
     made.add_argument(
@@ -58,14 +59,17 @@ def config_of(args: Any) -> PretrainRunConfig:
     from tuning.engine.config import EngineConfig
     from tuning.engine.run_config import (
         PRETRAIN_PARTS,
+        beside,
         experiment_config,
         preset,
         pretrain_config,
     )
 
-    if args.max_lr is None:
-        del args.max_lr
-    values = preset(args.preset) | given(args, PRETRAIN_PARTS)
+    if args.learning_rate is not None:
+        if hasattr(args, "max_lr"):
+            raise UserError("--learning_rate and --max_lr are the same setting; give one of them")
+        args.max_lr = args.learning_rate
+    values = beside(preset(args.preset), given(args, PRETRAIN_PARTS))
     if shared := os.environ.get("SEP_SIZE"):
         values = {"sep_size": coerce(EngineConfig, "sep_size", shared, "SEP_SIZE: ")} | values
     if args.model_name_or_path:

@@ -31,6 +31,12 @@ def test_a_model_of_collections_has_its_own_name():
     assert other.run_name == f"tiny-{other.hash[:8]}"
 
 
+def test_data_that_are_named_take_the_place_of_the_corpus():
+    found = pretrain_config("tiny", {"use_mock_data": True}).data
+    assert found.use_mock_data and found.corpus is None
+    assert pretrain_config("tiny", {"use_mock_data": False}).data.corpus == "arith"
+
+
 def test_the_defaults_are_those_of_the_documented_gpt():
     config = gpt()
     shape, t = config.shape, config.training
@@ -46,7 +52,7 @@ def test_the_defaults_are_those_of_the_documented_gpt():
         {"batch_size": 2}, {"parallel": "ddp"}, {"sep_size": 2}, {"use_compile": True},
         {"save_every_steps": 7}, {"gradient_checkpointing": True}, {"focal_gamma": 5.0},
         {"osft_unfreeze_rank_ratio": 0.5}, {"training_mode": "step"}, {"min_lr": 3e-5},
-        {"seq_len": 4096}, {"save_dtype": "bfloat16"},
+        {"seq_len": 4096},
     ],
     ids=str,
 )  # fmt: skip
@@ -60,6 +66,7 @@ def test_how_it_is_carried_out_is_not_what_it_is(values):
         {"max_lr": 1e-3}, {"total_batch_size": 4096}, {"max_steps": 4}, {"seed": 1},
         {"loss": "focal"}, {"num_layer": 2}, {"seq_len": 2048}, {"mock_data_num_samples": 9},
         {"max_tokens_per_gpu": 8192}, {"train_dtype": "bfloat16"}, {"use_moe": True},
+        {"save_dtype": "bfloat16"},
     ],
     ids=str,
 )  # fmt: skip

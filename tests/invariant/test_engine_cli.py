@@ -45,7 +45,7 @@ def test_mock_data_leaves_all_that_a_run_leaves(home: Path) -> None:
     flags = (
         "--use-mock-data", "--mock_data_num_samples", "40", *SHAPE, *SHORT, "--exp_name", "try",
         "--validation_every_steps", "3", "--use_profiler", "--steps_to_profile", "2", "3",
-        "--min_samples_per_checkpoint", "8",
+        "--min_samples_per_checkpoint", "8", "--wandb", "offline",
     )  # fmt: skip
     check(run_entry(home, "run_pretrain.py", *flags))
     run = run_of(home, "try")
@@ -65,8 +65,18 @@ def test_mock_data_leaves_all_that_a_run_leaves(home: Path) -> None:
     assert exported == ["samples_16", "samples_24", "samples_8"]
     for folder in (run.path / "model", *(run.path / "hf_format").iterdir()):
         assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == 2
+    told_to_wandb(run, lines[-1])
     again = check(run_entry(home, "run_pretrain.py", *flags))
     assert "already trained" in again.stdout
+
+
+def told_to_wandb(run: RunDirectory, line: dict[str, Any]) -> None:
+    """That W&B's offline file has the metrics of a step, and the settings."""
+    (file,) = run.path.glob("wandb/offline-run-*/*.wandb")
+    kept = file.read_bytes()
+    for name, value in line.items():
+        assert name == "step" or (name.encode() in kept and json.dumps(value).encode() in kept)
+    assert b"mock_data_num_samples" in kept
 
 
 def test_experts(home: Path) -> None:
@@ -144,7 +154,8 @@ def test_rows_with_osft(tiny_home: Path, tmp_path: Path) -> None:
         ((), "nothing to train on; give one of --use_mock_data"),
         (("--use_mock_data", "--use_liger_kernels"), "--use_liger_kernels needs an NVIDIA GPU"),
         (("--use_mock_data", "--sep_size", "2"), "sep_size 2 does not divide the 1 processes"),
-        (("--model", "tiny", "--use_mock_data"), "--corpus and --use_mock_data to train on"),
+        (("--use_mock_data", "--data_path", "{rows}"), "--use_mock_data and --data_path to train"),
+        (("--use_mock_data", "--max_lr", "1", "--learning_rate", "1"), "the same setting"),
         (("--preset", "gpt-1B", "--use_mock_data"), "Did you mean 'gpt-1b'?"),
         (("--use_mock_dat",), "Did you mean '--use_mock_data'?"),
         (("--data_path", "{text}"), "say how to read it with --tokenizer"),

@@ -282,7 +282,7 @@ def test_flags_of_the_launch_reach_the_stages(experiment):
     recorder = experiment.script.with_name("flags.py")
     recorder.write_text("import sys\nprint(*sys.argv[1:])\n")
     experiment.add("a", command=(str(recorder), "--x"))
-    experiment.add("b", command=(str(recorder), "--x"), role="pretrain")
+    experiment.add("b", command=(str(recorder), "--x"), phases=("evaluation",))
     experiment.launch(wait=False, wandb="offline")
     logs = site.reports_dir() / "trial" / "logs"
     assert (logs / "a.txt").read_text() == "--x --no_wait --wandb offline\n"

@@ -174,7 +174,7 @@ class PretrainConfig:
     """Of the computation; auto: bf16 on CUDA, fp32 elsewhere."""
     train_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights and the optimizer while training."""
-    save_dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=_FREE)
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights in the model that is written."""
 
     def __post_init__(self) -> None:

@@ -61,11 +61,12 @@ def pretrain(
         done=int(done.name.rpartition("-")[2]) if done else 0, report_to=report_to or [],
     )  # fmt: skip
     hooks = _Hooks(config, directory, reporter, data, batches, spread)
+    peak = loop.peak_flops(t)
     with reporter:
         state = loop.train(
             spread, batches, t, engine, steps=steps, directory=directory.path,
             loss_function=loss_function or losses.named(t.loss, t.focal_alpha, t.focal_gamma),
-            optimizer=optimizer, flops=cost, peak_flops=loop.peak_flops(t),
+            optimizer=optimizer, flops=cost, peak_flops=peak,
             on_step=reporter.step, after_step=hooks.after_step,
             should_stop=interrupt.agreed_to_stop,
         )  # fmt: skip

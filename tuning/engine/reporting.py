@@ -47,7 +47,8 @@ class Reporter:
         if "wandb" in self._report_to:
             import wandb
 
-            self._wandb = wandb.init(name=self.directory.name)
+            settings = (self.directory.config or {}).get("settings")
+            self._wandb = wandb.init(name=self.directory.name, config=settings)
         self._bar = tqdm(
             total=self.steps, initial=self._done, desc="training", unit="step", mininterval=2.0,
             disable=not self._first,

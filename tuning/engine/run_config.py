@@ -127,7 +127,7 @@ def pretrain_config(model: str, values: Mapping[str, Any] | None = None) -> Pret
     given = dict(entry.settings.get("pretrain", {}))
     chosen = preset(given.pop("preset", None)) | override(PRETRAIN_PARTS, given, where)
     template = entry.chat_template or "chatml"
-    return _config(model, True, template, chosen | dict(values or {}))
+    return _config(model, True, template, beside(chosen, values or {}))
 
 
 def experiment_config(
@@ -140,6 +140,14 @@ def experiment_config(
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"exp_name is '{name}'; it must be a name for a folder")
     return _config(name, False, "chatml", values, samples)
+
+
+def beside(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` over those of a preset or of collections.yaml; data that are named take the place of
+    the corpus there.
+    """
+    named = values.get("data_path") or values.get("use_mock_data")
+    return {k: v for k, v in base.items() if not (named and k == "corpus")} | dict(values)
 
 
 @cache

@@ -13,7 +13,7 @@ from tuning.runs.stages import Stage
 def stage_command(stage: Stage, *, wait: bool = True, wandb: str = "off") -> list[str]:
     """The words that start a stage with this Python and this code."""
     script, *flags = stage.command
-    trains = stage.kind in ("sft", "pft") and "train" in stage.phases
+    trains = stage.kind in ("pretrain", "sft", "pft") and "train" in stage.phases
     return [
         sys.executable, str(site.PACKAGE / script), *flags,
         *([] if wait else ["--no_wait"]),

@@ -62,10 +62,11 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         directory, engine, f"{name}_{config.hash[:SHORT]}", steps=steps, done=saved.get("step", 0),
         report_to=report_to,
     )  # fmt: skip
+    peak = loop.peak_flops(t)
     with reporter:
         state = loop.train(
             spread, batches, t, engine, steps=left, directory=directory.path, flops=cost,
-            peak_flops=loop.peak_flops(t), on_step=reporter.step, after_step=sweetspots.after_step,
+            peak_flops=peak, on_step=reporter.step, after_step=sweetspots.after_step,
             should_stop=interrupt.agreed_to_stop,
         )  # fmt: skip
     _finish(config, directory, state, watch, tokenizer)
