@@ -19,7 +19,7 @@ demo: $(READY)
 		--do_sft --do_dpo --do_inference --do_evaluation --launcher local
 
 test: $(READY_DEV)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests --ignore tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests --ignore tests/slurm
 
 test-slurm: $(READY_DEV)
 	$(BIN)/python -m pytest tests/slurm

@@ -49,7 +49,7 @@ CONFIG = PretrainConfig(
     batch_size=2,
     seq_len=32,
     max_steps=5,
-    max_lr=3e-3,
+    max_lr=1e-3,
     min_lr=1e-4,
     warmup_steps=3,
     grad_clip_value=0.5,
@@ -85,7 +85,11 @@ def train(
     stop_after: int | None = None,
     **changes: Any,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], parallel.Spread]:
-    """(whole weights, metrics of each step done here, the model in place)."""
+    """(whole weights, metrics of each step done here, the model in place).
+
+    On one thread wherever it runs: more add up in another order.
+    """
+    torch.set_num_threads(1)
     names = {f.name for f in fields(EngineConfig)}
     engine = EngineConfig(**{k: v for k, v in changes.items() if k in names})
     other = {k: v for k, v in changes.items() if k not in names}
@@ -125,7 +129,6 @@ def train(
 
 def main(out: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Run cases in the processes that torchrun started."""
-    torch.set_num_threads(1)
     ranks.join()
     for name, case in cases.items():
         with tempfile.TemporaryDirectory() as fresh:

@@ -27,9 +27,9 @@ from tuning.runs.rundir import RunDirectory
 DATA = ("--model", "tiny", "--dataset", "arith", "--task", "math")
 SETTINGS = (
     *DATA, "--trainer", "engine", "--learning_rate", "2e-3", "--train_size", "160",
-    "--perplexity_thresholds", "3.2", "2.6", "--eval_steps", "4", "--early_stop", "false",
+    "--perplexity_thresholds", "4.0", "3.0", "--eval_steps", "4", "--early_stop", "false",
 )  # fmt: skip
-LABELS = ("3.2", "2.6")
+LABELS = ("4.0", "3.0")
 ALL = ("--do_training", "--do_inference", "--do_evaluation")
 
 
@@ -85,11 +85,11 @@ def test_result_and_metadata_are_those_of_sft_with_trl(straight: RunDirectory) -
         20, 320, 160
     )  # fmt: skip
     assert result["sweetspots"] == {
-        "ppl-3.2": {"state": "reached", "step": 4}, "ppl-2.6": {"state": "reached", "step": 16},
+        "ppl-4.0": {"state": "reached", "step": 4}, "ppl-3.0": {"state": "reached", "step": 16},
     }  # fmt: skip
     assert [step for step, *_ in measured(straight)] == [0, 4, 8, 12, 16, 20]
-    told = metadata(straight, "3.2")
-    assert (told["threshold_type"], told["threshold_value"]) == ("perplexity", 3.2)
+    told = metadata(straight, "4.0")
+    assert (told["threshold_type"], told["threshold_value"]) == ("perplexity", 4.0)
     assert (told["global_step"], told["sft_data_used"]) == (4, 64)
     assert told["config_hash"] == straight.hash
     assert straight.config is not None and straight.config["artifact"] == "full"
@@ -134,9 +134,9 @@ def test_a_fork_has_a_new_adapter_over_the_whole_sweetspot(
     from tuning.training import models
     from tuning.training.config_parts import ModelLoadConfig
 
-    flags = ("--parent_run", straight.name, "--sweetspot", "3.2", "--total_data", 88)
+    flags = ("--parent_run", straight.name, "--sweetspot", "4.0", "--total_data", 88)
     check(run_entry(here, "run_dpo.py", *DATA, *flags, "--sft_loss_weight", 0, *ALL))
-    (path,) = here.glob("models/tiny_sweetspot-ppl-3.2_dpo-arith-24-*")
+    (path,) = here.glob("models/tiny_sweetspot-ppl-4.0_dpo-arith-24-*")
     fork = RunDirectory(path)
     assert fork.done("train") and fork.result["data_used"] == 24
     assert fork.config is not None and fork.config["artifact"] == "adapter"
@@ -144,7 +144,7 @@ def test_a_fork_has_a_new_adapter_over_the_whole_sweetspot(
     assert losses[0] == pytest.approx(math.log(2), abs=1e-3), "the reference is the sweetspot"
     model: Any = restore(ModelLoadConfig, fork.config["settings"]["model"])
     under = models.load_artifact(model, fork).unload().state_dict()
-    whole = load_file(spot(straight, "3.2") / "model.safetensors")
+    whole = load_file(spot(straight, "4.0") / "model.safetensors")
     assert all(torch.equal(under[name], whole[name]) for name in whole)
     scores = json.loads((here / "outputs/math" / path.name / "scores.json").read_text())
     assert scores["prompts"] == 8
@@ -232,7 +232,7 @@ def test_a_run_that_was_stopped_early_and_killed_trains_no_further(
     from tuning.training.config_training import sft_config
 
     values = {
-        "trainer": "engine", "learning_rate": 2e-3, "perplexity_thresholds": (3.2,),
+        "trainer": "engine", "learning_rate": 2e-3, "perplexity_thresholds": (4.0,),
         "eval_steps": 4, "save_steps": 1,
     }  # fmt: skip
     config = sft_config(model="tiny", dataset="arith", task="math", train_size=160, values=values)
@@ -249,10 +249,10 @@ def test_a_run_that_was_stopped_early_and_killed_trains_no_further(
     engine_sft.train(config, directory, [])
     assert directory.metrics() == before
     assert directory.result["global_step"] == 4
-    assert directory.result["sweetspots"] == {"ppl-3.2": {"state": "reached", "step": 4}}
+    assert directory.result["sweetspots"] == {"ppl-4.0": {"state": "reached", "step": 4}}
     final, reached = (
         load_file(folder / "model.safetensors")
-        for folder in (directory.path / "model", spot(directory, "3.2"))
+        for folder in (directory.path / "model", spot(directory, "4.0"))
     )
     assert same(final, reached)
 
