@@ -223,8 +223,8 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """How a training is carried out: on which processes, and what it leaves on the way."""
+class ComputeConfig:
+    """How a step is computed, and on which processes; changes nothing but rounding."""
 
     parallel: Literal["ddp", "zero1", "fsdp2"] = field(default="fsdp2", metadata=_FREE)
     """Among several processes: whole replicas (ddp), with shards of the optimizer (zero1), or
@@ -237,6 +237,12 @@ class EngineConfig:
     """torch.compile for every transformer block."""
     use_liger_kernels: bool = field(default=False, metadata=_FREE)
     """Liger's fused kernels (CUDA)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(ComputeConfig):
+    """How a training is carried out: how it is computed, and what it leaves on the way."""
+
     save_every_steps: int = field(default=5000, metadata=_FREE)
     """A checkpoint to resume from every so many steps; what a killed run loses at most."""
     keep_checkpoints: int = field(default=2, metadata=_FREE)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
+from tuning.engine.config import ComputeConfig
 from tuning.runs.errors import UserError, choose
 from tuning.runs.identity import digest, settings
 
@@ -126,24 +127,13 @@ class TrainingArgumentsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSFTConfig:
+class EngineSFTConfig(ComputeConfig):
     """What trains; the rest is for the engine, which trains all weights and leaves a full model."""
 
     trainer: Literal["trl", "engine"] = "trl"
     """trl trains an adapter on one device; engine trains all weights, on any number of them."""
     max_tokens_per_gpu: int = field(default=8192, metadata=_FREE)
     """Most tokens of one forward pass a rank: examples are packed up to it (engine)."""
-    parallel: Literal["ddp", "zero1", "fsdp2"] = field(default="fsdp2", metadata=_FREE)
-    """Among several processes: whole replicas (ddp), with shards of the optimizer (zero1), or
-    shards of everything (fsdp2) (engine)."""
-    sep_size: int = field(default=1, metadata=_FREE)
-    """Processes that share the sequences, and the experts, of one replica (engine)."""
-    gradient_checkpointing: bool = field(default=False, metadata=_FREE)
-    """Compute activations again in the backward pass, for less memory (engine)."""
-    use_compile: bool = field(default=False, metadata=_FREE)
-    """torch.compile for every transformer block (engine)."""
-    use_liger_kernels: bool = field(default=False, metadata=_FREE)
-    """Liger's fused kernels, on CUDA (engine)."""
     osft: bool = False
     """Orthogonal subspace fine-tuning: the strongest directions of each matrix stay as they are
     (engine)."""

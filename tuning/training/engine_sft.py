@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ import torch
 
 from tuning.engine import checkpoint, loop, model, ranks
 from tuning.engine.checkpoint import TrainingState
-from tuning.engine.config import EngineConfig, PretrainConfig
+from tuning.engine.config import ComputeConfig, EngineConfig, PretrainConfig
 from tuning.engine.export import save_model, write_model
 from tuning.engine.perplexity import PoolPerplexity, rows_of
 from tuning.engine.pretraining import batches_of, open_model
@@ -99,15 +100,8 @@ def training_config(config: SFTRunConfig, steps: int) -> PretrainConfig:
 
 def engine_config(config: SFTRunConfig) -> EngineConfig:
     """How the engine carries out an SFT run."""
-    engine = config.engine
-    return EngineConfig(
-        parallel=engine.parallel,
-        sep_size=engine.sep_size,
-        gradient_checkpointing=engine.gradient_checkpointing,
-        use_compile=engine.use_compile,
-        use_liger_kernels=engine.use_liger_kernels,
-        save_every_steps=config.training.save_steps,
-    )
+    shared = {f.name: getattr(config.engine, f.name) for f in fields(ComputeConfig)}
+    return EngineConfig(**shared, save_every_steps=config.training.save_steps)
 
 
 def _steps(config: SFTRunConfig) -> int:
