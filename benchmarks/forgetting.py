@@ -76,8 +76,6 @@ METHODS = (
     Method("OSFT 0.25", 0.25),
     replace(FULL, name="full, matrices", matrices=MATRICES),
     Method("OSFT 0.5, matrices", 0.5, MATRICES),
-    Method("OSFT 0.25, matrices", 0.25, MATRICES),
-    Method("OSFT 0.5, matrices but down_proj", 0.5, MATRICES[:-1]),
 )
 Point = tuple[int, float, float]
 """Step, score of the new language, score of the old ones."""
