@@ -32,7 +32,7 @@ from tuning.engine import attention, flops, loop, model, pretraining, ranks
 from tuning.engine.batches import Batches
 from tuning.engine.reporting import Reporter
 from tuning.engine.run_config import PretrainRunConfig, experiment_config, preset
-from tuning.engine.samples import Rows
+from tuning.engine.samples import IGNORED, Rows
 from tuning.runs import interrupt
 from tuning.runs.rundir import RunDirectory
 
@@ -163,7 +163,9 @@ def ready(batches: Batches, steps: int) -> Iterator[Batch]:
             "input_ids": row.input_ids, "position_ids": row.position_ids,
             "documents": row.documents,
         }  # fmt: skip
-        yield inputs, row.labels
+        labels = torch.full((row.input_ids.shape[1],), IGNORED)
+        labels[row.kept] = row.targets
+        yield inputs, labels
 
 
 def trl(config: PretrainRunConfig, samples: Rows, order: np.ndarray, turns: Turns) -> None:

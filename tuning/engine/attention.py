@@ -49,8 +49,12 @@ class Documents:
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.device = torch.device(device)
         self.longest = int(longest or self.lengths.max())
+
+    @cached_property
+    def offsets(self) -> torch.Tensor:
+        """[documents + 1], int32: where each begins, and where the last one ends."""
         ends = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.offsets = torch.from_numpy(ends.astype(np.int32)).to(self.device)
+        return self._tensor(ends.astype(np.int32))
 
     @property
     def positions(self) -> np.ndarray:

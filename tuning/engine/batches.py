@@ -28,8 +28,10 @@ class Row(NamedTuple):
     """[1, part], int64."""
     position_ids: torch.Tensor
     """[1, part], int64: places in the documents."""
-    labels: torch.Tensor
-    """[part], int64: the token after each input, or IGNORED."""
+    kept: torch.Tensor
+    """[counted], int64: the places in this part where a token counts."""
+    targets: torch.Tensor
+    """[counted], int64: the tokens that follow there."""
     documents: Documents
     """Of the whole row, over all processes that share it."""
     tokens: int
@@ -129,14 +131,18 @@ class Batches:
         documents = Documents(np.concatenate(lengths), device, self.longest)
         here = self.layout.part(tokens + fill)
 
-        def whole(*arrays: np.ndarray) -> torch.Tensor:
-            joined = np.concatenate(arrays)[here]
-            return torch.from_numpy(joined).to(device, non_blocking=True)
+        input_ids = np.concatenate([*(part.input_ids for part in parts), empty])
+        labels = np.concatenate([*(part.labels for part in parts), empty + IGNORED])[here]
+        kept = np.flatnonzero(labels != IGNORED)
+
+        def there(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
 
         return Row(
-            input_ids=whole(*(part.input_ids for part in parts), empty)[None],
-            position_ids=whole(documents.positions)[None],
-            labels=whole(*(part.labels for part in parts), empty + IGNORED),
+            input_ids=there(input_ids[None, here]),
+            position_ids=there(documents.positions[None, here]),
+            kept=there(kept),
+            targets=there(labels[kept]),
             documents=documents,
             tokens=tokens,
         )

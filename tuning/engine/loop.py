@@ -12,6 +12,7 @@ and what is called after a step.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import sys
 import time
@@ -19,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tuning.engine import checkpoint, parallel, ranks, sep
@@ -30,7 +30,6 @@ from tuning.engine.config import EngineConfig, PretrainConfig
 from tuning.engine.flops import Flops
 from tuning.engine.losses import LossFunction, cross_entropy
 from tuning.engine.parallel import OptimizerFactory, Spread
-from tuning.engine.samples import IGNORED
 from tuning.runs.errors import Interrupted
 from tuning.runs.manifest import newest_whole
 
@@ -98,7 +97,7 @@ def train(
         # The batch, the learning rate and the random numbers depend on the step alone.
         batch = batches.at(state.step)
         rate = learning_rate(state.step, config, steps)
-        torch.manual_seed(seed_of(config.seed, state.step, ranks.rank()))
+        seed_with(seed_of(config.seed, state.step, ranks.rank()), device)
 
         # Gradients of the mean over all loss tokens of the batch, however it is split and shared.
         losses.zero_()
@@ -107,9 +106,12 @@ def train(
             with spread.accumulating(last=number == len(rows) - 1):
                 loss, balance = losses_of(spread, row, config, loss_function)
                 loss = loss / max(batch.loss_tokens, 1)
-                balance = balance * (row.tokens / batch.tokens)
-                spread.backward(loss + config.router_aux_loss_coef * balance)
-            losses += torch.stack([loss.detach(), balance.detach()])
+                losses[0] += loss.detach()
+                if balance is not None:
+                    balance = balance * (row.tokens / batch.tokens)
+                    losses[1] += balance.detach()
+                    loss = loss + config.router_aux_loss_coef * balance
+                spread.backward(loss)
 
         # One step of the optimizer.
         norm = spread.clip(config.grad_clip_value)
@@ -156,24 +158,23 @@ def train(
 
 def losses_of(
     spread: Spread, row: Row, config: PretrainConfig, loss_function: LossFunction
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """This process's parts of (the loss summed over tokens, the loss that balances experts).
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """This process's parts of (the loss summed over tokens, the loss that balances experts, None
+    where there are none).
 
     Logits are computed where a token counts, and nowhere else.
     """
-    counted = row.labels != IGNORED
-    kept = counted.nonzero()[:, 0]
     with autocast(spread, config.precision, row.input_ids.device):
         out = spread.model(
             input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False,
-            documents=row.documents, logits_to_keep=kept,
+            documents=row.documents, logits_to_keep=row.kept,
             **({"output_router_logits": True} if spread.routed else {}),
         )  # fmt: skip
     logits = out.logits[0].float()
-    loss = loss_function(logits, row.labels[kept]).sum()
+    loss = loss_function(logits, row.targets).sum()
     if not spread.routed:
-        return loss, torch.zeros_like(loss)
-    group, part = spread.layout.sep_group, len(row.labels)
+        return loss, None
+    group, part = spread.layout.sep_group, row.input_ids.shape[1]
     start = spread.layout.sep_rank * part
     top_k = spread.config.num_experts_per_tok
     return loss, sep.balance_loss(out.router_logits, top_k, group, row.tokens, start)
@@ -184,7 +185,9 @@ def autocast(
 ) -> contextlib.AbstractContextManager[Any]:
     """bf16 computation over float32 weights; fsdp2 has its own way."""
     half = computes_in_half(precision, device) and spread.kind != "fsdp2"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+    if not half:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def computes_in_half(precision: str, device: torch.device) -> bool:
@@ -233,7 +236,17 @@ def adamw(config: PretrainConfig) -> OptimizerFactory:
 
 def seed_of(seed: int, step: int, rank: int) -> int:
     """The seed of the random numbers (of dropout) of a step on a process."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def seed_with(seed: int, device: torch.device) -> None:
+    """Seed the generators that a model draws from; `torch.manual_seed` asks after every kind of
+    device there is, which takes longer than all else of a step that is not the model's.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def mfu(batch: Any, flops: Flops | None, peak: float | None, seconds: float) -> float | None:

@@ -76,7 +76,7 @@ def balance(plan: Plan, cost: np.ndarray) -> float:
 
     Mean cost of a rank over cost of the costliest rank, each summed over micro-steps.
     """
-    if not plan:
+    if all(len(micro_step) == 1 for micro_step in plan):
         return 1.0
     sizes = [len(samples) for micro_step in plan for samples in micro_step]
     owner = np.repeat(np.arange(len(sizes)), sizes)

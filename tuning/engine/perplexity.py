@@ -64,7 +64,7 @@ class PoolPerplexity:
         documents = np.array([*numbers, 0])[: len(row.documents.lengths)]
         owners = np.repeat(documents, row.documents.lengths)
         here = torch.from_numpy(owners[self.batches.layout.part(len(owners))]).to(sums.device)
-        counted = here[row.labels != IGNORED]
+        counted = here[row.kept]
 
         def add(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             found = losses.cross_entropy(logits, labels)

@@ -94,13 +94,13 @@ def open_model(
 ) -> tuple[Spread, flops.Flops]:
     """A model in place on all processes, changed as the settings ask, and what a token costs."""
     liger.check(engine.use_liger_kernels)
-    if config.osft and config.train_dtype == "bfloat16" and engine.parallel == "fsdp2":
+    sharded = engine.parallel == "fsdp2" and layout.world > 1
+    if config.osft and config.train_dtype == "bfloat16" and sharded:
         # What OSFT trains is float32, and FSDP2 wants one dtype for all that trains in a block.
-        if layout.world > 1:
-            raise UserError(
-                "--osft with --train_dtype bfloat16 cannot be sharded with fsdp2; leave "
-                "--train_dtype out (--precision bf16 computes in bfloat16), or give --parallel ddp"
-            )
+        raise UserError(
+            "--osft with --train_dtype bfloat16 cannot be sharded with fsdp2; leave --train_dtype "
+            "out (--precision bf16 computes in bfloat16), or give --parallel ddp"
+        )
 
     def changed(model: Any) -> Any:
         if config.osft:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -43,7 +43,7 @@ class Reporter:
     def __enter__(self) -> Reporter:
         if self._first:
             self.directory.rewind_metrics(self._done)
-            self._rewind_log()
+            self._log = self._rewound_log()
         if "wandb" in self._report_to:
             import wandb
 
@@ -57,6 +57,8 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+        if self._first:
+            self._log.close()
         if self._profile:
             self._profile.close()
         if self._wandb is not None:
@@ -82,19 +84,21 @@ class Reporter:
 
     def _write(self, record: dict[str, Any], line: str) -> None:
         self.directory.log_metrics(record)
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        self._log.write(line + "\n")
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
 
-    def _rewind_log(self) -> None:
-        """Drop what was logged after the step from which the run goes on."""
+    def _rewound_log(self) -> TextIO:
+        """log.txt without what was logged after the step from which the run goes on, to be written
+        on, line by line.
+        """
         log = self.folder / "log.txt"
         kept = []
         with contextlib.suppress(FileNotFoundError):
             lines = log.read_text(encoding="utf-8").splitlines()
             kept = [x for x in lines if x and int(x.split()[0]) <= self._done]
         atomic.write_text(log, "".join(f"{line}\n" for line in kept))
+        return log.open("a", encoding="utf-8", buffering=1)
 
 
 class Profile:
