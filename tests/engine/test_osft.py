@@ -17,7 +17,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM as Model
 from transformers import Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from tuning.engine import osft
+from tuning.engine import osft, pretraining
+from tuning.engine.config import EngineConfig, PretrainConfig
+from tuning.engine.ranks import Layout
 from tuning.runs.errors import UserError
 
 unit = pytest.mark.unit
@@ -295,3 +297,14 @@ def shard(model: nn.Module, dtype: torch.dtype) -> None:
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def test_weights_in_half_precision_are_not_sharded_by_fsdp2():
+    config = PretrainConfig(osft=True, train_dtype="bfloat16", max_steps=1)
+    two = Layout(dp_size=2, dp_rank=0, sep_size=1, sep_rank=0, mesh=None, everyone=None)
+
+    def read() -> None:
+        raise AssertionError("refused before anything is read")
+
+    with pytest.raises(UserError, match="give --parallel ddp"):
+        pretraining.open_model(read, read, config, EngineConfig(), two)
