@@ -75,6 +75,12 @@ def rows(number: int = 48) -> Rows:
     return Rows(ids, labels)
 
 
+def furthest(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """The largest difference of any parameter."""
+    assert left.keys() == right.keys()
+    return max((left[k] - right[k]).abs().max().item() for k in left)
+
+
 def train(
     directory: Path,
     *,

@@ -24,9 +24,10 @@ from tuning.runs.manifest import checkpoints, is_whole
 ALONE = ranks.layout(1)
 
 
-def furthest(left, right) -> float:
-    assert left.keys() == right.keys()
-    return max((left[k] - right[k]).abs().max().item() for k in left)
+def alone(shape: str) -> parallel.Spread:
+    """A model alone in its process."""
+    network = model.build(small.SHAPES[shape], seed=0, eos_token_id=1, pad_token_id=0)
+    return parallel.spread(network, ALONE)
 
 
 @pytest.mark.parametrize("shape", ["dense", "gqa"])
@@ -36,7 +37,7 @@ def test_accumulated_is_one_batch(tmp_path: Path, shape: str):
     whole, metrics, _ = small.train(tmp_path / "whole", **case, batch_size=8)
     for size in (1, 3):
         parts, others, _ = small.train(tmp_path / f"{size}", **case, batch_size=size)
-        assert furthest(whole, parts) <= 1e-5
+        assert small.furthest(whole, parts) <= 1e-5
         assert [m["loss"] for m in others] == pytest.approx([m["loss"] for m in metrics], abs=1e-5)
 
 
@@ -44,18 +45,12 @@ def test_packed_is_unpacked(tmp_path: Path):
     """Rows that hold several samples, and rows that hold one each: the same training."""
     packed, metrics, _ = small.train(tmp_path / "packed", packed=True)
     apart, others, _ = small.train(tmp_path / "apart", packed=True, max_tokens_per_gpu=40)
-    assert furthest(packed, apart) <= 1e-5
+    assert small.furthest(packed, apart) <= 1e-5
     assert [m["loss"] for m in metrics] == pytest.approx([m["loss"] for m in others], abs=1e-5)
 
 
-@pytest.fixture
-def placed():
-    """A model alone in its process."""
-    network = model.build(small.SHAPES["gqa"], seed=0, eos_token_id=1, pad_token_id=0)
-    return parallel.spread(network, ALONE)
-
-
-def test_a_packed_row_has_the_loss_and_gradients_of_its_samples(placed):
+def test_a_packed_row_has_the_loss_and_gradients_of_its_samples():
+    placed = alone("gqa")
     samples = small.rows(8)
     batches = Batches(samples=samples, global_batch=8, seed=0, layout=ALONE, max_tokens=10_000)
     row = batches.row(range(8), torch.device("cpu"))
@@ -79,13 +74,12 @@ def test_a_packed_row_has_the_loss_and_gradients_of_its_samples(placed):
 
 
 def test_the_loss_that_balances_experts_is_that_of_transformers():
-    network = model.build(small.SHAPES["moe"], seed=0, eos_token_id=1, pad_token_id=0)
-    placed = parallel.spread(network, ALONE)
+    placed = alone("moe")
     batches = Batches(samples=small.blocks(), global_batch=4, seed=0, layout=ALONE)
     row = batches.row([0, 1, 2], torch.device("cpu"))
     _, balance = loop.losses_of(placed, row, small.CONFIG, cross_entropy)
     with torch.no_grad():
-        theirs = network(
+        theirs = placed.module(
             input_ids=row.input_ids, position_ids=row.position_ids, documents=row.documents,
             output_router_logits=True,
         ).aux_loss  # fmt: skip
@@ -105,9 +99,7 @@ def test_what_a_step_says(tmp_path: Path):
 
 
 def test_another_loss_and_another_optimizer(tmp_path: Path):
-    placed = parallel.spread(
-        model.build(small.SHAPE, seed=0, eos_token_id=1, pad_token_id=0), ALONE
-    )
+    placed = alone("dense")
     batches = Batches(samples=small.blocks(), global_batch=8, seed=0, layout=ALONE)
     made = []
 
@@ -126,9 +118,7 @@ def test_another_loss_and_another_optimizer(tmp_path: Path):
 
 def test_a_hook_ends_a_training_and_its_words_come_back(tmp_path: Path):
     def run(stop_at: int):
-        placed = parallel.spread(
-            model.build(small.SHAPE, seed=0, eos_token_id=1, pad_token_id=0), ALONE
-        )
+        placed = alone("dense")
         batches = Batches(samples=small.blocks(), global_batch=8, seed=0, layout=ALONE)
         calls = []
 

@@ -46,12 +46,6 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
-def furthest(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
-    """The largest difference of any parameter."""
-    assert left.keys() == right.keys()
-    return max((left[k] - right[k]).abs().max().item() for k in left)
-
-
 def plain(case: dict[str, Any]) -> dict[str, Any]:
     """A case for one process."""
     return {key: value for key, value in case.items() if key == "shape"}
@@ -115,8 +109,8 @@ def test_other_numbers_of_processes_go_on(
     straight, _, _ = small.train(tmp_path / "straight", **plain(case))
     down, metrics, _ = small.train(out / f"{name}.down", **plain(case))
     assert [line["step"] for line in metrics] == [3, 4, 5]
-    assert furthest(straight, down) <= 1e-5
-    assert furthest(straight, torch.load(out / f"{name}.ended.pt")["weights"]) <= 1e-5
+    assert small.furthest(straight, down) <= 1e-5
+    assert small.furthest(straight, torch.load(out / f"{name}.ended.pt")["weights"]) <= 1e-5
 
 
 LONG = {"shape": "dropout", "max_steps": 100, "save_every_steps": 1, "warmup_steps": 10}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +75,11 @@ class Batches:
     longest: int | None = None
     """A bound on the length of a document that holds for all rows."""
     _orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def over(self, samples: Samples, global_batch: int | None = None) -> Batches:
+        """Batches of other samples, packed alike; as many a step unless it is said."""
+        size = global_batch or self.global_batch
+        return replace(self, samples=samples, global_batch=size, seed=0, _orders={})
 
     @property
     def steps_per_epoch(self) -> int:

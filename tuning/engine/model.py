@@ -82,24 +82,25 @@ def read(location: str, dtype: torch.dtype) -> PreTrainedModel:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return _loaded(AutoModelForCausalLM, location, dtype=dtype)  # type: ignore[no-any-return]
+    return pretrained(AutoModelForCausalLM, location, dtype=dtype)  # type: ignore[no-any-return]
 
 
 def read_config(location: str) -> PretrainedConfig:
     """The shape of a model without its weights."""
     from transformers import AutoConfig
 
-    return _loaded(AutoConfig, location)  # type: ignore[no-any-return]
+    return pretrained(AutoConfig, location)  # type: ignore[no-any-return]
 
 
 def read_tokenizer(location: str) -> Any:
     """The tokenizer beside a model."""
     from transformers import AutoTokenizer
 
-    return _loaded(AutoTokenizer, location)
+    return pretrained(AutoTokenizer, location)
 
 
-def _loaded(cls: Any, location: str, **kwargs: Any) -> Any:
+def pretrained(cls: Any, location: str, **kwargs: Any) -> Any:
+    """`cls.from_pretrained()`; a UserError where nothing can be loaded."""
     try:
         return cls.from_pretrained(location, **kwargs)
     except (OSError, ValueError) as error:

@@ -75,6 +75,17 @@ class Spread:
         """Gradients of this process's part of the loss; wrappers take means, and sums are asked."""
         (loss * self.layout.world if self.kind != "alone" else loss).backward()
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without gradients and dropout."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(was_training)
+
     def clip(self, most: float) -> torch.Tensor:
         """Sum up what is not yet, then scale all gradients to a global norm of at most `most`;
         the norm before.
@@ -162,17 +173,11 @@ def spread(
         half: Compute in bfloat16 (under fsdp2, parameters travel in it, and are summed in fp32).
         device: Where to compute; None: where the model is, or the GPU.
     """
-    config = model.config
-    model.set_attn_implementation(attention.NAME)
-    sep.register()
-    held = sep.expert_modules(model)
-    if held:
-        model.set_experts_implementation(sep.EXPERTS)
-    config.use_cache = False
+    held = _prepared(model)
     if layout.mesh is None:
         nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return Spread(model=model, module=model, kind="alone", layout=layout)
-    check(config, layout.sep_size)
+    check(model.config, layout.sep_size)
     device = device or torch.device(layout.mesh.device_type)
     shared = held if layout.sep_size > 1 else []
     experts = {f"{n}.{p}" for n, m in shared for p, _ in m.named_parameters(recurse=False)}
@@ -187,6 +192,17 @@ def spread(
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(experts))
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, init_sync=False)
     return Spread(model=wrapped, module=model, kind=parallel, layout=layout, experts=experts)
+
+
+def _prepared(model: Any) -> list[tuple[str, nn.Module]]:
+    """Give a model our attention, and our experts where it has some; those by name."""
+    model.set_attn_implementation(attention.NAME)
+    model.config.use_cache = False
+    sep.register()
+    held = sep.expert_modules(model)
+    if held:
+        model.set_experts_implementation(sep.EXPERTS)
+    return held
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

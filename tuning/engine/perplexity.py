@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,23 +35,17 @@ class PoolPerplexity:
         self.spread = spread
         self.config = config
         self.samples = rows_of(pool)
-        self.batches = replace(
-            training, samples=self.samples, global_batch=len(pool), seed=0, _orders={}
-        )
+        self.batches = training.over(self.samples, len(pool))
 
-    @torch.no_grad()
     def measure(self) -> Perplexity:
         """The same on all processes, which must all call this; dropout is off meanwhile."""
-        model = self.spread.model
-        was_training = model.training
-        model.eval()
         device = next(self.spread.module.parameters()).device
         sums = torch.zeros(len(self.samples), dtype=torch.float64, device=device)
-        for micro in self.batches.at(0).shares:
-            numbers = micro[self.batches.layout.dp_rank]
-            row = self.batches.row(numbers, device)
-            loop.losses_of(self.spread, row, self.config, self._adding_to(sums, row, numbers))
-        model.train(was_training)
+        with self.spread.evaluating():
+            for micro in self.batches.at(0).shares:
+                numbers = micro[self.batches.layout.dp_rank]
+                row = self.batches.row(numbers, device)
+                loop.losses_of(self.spread, row, self.config, self._adding_to(sums, row, numbers))
         found = from_sums(ranks.total(sums).tolist(), self.samples.loss_tokens.tolist())
         return ranks.from_first(found)
 

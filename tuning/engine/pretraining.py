@@ -55,11 +55,7 @@ def pretrain(
                               t, engine, layout)  # fmt: skip
     batches = batches_of(data.training, config.global_batch, t, layout, cost, config.seq_len)
     steps = steps_of(t, batches)
-    done = manifest.newest_whole(directory.path)
-    reporter = Reporter(
-        directory, engine, f"{config.model}_{config.hash[:SHORT]}", steps=steps,
-        done=int(done.name.rpartition("-")[2]) if done else 0, report_to=report_to or [],
-    )  # fmt: skip
+    reporter = _reporter(config, directory, steps, report_to or [])
     hooks = _Hooks(config, directory, reporter, data, batches, spread)
     peak = loop.peak_flops(t)
     with reporter:
@@ -72,6 +68,16 @@ def pretrain(
         )  # fmt: skip
         hooks.end(state)
     finish(state, directory, t, data.tokenizer, processes=layout.world, **hooks.result)
+
+
+def _reporter(
+    config: PretrainRunConfig, directory: RunDirectory, steps: int | None, report_to: list[str]
+) -> Reporter:
+    """Where a run tells how it goes on, from its newest checkpoint."""
+    saved = manifest.newest_whole(directory.path)
+    done = int(saved.name.rpartition("-")[2]) if saved else 0
+    name = f"{config.model}_{config.hash[:SHORT]}"
+    return Reporter(directory, config.engine, name, steps=steps, done=done, report_to=report_to)
 
 
 def _check_length(config: PretrainRunConfig, shape: Any) -> None:

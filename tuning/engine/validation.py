@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from tuning.engine import loop, losses, ranks
@@ -21,21 +19,17 @@ class Validation:
     ) -> None:
         self.spread = spread
         self.config = config
-        self.batches = replace(training, samples=samples, seed=0, _orders={})
+        self.batches = training.over(samples)
 
-    @torch.no_grad()
     def measure(self) -> float:
         """Nats a token, the same on all processes, which must all call this."""
-        model = self.spread.model
-        was_training = model.training
-        model.eval()
         device = next(self.spread.module.parameters()).device
         loss = torch.zeros(1, dtype=torch.float64, device=device)
         counted = 0
-        for step in range(self.batches.steps_per_epoch):
-            batch = self.batches.at(step)
-            counted += batch.loss_tokens
-            for row in self.batches.rows(batch, device):
-                loss += loop.losses_of(self.spread, row, self.config, losses.cross_entropy)[0]
-        model.train(was_training)
+        with self.spread.evaluating():
+            for step in range(self.batches.steps_per_epoch):
+                batch = self.batches.at(step)
+                counted += batch.loss_tokens
+                for row in self.batches.rows(batch, device):
+                    loss += loop.losses_of(self.spread, row, self.config, losses.cross_entropy)[0]
         return ranks.total(loss).item() / max(counted, 1)

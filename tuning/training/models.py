@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuning import config as site
+from tuning.engine.model import pretrained
 from tuning.runs.atomic import whole_directory
 from tuning.runs.errors import UserError, choose
 from tuning.runs.rundir import RunDirectory
@@ -43,7 +44,7 @@ def load_tokenizer(model: ModelLoadConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     location = base_location(model)
-    tokenizer = _from_pretrained(AutoTokenizer, location)
+    tokenizer = pretrained(AutoTokenizer, location)
     if model.chat_template:
         template = site.CHAT_TEMPLATES / f"{model.chat_template}.jinja"
         tokenizer.chat_template = template.read_text(encoding="utf-8")
@@ -76,7 +77,7 @@ def load_base(model: ModelLoadConfig, location: str | None = None) -> PreTrained
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    loaded = _from_pretrained(
+    loaded = pretrained(
         AutoModelForCausalLM, location or base_location(model), dtype=dtype_of(model)
     )
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,17 +91,6 @@ def dtype_of(model: ModelLoadConfig) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     found: torch.dtype = getattr(torch, model.dtype)
     return found
-
-
-def _from_pretrained(cls: Any, location: str, **kwargs: Any) -> Any:
-    try:
-        return cls.from_pretrained(location, **kwargs)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"'{location}' cannot be loaded: {first} Fetch it where there is a network, "
-            "or name a local folder."
-        ) from None
 
 
 def foundation(
