@@ -44,6 +44,12 @@ def run_entry(
 Entry = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def torchrun(processes: int, *words: object) -> list[str]:
+    """A command that starts a program in several processes, which find each other by themselves."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    return [*start, str(processes), *map(str, words)]
+
+
 def check(
     done: subprocess.CompletedProcess[str], code: int = 0
 ) -> subprocess.CompletedProcess[str]:

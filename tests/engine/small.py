@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tuning.engine import flops, loop, model, osft, parallel, ranks
+from tuning.engine import loop, model, osft, parallel, pretraining, ranks
 from tuning.engine.batches import Batches
 from tuning.engine.config import EngineConfig, ModelConfig, PretrainConfig
 from tuning.engine.export import whole_weights
-from tuning.engine.loading import build_lazily
 from tuning.engine.samples import Blocks, Rows, Samples
 from tuning.runs.errors import Interrupted
 
@@ -52,7 +51,7 @@ CONFIG = PretrainConfig(
     max_lr=1e-3,
     min_lr=1e-4,
     warmup_steps=3,
-    grad_clip_value=0.5,
+    grad_clip_value=0.1,
     router_aux_loss_coef=0.05,
     precision="fp32",
 )
@@ -81,6 +80,22 @@ def furthest(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> f
     return max((left[k] - right[k]).abs().max().item() for k in left)
 
 
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def outside(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], ratio: float) -> bool:
+    """Whether a matrix has moved, and only outside of what OSFT keeps at a ratio.
+
+    Saved weights are rounded to float32, which a small change is not far above.
+    """
+    name = "model.layers.0.mlp.down_proj.weight"
+    change, rank = after[name] - before[name], min(before[name].shape)
+    kept = rank - round(rank * ratio)
+    return 0 < osft.leak(before[name], change, kept) < 1e-4
+
+
 def train(
     directory: Path,
     *,
@@ -101,21 +116,15 @@ def train(
     other = {k: v for k, v in changes.items() if k not in names}
     if packed:
         other = {"max_tokens_per_gpu": 64, "batch_size": 12} | other
+    if ratio is not None:
+        other |= {"osft": True, "osft_unfreeze_rank_ratio": ratio}
     config = replace(CONFIG, **other)
     layout = ranks.layout(engine.sep_size)
 
     def made() -> Any:
-        network = model.build(SHAPES[shape], seed=0, eos_token_id=1, pad_token_id=0)
-        if ratio is not None:
-            osft.decompose(network, ratio)
-        return network
+        return model.build(SHAPES[shape], seed=0, eos_token_id=1, pad_token_id=0)
 
-    network = build_lazily(made, made)
-    cost = flops.count(network)
-    if engine.gradient_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
-    half = config.precision == "bf16"
-    spread = parallel.spread(network, layout, parallel=engine.parallel, half=half)
+    spread, cost = pretraining.open_model(made, made, config, engine, layout)
     samples = samples or (rows() if packed else blocks())
     batches = Batches(
         samples=samples, global_batch=config.batch_size if packed else 8, seed=config.seed,

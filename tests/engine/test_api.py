@@ -18,8 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import check, environment, run_entry
-from tests.invariant.test_parallel import free_port
+from tests.conftest import check, environment, run_entry, torchrun
 from tuning import engine, run_pretrain
 from tuning.config import CHECKOUT
 from tuning.engine import ModelConfig, PretrainingConfig, TrainingArgs, TrainingResult, train
@@ -65,10 +64,9 @@ def program(home: Path, code: str, *words: object, processes: int = 1) -> str:
     """What a program of a user prints, alone or under torchrun."""
     file = home.parent / "program.py"
     file.write_text(code)
-    many = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port",
-            str(free_port())] if processes > 1 else []  # fmt: skip
+    alone = [sys.executable, str(file), *map(str, words)]
     done = subprocess.run(
-        [sys.executable, *many, str(file), *map(str, words)], env=environment(home),
+        torchrun(processes, file, *words) if processes > 1 else alone, env=environment(home),
         capture_output=True, text=True, check=False, timeout=300, cwd=home.parent,
     )  # fmt: skip
     return check(done).stdout

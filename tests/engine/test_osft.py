@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import socket
 from pathlib import Path
 
 import pytest
@@ -246,9 +245,7 @@ def structure(model: nn.Module) -> list[tuple]:
 
 
 def test_sharded_over_two_processes(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"tcp://localhost:{free.getsockname()[1]}"
+    address = f"file://{tmp_path}/met"
     torch.multiprocessing.spawn(two_trainings, (address, tmp_path), nprocs=2)
     results = torch.load(tmp_path / "results.pt")
     for result in results.values():

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import check, run_entry
+from tests.engine import small
 from tuning.runs.rundir import RunDirectory
 
 SHAPE = (
@@ -142,6 +143,7 @@ def test_rows_with_osft(tiny_home: Path, tmp_path: Path) -> None:
     kept = AutoModelForCausalLM.from_pretrained(run.path / "model").state_dict()
     base = AutoModelForCausalLM.from_pretrained(tiny_home / "models/tiny/model").state_dict()
     assert kept.keys() == base.keys()
+    assert small.outside(base, kept, 0.5)
     too_long = ("--max_tokens_per_gpu", "40", "--seed", "1")
     refused = check(run_entry(tiny_home, "run_pretrain.py", *flags, *too_long), 2)
     assert "max_tokens_per_gpu" in refused.stderr

@@ -41,11 +41,6 @@ ELSEWHERE: dict[int, dict[str, dict[str, Any]]] = {
 """Cases that others go on with."""
 
 
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    """Bit for bit."""
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
-
-
 def plain(case: dict[str, Any]) -> dict[str, Any]:
     """A case for one process."""
     return {key: value for key, value in case.items() if key == "shape"}
@@ -78,7 +73,7 @@ def test_processes_that_stop_go_on_bit_for_bit(out: Path, name: str) -> None:
     straight, stopped, continued = (
         torch.load(out / f"{name}.{part}.pt") for part in ("straight", "stopped", "continued")
     )
-    assert same(straight["weights"], continued["weights"])
+    assert small.same(straight["weights"], continued["weights"])
     losses = [line["loss"] for line in stopped["metrics"] + continued["metrics"]]
     assert losses == [line["loss"] for line in straight["metrics"]]
     assert continued["metrics"][-1]["samples"] == straight["metrics"][-1]["samples"]
@@ -91,7 +86,7 @@ def test_alone_it_goes_on_bit_for_bit(tmp_path: Path, packed: bool) -> None:
     _, before, _ = small.train(tmp_path / "run", stop_after=5, **case)
     torch.rand(3)
     weights, after, _ = small.train(tmp_path / "run", **case)
-    assert same(straight, weights)
+    assert small.same(straight, weights)
     timeless = ("step", "loss", "lr", "grad_norm", "tokens", "samples", "epoch")
     assert [[m[k] for k in timeless] for m in before + after] == [
         [m[k] for k in timeless] for m in all_metrics
@@ -110,7 +105,9 @@ def test_other_numbers_of_processes_go_on(
     down, metrics, _ = small.train(out / f"{name}.down", **plain(case))
     assert [line["step"] for line in metrics] == [3, 4, 5]
     assert small.furthest(straight, down) <= 1e-5
-    assert small.furthest(straight, torch.load(out / f"{name}.ended.pt")["weights"]) <= 1e-5
+    ended = torch.load(out / f"{name}.ended.pt")
+    assert [line["step"] for line in ended["metrics"]] == [3, 4, 5]
+    assert small.furthest(straight, ended["weights"]) <= 1e-5
 
 
 LONG = {"shape": "dropout", "max_steps": 100, "save_every_steps": 1, "warmup_steps": 10}
@@ -137,8 +134,8 @@ def test_a_kill_at_any_moment_loses_steps_since_the_last_whole_checkpoint(tmp_pa
     assert cut, "no kill struck while a checkpoint was written"
     weights, metrics, _ = small.train(run, **LONG)
     assert 0 < len(metrics) < 100
-    assert same(straight, weights)
-    assert not list(run.glob(".checkpoint-*.tmp")) or newest(run) == 100
+    assert small.same(straight, weights)
+    assert newest(run) == 100 and not list(run.glob(".checkpoint-*.tmp"))
 
 
 def newest(run: Path) -> int:

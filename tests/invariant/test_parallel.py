@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.conftest import torchrun
 from tests.engine import small
 
 PROGRAM = Path(small.__file__)
@@ -29,6 +28,7 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "fsdp2_recomputed": {"parallel": "fsdp2", "gradient_checkpointing": True},
         "fsdp2_packed": {"parallel": "fsdp2", "packed": True},
         "ddp_packed": {"parallel": "ddp", "packed": True},
+        "moe_no_tokens": {"shape": "moe", "packed": True, "batch_size": 1},
         "fsdp2_no_tokens": {"parallel": "fsdp2", "packed": True, "batch_size": 1},
         "ddp_no_tokens": {"parallel": "ddp", "packed": True, "batch_size": 1},
         "sep2": {"sep_size": 2},
@@ -46,29 +46,27 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "dp2_sep2": {"sep_size": 2, "shape": "gqa"},
         "dp2_sep2_packed": {"sep_size": 2, "packed": True},
         "moe_fsdp2": {"shape": "moe"},
+        "moe_dp2_sep2_no_tokens": {
+            "shape": "moe",
+            "sep_size": 2,
+            "packed": True,
+            "batch_size": 1,
+        },
         "moe_sep4": {"sep_size": 4, "shape": "moe"},
         "moe_dp2_sep2": {"sep_size": 2, "shape": "moe"},
         "moe_dp2_sep2_ddp": {"sep_size": 2, "shape": "moe", "parallel": "ddp"},
         "moe_dp2_sep2_zero1": {"sep_size": 2, "shape": "moe", "parallel": "zero1"},
     },
 }
+HOW = ("parallel", "sep_size", "gradient_checkpointing")
+"""What the one process does without."""
 NAMES = [(world, name) for world, cases in CASES.items() for name in cases]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def together(world: int, out: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Run cases in `world` processes."""
     done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world),
-            "--master_port", str(free_port()), str(PROGRAM), str(out), json.dumps(cases),
-        ],
+        torchrun(world, PROGRAM, out, json.dumps(cases)),
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
@@ -86,7 +84,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], A
 
 def alone(case: dict[str, Any], directory: Path) -> tuple[dict[str, torch.Tensor], list[Any]]:
     """The same training by one process, of the same rows where experts are balanced over them."""
-    plain = {k: v for k, v in case.items() if k not in ("parallel", "sep_size")}
+    plain = {k: v for k, v in case.items() if k not in HOW}
     weights, metrics, _ = small.train(directory, **plain)
     return weights, metrics
 
@@ -96,6 +94,7 @@ def test_many_train_what_one_does(results, world: int, name: str, tmp_path: Path
     weights, metrics = alone(CASES[world][name], tmp_path)
     found = results[world, name]
     assert len(found["metrics"]) == len(metrics) == 5
+    assert all(line["grad_norm"] > small.CONFIG.grad_clip_value for line in metrics)
     for here, there in zip(metrics, found["metrics"], strict=True):
         for key in ("loss", "grad_norm", "router_aux_loss"):
             assert there.get(key) == pytest.approx(here.get(key), abs=1e-5), key
@@ -104,3 +103,8 @@ def test_many_train_what_one_does(results, world: int, name: str, tmp_path: Path
     for key, value in weights.items():
         worst = (found["weights"][key] - value).abs().max().item()
         assert worst <= 1e-5, (key, worst)
+
+
+def test_processes_train_outside_of_what_osft_keeps(results) -> None:
+    before = small.model.build(small.SHAPE, seed=0, eos_token_id=1, pad_token_id=0).state_dict()
+    assert small.outside(before, results[2, "osft"]["weights"], 0.25)

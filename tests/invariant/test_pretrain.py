@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import check, environment, run_entry
+from tests.conftest import check, environment, run_entry, torchrun
 from tuning.config import PACKAGE
 from tuning.runs import manifest
 
@@ -56,10 +56,7 @@ def test_stopped_and_killed_is_straight(trained_home: Path, home: Path) -> None:
 
 def together(home: Path, *flags: str) -> subprocess.Popen[bytes]:
     """Pre-training by two processes, in the background; stops when TUNING_STOP appears."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
-        "29631", str(PACKAGE / "run_pretrain.py"), *flags,
-    ]  # fmt: skip
+    command = torchrun(2, PACKAGE / "run_pretrain.py", *flags)
     told = {"TUNING_STOP": str(home.parent / "stop"), "TUNING_EXIT": str(home.parent / "exit")}
     return subprocess.Popen(command, env=environment(home) | told)
 
@@ -101,11 +98,10 @@ def test_two_processes_stop_together_and_resume_bit_for_bit(tmp_path: Path) -> N
 
 def test_runs_of_one_process_refuse_torchrun(tiny_home: Path) -> None:
     done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-            "--master_port", "29632", str(PACKAGE / "run_sft.py"), "--model", "tiny", "--dataset",
-            "arith", "--task", "math", "--train_size", "32", "--do_training",
-        ],
+        torchrun(
+            2, PACKAGE / "run_sft.py", "--model", "tiny", "--dataset", "arith", "--task", "math",
+            "--train_size", "32", "--do_training",
+        ),
         env=environment(tiny_home), capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode != 0

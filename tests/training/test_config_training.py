@@ -270,7 +270,7 @@ def on_engine(**values):
     return sft(trainer="engine", **values)
 
 
-def test_a_run_with_trl_hashes_as_it_did_before_there_was_another_trainer():
+def test_a_run_with_trl_has_no_setting_of_the_engine_in_its_hash():
     config = sft()
     assert config.artifact == "adapter" and config.trainer == "trl"
     assert set(config.hashed) == {"model", "dataset", "lora", "training", "perplexity"}
