@@ -20,10 +20,10 @@ from pathlib import Path
 
 from tests.slurm.cluster import Cluster, missing, running
 from tests.slurm.plans import pairs
-from tuning.pipeline.cluster import Cluster as Asked
-from tuning.pipeline.slurm import Slurm
-from tuning.pipeline.submission import Submission
-from tuning.runs.stages import Plan
+from tuning.launchers.slurm.client import Slurm
+from tuning.launchers.slurm.resources import Cluster as Asked
+from tuning.launchers.slurm.submission import Submission
+from tuning.plan import Plan
 
 SIZES = (10, 100, 1000)
 COMMANDS = ("sbatch", "scontrol", "squeue", "scancel")

@@ -21,7 +21,7 @@ from tuning.flags import (
     restore,
 )
 from tuning.runs.errors import UserError
-from tuning.training.config_parts import (
+from tuning.training.config import (
     DatasetConfig,
     DPOTrainingConfig,
     LoraConfig,

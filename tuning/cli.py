@@ -21,9 +21,9 @@ from typing import Any
 
 from tuning import config as site
 from tuning.flags import Parser
+from tuning.plan import Plan
 from tuning.runs.atomic import read_json
 from tuning.runs.errors import UserError, choose
-from tuning.runs.stages import Plan
 
 WATCH_SECONDS = 5.0
 
@@ -96,7 +96,7 @@ def _plan(name: str | None) -> Plan:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from tuning.pipeline.status import stages_of, states
+    from tuning.manage.status import stages_of, states
     from tuning.report.build import write_report
 
     plan = _plan(args.experiment)
@@ -105,14 +105,14 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from tuning.pipeline.steering import status
+    from tuning.manage.commands import status
 
     plan = _plan(args.experiment)
     return status(plan, watch=args.watch, as_json=args.json)
 
 
 def _logs(args: argparse.Namespace) -> int:
-    from tuning.pipeline.steering import logs
+    from tuning.manage.commands import logs
 
     plans = _plans()
     if args.experiment:
@@ -122,13 +122,13 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _cancel(args: argparse.Namespace) -> int:
-    from tuning.pipeline.steering import cancel
+    from tuning.manage.commands import cancel
 
     return cancel(_plan(args.experiment), args.stage)
 
 
 def _clean(args: argparse.Namespace) -> int:
-    from tuning.pipeline.steering import clean
+    from tuning.manage.commands import clean
 
     return clean(dry_run=args.dry_run, orphans=args.orphans)
 

@@ -77,7 +77,8 @@ class ModelEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetEntry:
-    """A dataset as collections.yaml describes it; `files` maps a pool to a JSONL file."""
+    """A dataset as collections.yaml describes it; `files` maps a pool to the absolute
+    path of its JSONL file."""
 
     name: str
     loader: str
@@ -143,21 +144,6 @@ def collections_path() -> Path:
 def collections() -> Collections:
     """The validated collections.yaml; parsed once for each file that is asked for."""
     return _load(collections_path())
-
-
-def frozen_collections() -> str:
-    """collections.yaml as text that means the same in any folder: its paths are absolute."""
-    import yaml
-
-    found = collections()
-    raw = yaml.safe_load(found.path.read_text(encoding="utf-8"))
-    for name, dataset in found.datasets.items():
-        for pool, file in dataset.files.items():
-            raw["datasets"][name][pool] = str(found.path.parent / Path(file).expanduser())
-    for name, model in found.models.items():
-        if model.path:
-            raw["models"][name]["path"] = model.path
-    return yaml.safe_dump(raw, sort_keys=False)
 
 
 @lru_cache(maxsize=8)
@@ -246,7 +232,8 @@ class _Reader:
             raise UserError(f"{where} in {self.path.name} names no loader.")
         for pool, file in files.items():
             choose(f"pool of {where} in {self.path.name}:", pool, POOLS)
-            self._word(file, f"{where}: {pool}")
+            path = Path(self._word(file, f"{where}: {pool}")).expanduser()
+            files[pool] = str((self.path.parent / path).resolve())
         return DatasetEntry(name=name, loader=str(entry["loader"]), files=files)
 
     def _model(self, name: str, entry: Any) -> ModelEntry:

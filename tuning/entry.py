@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tuning.runs import disk
+from tuning.runs import disk, log, ranks
 from tuning.runs.errors import (
     EXIT_AGAIN,
     EXIT_FAILED,
@@ -38,6 +38,7 @@ def run(main: Callable[[], int | None]) -> None:
         os.environ.setdefault(name, value)
     own_folder = Path(__file__).resolve().parent
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != own_folder]
+    log.configure()
     code = exit_code(main)
     _write_down(code)
     sys.exit(code)
@@ -46,7 +47,7 @@ def run(main: Callable[[], int | None]) -> None:
 def _write_down(code: int) -> None:
     """Leave the exit code where torchrun would not pass it on."""
     path = os.environ.get(EXIT_VARIABLE)
-    if path and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") == "0":
+    if path and ranks.under_torchrun() and ranks.is_first():
         Path(path).write_text(str(code))
 
 

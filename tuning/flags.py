@@ -112,7 +112,7 @@ def coerce(config: type, name: str, value: Any, where: str) -> Any:
 def _one(kind: type, value: Any, name: str, where: str) -> Any:
     try:
         if kind is bool:
-            return _truth(value)
+            return truth(value)
         return _whole(value) if kind is int else kind(value)
     except (TypeError, ValueError, OverflowError):
         words = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -135,7 +135,8 @@ def _whole(value: Any) -> int:
         return int(float(value))
 
 
-def _truth(value: Any) -> bool:
+def truth(value: Any) -> bool:
+    """Yes or no, however it is written; ValueError for anything else."""
     text = str(value).lower()
     if text in ("true", "yes", "y", "1", "on"):
         return True

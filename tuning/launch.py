@@ -13,9 +13,8 @@ from typing import Any
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
-from tuning.runs import atomic
+from tuning.plan import Plan, save_plan, standing
 from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError, choose
-from tuning.runs.stages import Plan, standing
 
 LAUNCHERS = ("local", "slurm")
 _ONE = r"(?:after\w*(?::\d+(?:_(?:\d+|\*))?(?:\+\d+)?)+|singleton)"
@@ -39,7 +38,7 @@ class Launch:
 
 def add_launch_flags(parser: Parser) -> None:
     """The flags that say where and how stages run."""
-    from tuning.pipeline.cluster import Resources
+    from tuning.launchers.slurm.resources import Resources
 
     group = parser.add_argument_group("where it runs")
     group.add_argument(
@@ -62,8 +61,8 @@ def add_launch_flags(parser: Parser) -> None:
 
 def launch_options(args: argparse.Namespace) -> Launch:
     """The launch flags of a command line, checked."""
-    from tuning.pipeline.cluster import Resources
-    from tuning.training.stage import wandb_mode
+    from tuning.launchers.slurm.resources import Resources
+    from tuning.phases.options import wandb_mode
 
     if args.launcher is not None:
         choose("launcher", args.launcher, LAUNCHERS)
@@ -88,13 +87,13 @@ def launch(plan: Plan, options: Launch) -> int:
     site.require_writable_home()
     if launcher == "slurm":
         return _submit(plan, options)
-    atomic.write_json(site.reports_dir() / plan.experiment / "plan.json", plan.to_json())
+    save_plan(site.reports_dir() / plan.experiment, plan)
     return _run_here(plan, options)
 
 
 def _launcher() -> str:
     """slurm where sbatch answers; inside a job the stages run in that job."""
-    from tuning.pipeline.slurm import Slurm
+    from tuning.launchers.slurm.client import Slurm
 
     if "SLURM_JOB_ID" in os.environ:
         return "local"
@@ -103,7 +102,7 @@ def _launcher() -> str:
 
 def _run_here(plan: Plan, options: Launch) -> int:
     """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
-    from tuning.pipeline.local import LocalLauncher
+    from tuning.launchers.local import LocalLauncher
     from tuning.report.build import write_report
 
     folder = site.reports_dir() / plan.experiment
@@ -124,9 +123,10 @@ def _run_here(plan: Plan, options: Launch) -> int:
 
 def _submit(plan: Plan, options: Launch) -> int:
     """Submit what is not done; 0 when everything is done or in the queue."""
-    from tuning.pipeline import prefetch, submission
-    from tuning.pipeline.cluster import Cluster
-    from tuning.pipeline.slurm import Slurm
+    from tuning.launchers import prefetch
+    from tuning.launchers.slurm import submission
+    from tuning.launchers.slurm.client import Slurm
+    from tuning.launchers.slurm.resources import Cluster
 
     cluster = Cluster(options.resources)
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
@@ -144,14 +144,14 @@ def _submit(plan: Plan, options: Launch) -> int:
     outcome = submission.Submission(
         plan, cluster, Slurm(), submission.Options(
             dependency=options.dependency, wandb=options.wandb
-        ), say=_to_stderr,
+        ),
     ).run()  # fmt: skip
     _say_submitted(plan, cluster, outcome)
     return 0
 
 
 def _say_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
-    from tuning.pipeline import footprint
+    from tuning.launchers import footprint
     from tuning.report.build import write_report
 
     if not outcome.new and not outcome.queued:
@@ -159,7 +159,7 @@ def _say_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
         print(write_report(plan, site.home()))
         return
     print(f"experiment {plan.experiment}")
-    for stage in (stage for stage in plan.stages if stage.command):
+    for stage in (stage for stage in plan.stages if stage.has_work):
         task = outcome.new.get(stage.name) or outcome.queued.get(stage.name)
         state = "submitted" if stage.name in outcome.new else "queued" if task else "done"
         print(f"  {state:>9}  {task.id if task else '':>8}  {stage.name}")
@@ -190,15 +190,17 @@ def _to_stderr(text: str) -> None:
 
 
 def _dry_run(plan: Plan, launcher: str, options: Launch) -> int:
+    from tuning.experiments.render import command
+
     print(f"experiment {plan.experiment}")
     for stage in plan.stages:
-        if not stage.command:
+        if not stage.has_work:
             continue
         found = standing(plan, stage, site.home())
         why = f" ({found.reason})" if found.reason else ""
         after = f"  after {', '.join(stage.parents)}" if stage.parents else ""
         print(f"\n{stage.name}  [{found.state}{why}]{after}")
-        print(f"    python tuning/{shlex.join(stage.command)}")
+        print(f"    python tuning/{shlex.join(command(stage))}")
     if launcher == "slurm":
         _print_scripts(plan, options)
     return 0
@@ -206,9 +208,9 @@ def _dry_run(plan: Plan, launcher: str, options: Launch) -> int:
 
 def _print_scripts(plan: Plan, options: Launch) -> None:
     """The arrays in the order of submission: their tasks, what those wait for, their scripts."""
-    from tuning.pipeline import submission
-    from tuning.pipeline.cluster import Cluster
-    from tuning.pipeline.slurm import Slurm
+    from tuning.launchers.slurm import submission
+    from tuning.launchers.slurm.client import Slurm
+    from tuning.launchers.slurm.resources import Cluster
 
     slurm = Slurm()
     size = slurm.max_array_size() if slurm.answers() else ARRAY_SIZE

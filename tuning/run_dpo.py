@@ -12,27 +12,27 @@ outputs/{task}/{run}/.
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
 from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from tuning.runs.rundir import RunDirectory
-    from tuning.runs.sweetspot import Sweetspot
-    from tuning.training.config_training import Parent, PTRunConfig
+    from tuning.phases.work import Work
+    from tuning.training.config_training import Parent
 
 
 def parser() -> Parser:
     """The flags: what to start from, what to train on, what to do, and every setting."""
     from tuning.evaluation.config import PassAtKConfig
-    from tuning.training import stage
+    from tuning.phases.options import add_data, add_options
     from tuning.training.config_training import PT_PARTS
 
     made = Parser(prog="run_dpo.py", description=__doc__)
-    stage.add_data(made)
+    add_data(made)
     made.add_argument("--pft_method", default="dpo", help="dpo, kto or grpo (default: dpo)")
     made.add_argument("--train_size", type=int, help="preference examples; a fork takes none")
     start = made.add_argument_group("where to start; the base, unless one of these is given")
@@ -42,7 +42,7 @@ def parser() -> Parser:
     start.add_argument("--parent_run", help="an SFT run by the name of its folder")
     start.add_argument("--sweetspot", help="fork from this sweetspot of --parent_run, e.g. ppl-2.0")
     start.add_argument("--total_data", type=int, help="the budget that SFT and the fork share")
-    stage.add_options(made)
+    add_options(made)
     for part in (*PT_PARTS, PassAtKConfig):
         add_flags(made, part)
     return made
@@ -50,40 +50,62 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the stage."""
-    args = parser().parse_args(argv)
-    from tuning.evaluation.config import PassAtKConfig, sampling_config
+    from tuning.phases.evaluate import check_test_pool, evaluate_run
+    from tuning.phases.train import not_trained, training_phase
+    from tuning.phases.work import planned
     from tuning.runs import interrupt
-    from tuning.runs.sweetspot import Skipped, find_sweetspot
-    from tuning.training import parents, stage
-    from tuning.training.config_training import PT_PARTS, preference_config
+    from tuning.runs.rundir import RunDirectory, locate
+    from tuning.sweetspots.store import Skipped
+    from tuning.training.render import preference_command
+    from tuning.training.start import start_of
+    from tuning.weights.base import require_base
 
-    options = stage.options(args)
-    _check_start(args)
-    parent, directory = _parent(args)
-    config = preference_config(
-        model=args.model, dataset=args.dataset, task=args.task, pft_method=args.pft_method,
-        train_size=args.train_size, parent=parent, values=given(args, PT_PARTS),
-    )  # fmt: skip
-    sampling = sampling_config(args.model, given(args, (PassAtKConfig,)))
-    parents.require_base(config.model)
-    stage.check_evaluation(args.dataset, args.task, sampling, options)
+    work = planned(argv) or described(parser().parse_args(argv))
+    config, options = work.run, work.options
+    require_base(config.model)
+    if work.evaluation:
+        check_test_pool(work.evaluation)
     site.require_writable_home()
     try:
-        spot = None
-        if directory is not None and args.sweetspot:
-            spot = find_sweetspot(directory, (parent and parent.sweetspot) or "")
-        size = spot.left_of(args.total_data) if spot else args.train_size
+        start = start_of(config)
     except Skipped as reason:
         print(f"skipped: {reason}")
         return 0
     interrupt.install()
-    run_directory = _train(config, directory, spot, size, options)
-    if options.do_inference or options.do_evaluation:
-        artifact = stage.Artifact(
-            model=config.model, name=run_directory.name, hash=config.hash, run=run_directory
-        )
-        stage.evaluate(artifact, args.dataset, args.task, sampling, options)
+    identity = config.identity(start.named(work.name), start.told)
+    directory = RunDirectory(locate(site.models_dir(), identity.run_name, identity.hash))
+    if options.do_training:
+        with training_phase(identity, options) as training:
+            directory = training.directory
+            if not training.done:
+                method = importlib.import_module(f"tuning.training.{config.pft_method}_training")
+                method.train(config, directory, start, list(training.report_to))
+    if work.evaluation:
+        if not directory.done("train"):
+            raise not_trained(directory, preference_command(config))
+        evaluate_run(work.evaluation, directory, options)
     return 0
+
+
+def described(args: argparse.Namespace) -> Work:
+    """The work that a command line describes."""
+    from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
+    from tuning.phases.options import options_of
+    from tuning.phases.work import Work
+    from tuning.training.config_training import PT_PARTS, preference_config
+
+    options = options_of(args)
+    _check_start(args)
+    config = preference_config(
+        model=args.model, dataset=args.dataset, task=args.task, pft_method=args.pft_method,
+        train_size=args.train_size, parent=_parent(args), values=given(args, PT_PARTS),
+    )  # fmt: skip
+    sampling = sampling_config(args.model, given(args, (PassAtKConfig,)))
+    evaluation = evaluation_config(
+        config.model, dataset=args.dataset, task=args.task, sampling=sampling,
+        run=config.run_name, run_hash=config.hash,
+    ) if options.evaluates else None  # fmt: skip
+    return Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
 
 
 def _check_start(args: argparse.Namespace) -> None:
@@ -103,10 +125,12 @@ def _check_start(args: argparse.Namespace) -> None:
         raise UserError("--train_size is missing.")
 
 
-def _parent(args: argparse.Namespace) -> tuple[Parent | None, RunDirectory | None]:
+def _parent(args: argparse.Namespace) -> Parent | None:
+    """The SFT run to start from; None for the base."""
+    from tuning.sweetspots.rules import named
     from tuning.training import parents
-    from tuning.training.config_parts import ModelLoadConfig
     from tuning.training.config_training import model_config, sft_config
+    from tuning.weights.config import ModelLoadConfig
 
     if args.parent_run:
         sft, directory = parents.named_sft(args.parent_run)
@@ -118,45 +142,11 @@ def _parent(args: argparse.Namespace) -> tuple[Parent | None, RunDirectory | Non
         )
         directory = parents.sft_parent(sft)
     else:
-        return None, None
-    label = parents.rule_label(sft, args.sweetspot) if args.sweetspot else None
+        return None
+    label = named(args.sweetspot, sft.rules, sft.run_name).label if args.sweetspot else None
     model = model_config(args.model, given(args, (ModelLoadConfig,)))
     parents.require_same_base(sft, model)
-    return parents.parent_of(sft, directory.name, label, args.total_data), directory
-
-
-def _train(
-    config: PTRunConfig,
-    parent: RunDirectory | None,
-    spot: Sweetspot | None,
-    size: int,
-    options: Any,
-) -> RunDirectory:
-    from tuning.data import train_dataset
-    from tuning.runs.rundir import RunDirectory, locate
-    from tuning.training import parents, stage
-
-    train_dataset.require(config.dataset.dataset, "preference", size, "the preference budget")
-    told = {"run_name": parent.name, "hash": parent.hash} if parent else None
-    if told and spot:
-        told["sweetspot"] = spot.label
-    identity = config.identity(config.named(size), told)
-    if not options.do_training:
-        directory = RunDirectory(locate(site.models_dir(), identity.run_name, identity.hash))
-        command = " ".join(["python tuning/run_dpo.py", *parents.preference_flags(config)])
-        stage.require_trained(directory, f"{command} --do_training")
-        return directory
-
-    def body(directory: RunDirectory, report_to: list[str]) -> None:
-        import importlib
-
-        from tuning.training.preference import Start
-
-        module = importlib.import_module(f"tuning.training.{config.pft_method}_training")
-        start = Start(parent=parent, checkpoint=spot.path if spot else None, train_size=size)
-        module.train(config, directory, start, report_to)
-
-    return stage.train(identity, body, options)
+    return parents.parent_of(sft, directory.name, label, args.total_data)
 
 
 if __name__ == "__main__":

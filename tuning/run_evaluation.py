@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tuning.run_inference import evaluate, parser
+from tuning.run_inference import described, evaluate, parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the stage."""
     args = parser("run_evaluation.py", __doc__).parse_args(argv)
     args.do_evaluation = args.force = True
-    return evaluate(args)
+    return evaluate(described(args))
 
 
 if __name__ == "__main__":

@@ -12,29 +12,30 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
 from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from tuning.training.stage import Artifact
+    from tuning.evaluation.config import EvaluationRunConfig
+    from tuning.phases.work import Work
 
 
 def parser(name: str = "run_inference.py", description: str | None = __doc__) -> Parser:
     """The flags: which model, which test pool, and how to sample."""
     from tuning.evaluation.config import PassAtKConfig
-    from tuning.training import stage
-    from tuning.training.config_parts import ModelLoadConfig
+    from tuning.phases.options import add_data, add_options
+    from tuning.weights.config import ModelLoadConfig
 
     made = Parser(prog=name, description=description)
     which = made.add_argument_group("which model: one of --model and --run")
     which.add_argument("--model", help="a base model: collections.yaml key, hub id or local folder")
     which.add_argument("--run", help="a run by the name of its folder under models/")
     which.add_argument("--sweetspot", help="a sweetspot of --run, e.g. ppl-2.0")
-    stage.add_data(made, model=False)
-    stage.add_options(made, training=False)
+    add_data(made, model=False)
+    add_options(made, training=False)
     loading = "how --model is loaded"
     add_flags(made, ModelLoadConfig, skip=("max_seq_length",), title=loading)
     add_flags(made, PassAtKConfig)
@@ -43,63 +44,78 @@ def parser(name: str = "run_inference.py", description: str | None = __doc__) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the stage."""
-    return evaluate(parser().parse_args(argv))
+    from tuning.phases.work import planned
+
+    work = planned(argv) or described(parser().parse_args(argv))
+    return evaluate(work)
 
 
-def evaluate(args: argparse.Namespace) -> int:
+def evaluate(work: Work) -> int:
     """The stage behind run_inference.py and run_evaluation.py."""
-    from tuning.evaluation.config import PassAtKConfig, sampling_config
+    from tuning.phases.evaluate import artifact_of, check_test_pool
+    from tuning.phases.evaluate import evaluate as do_phases
     from tuning.runs import interrupt
-    from tuning.runs.sweetspot import Skipped
-    from tuning.training import stage
+    from tuning.sweetspots.store import Skipped
+    from tuning.weights.base import require_base
 
-    options = stage.options(args)
-    if bool(args.model) == bool(args.run) or (args.sweetspot and not args.run):
-        raise UserError("give --model, or --run with or without --sweetspot.")
-    site.collections().dataset(args.dataset, args.task)
+    assert work.evaluation is not None
+    require_base(work.evaluation.base)
     try:
-        artifact = _base(args.model, args) if args.model else _run(args.run, args.sweetspot)
+        artifact = artifact_of(work.evaluation)
     except Skipped as reason:
         print(f"skipped: {reason}")
         return 0
-    sampling = sampling_config(artifact.model.model, given(args, (PassAtKConfig,)))
-    stage.check_evaluation(args.dataset, args.task, sampling, options)
+    check_test_pool(work.evaluation)
     site.require_writable_home()
     interrupt.install()
-    stage.evaluate(artifact, args.dataset, args.task, sampling, options)
+    do_phases(work.evaluation, artifact, work.options)
     return 0
 
 
-def _base(key: str, args: argparse.Namespace) -> Artifact:
-    from tuning.training import parents
-    from tuning.training.config_parts import ModelLoadConfig
+def described(args: argparse.Namespace) -> Work:
+    """The work that a command line describes."""
+    from tuning.evaluation.config import PassAtKConfig
+    from tuning.phases.options import options_of
+    from tuning.phases.work import Work
+
+    options = options_of(args)
+    if bool(args.model) == bool(args.run) or (args.sweetspot and not args.run):
+        raise UserError("give --model, or --run with or without --sweetspot.")
+    site.collections().dataset(args.dataset, args.task)
+    values = given(args, (PassAtKConfig,))
+    evaluation = _base(args, values) if args.model else _run(args, values)
+    return Work(options=options, evaluation=evaluation)
+
+
+def _base(args: argparse.Namespace, values: dict[str, Any]) -> EvaluationRunConfig:
+    from tuning.evaluation.config import evaluation_config, sampling_config
     from tuning.training.config_training import model_config
-    from tuning.training.stage import Artifact
+    from tuning.weights.config import ModelLoadConfig
 
-    model = model_config(key, given(args, (ModelLoadConfig,)))
-    parents.require_base(model)
-    return Artifact(model=model, name=model.label, hash=model.identity_hash)
+    base = model_config(args.model, given(args, (ModelLoadConfig,)))
+    sampling = sampling_config(base.model, values)
+    return evaluation_config(base, dataset=args.dataset, task=args.task, sampling=sampling)
 
 
-def _run(name: str, sweetspot: str | None) -> Artifact:
+def _run(args: argparse.Namespace, values: dict[str, Any]) -> EvaluationRunConfig:
+    from tuning.evaluation.config import evaluation_config, sampling_config
     from tuning.flags import restore
-    from tuning.runs.sweetspot import find_sweetspot, sweetspot_hash, sweetspot_name
+    from tuning.sweetspots.rules import named
     from tuning.training import parents
-    from tuning.training.config_parts import ModelLoadConfig
-    from tuning.training.stage import Artifact
+    from tuning.weights.config import ModelLoadConfig
 
-    if sweetspot:
-        sft, directory = parents.named_sft(name)
-        spot = find_sweetspot(directory, parents.rule_label(sft, sweetspot))
-        return Artifact(
-            model=sft.model, name=sweetspot_name(directory.name, spot.label),
-            hash=sweetspot_hash(sft.hash, spot.label), run=directory, checkpoint=spot.path,
-        )  # fmt: skip
-    directory, found = parents.named_run(name, ("sft", "pt"))
-    if not directory.done("train"):
-        raise UserError(f"run '{name}' is not trained yet; it is {directory.status['state']}.")
-    model = restore(ModelLoadConfig, found["settings"]["model"])
-    return Artifact(model=model, name=name, hash=found["hash"], run=directory)
+    label = None
+    if args.sweetspot:
+        sft, directory = parents.named_sft(args.run)
+        base, hash_ = sft.model, sft.hash
+        label = named(args.sweetspot, sft.rules, sft.run_name).label
+    else:
+        directory, found = parents.named_run(args.run, ("sft", "pt"))
+        base, hash_ = restore(ModelLoadConfig, found["settings"]["model"]), found["hash"]
+    return evaluation_config(
+        base, dataset=args.dataset, task=args.task, sampling=sampling_config(base.model, values),
+        run=directory.name, run_hash=hash_, sweetspot=label,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ it continues or says that it is done. Under torchrun the processes share the wor
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +27,13 @@ from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
     from tuning.engine.run_config import PretrainRunConfig
+    from tuning.phases.work import Work
 
 
 def parser() -> Parser:
     """The flags: those of the model's shape, the data, the training and how it is carried out."""
     from tuning.engine.run_config import PRETRAIN_PARTS
-    from tuning.training.stage import WANDB_MODES
+    from tuning.phases.options import add_claim_flags, add_wandb
 
     made = Parser(prog="run_pretrain.py", description=__doc__)
     made.add_argument("--model", help="a model of collections.yaml that is made here (tiny)")
@@ -43,12 +45,8 @@ def parser() -> Parser:
     )
     made.add_argument("--output_dir", help="the run's own folder (default: by its name, see above)")
     made.add_argument("--learning_rate", help="the same as --max_lr")
-    made.add_argument("--force", action="store_true", help="train anew where it is done already")
-    made.add_argument("--no_wait", action="store_true", help="fail if another process has the run")
-    made.add_argument(
-        "--wandb", default="off", metavar="|".join(WANDB_MODES),
-        help="report training to Weights & Biases (default: off)",
-    )  # fmt: skip
+    add_claim_flags(made)
+    add_wandb(made)
     for part in PRETRAIN_PARTS:
         add_flags(made, part)
     return made
@@ -87,29 +85,35 @@ def _output_dir(args: Any) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the stage."""
-    args = parser().parse_args(argv)
     from tuning.engine.run_config import check_place
+    from tuning.phases.train import training_phase
+    from tuning.phases.work import planned
     from tuning.runs import interrupt
-    from tuning.runs.rundir import RunDirectory
-    from tuning.training import stage
 
-    config = config_of(args)
+    work = planned(argv) or described(parser().parse_args(argv))
+    config = work.run
     check_place(config.engine)
     site.require_writable_home()
     interrupt.install()
+    with training_phase(config.identity(work.name), work.options, joinable=True) as training:
+        if not training.done:
+            from tuning.engine.pretraining import pretrain
 
-    def body(directory: RunDirectory, report_to: list[str]) -> None:
-        from tuning.engine.pretraining import pretrain
+            pretrain(config, training.directory, list(training.report_to))
+    return 0
 
-        pretrain(config, directory, report_to)
 
-    options = stage.Options(
-        do_training=True, wait=not args.no_wait, force=args.force,
-        wandb=stage.wandb_mode(args.wandb),
+def described(args: argparse.Namespace) -> Work:
+    """The work that a command line describes."""
+    from tuning.phases.options import Options, wandb_mode
+    from tuning.phases.work import Work
+
+    config = config_of(args)
+    options = Options(
+        do_training=True, wait=not args.no_wait, force=args.force, wandb=wandb_mode(args.wandb),
         output_dir=_output_dir(args) if args.output_dir else None,
     )  # fmt: skip
-    stage.train(config.identity(), body, options, joined=True)
-    return 0
+    return Work(options=options, run=config, name=config.run_name)
 
 
 if __name__ == "__main__":

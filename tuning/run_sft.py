@@ -13,7 +13,7 @@ missing. With --trainer engine all weights are trained, and several processes ma
 
 from __future__ import annotations
 
-import functools
+import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,20 +21,21 @@ from tuning import config as site
 from tuning.flags import Parser, add_flags, given
 
 if TYPE_CHECKING:
-    from tuning.runs.rundir import RunDirectory
+    from tuning.phases.work import Work
+    from tuning.runs.training import Training
     from tuning.training.config_training import SFTRunConfig
 
 
 def parser() -> Parser:
     """The flags: what to train on, what to do, and every setting."""
     from tuning.evaluation.config import PassAtKConfig
-    from tuning.training import stage
+    from tuning.phases.options import add_data, add_options
     from tuning.training.config_training import SFT_PARTS
 
     made = Parser(prog="run_sft.py", description=__doc__)
-    stage.add_data(made)
+    add_data(made)
     made.add_argument("--train_size", required=True, type=int, help="SFT examples")
-    stage.add_options(made)
+    add_options(made)
     for part in (*SFT_PARTS, PassAtKConfig):
         add_flags(made, part)
     return made
@@ -42,44 +43,61 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the stage."""
-    args = parser().parse_args(argv)
-    from tuning.evaluation.config import PassAtKConfig, sampling_config
-    from tuning.runs import interrupt
+    from tuning.phases.evaluate import check_test_pool, evaluate_run
+    from tuning.phases.train import not_trained, training_phase
+    from tuning.phases.work import planned
+    from tuning.runs import interrupt, ranks
     from tuning.runs.rundir import RunDirectory, locate
-    from tuning.training import parents, stage
+    from tuning.training.render import sft_command
+    from tuning.weights.base import require_base
+
+    work = planned(argv) or described(parser().parse_args(argv))
+    config, options = work.run, work.options
+    if work.evaluation:
+        check_test_pool(work.evaluation)
+    require_base(config.model)
+    site.require_writable_home()
+    interrupt.install()
+    directory = RunDirectory(locate(site.models_dir(), work.name, config.hash))
+    if options.do_training:
+        joinable = config.trainer == "engine"
+        with training_phase(config.identity(work.name), options, joinable=joinable) as training:
+            directory = training.directory
+            if not training.done:
+                _train(config, training)
+    if work.evaluation and ranks.is_first():
+        if not directory.done("train"):
+            raise not_trained(directory, sft_command(config))
+        evaluate_run(work.evaluation, directory, options)
+    return 0
+
+
+def described(args: argparse.Namespace) -> Work:
+    """The work that a command line describes."""
+    from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
+    from tuning.phases.options import options_of
+    from tuning.phases.work import Work
     from tuning.training.config_training import SFT_PARTS, sft_config
 
-    options = stage.options(args)
+    options = options_of(args)
     config = sft_config(
         model=args.model, dataset=args.dataset, task=args.task, train_size=args.train_size,
         values=given(args, SFT_PARTS),
     )  # fmt: skip
     sampling = sampling_config(args.model, given(args, (PassAtKConfig,)))
-    stage.check_evaluation(args.dataset, args.task, sampling, options)
-    parents.require_base(config.model)
-    site.require_writable_home()
-    interrupt.install()
-    directory = RunDirectory(locate(site.models_dir(), config.run_name, config.hash))
-    if options.do_training:
-        directory = stage.train(
-            config.identity(config.run_name, None), functools.partial(_body, config), options,
-            joined=config.trainer == "engine",
-        )  # fmt: skip
-    if (options.do_inference or options.do_evaluation) and stage.first_process():
-        stage.require_trained(directory, parents.sft_command(config))
-        artifact = stage.Artifact(
-            model=config.model, name=directory.name, hash=config.hash, run=directory
-        )
-        stage.evaluate(artifact, args.dataset, args.task, sampling, options)
-    return 0
+    evaluation = evaluation_config(
+        config.model, dataset=args.dataset, task=args.task, sampling=sampling,
+        run=config.run_name, run_hash=config.hash,
+    ) if options.evaluates else None  # fmt: skip
+    return Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
 
 
-def _body(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -> None:
+def _train(config: SFTRunConfig, training: Training) -> None:
     if config.trainer == "engine":
         from tuning.training.engine_sft import train
     else:
         from tuning.training.sft_training import train
-    train(config, directory, report_to)
+    train(config, training.directory, list(training.report_to))
 
 
 if __name__ == "__main__":

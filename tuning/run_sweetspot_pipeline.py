@@ -14,28 +14,26 @@ continues when started again.
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tuning import config as site
-from tuning.flags import Parser, add_flags, given
+from tuning.flags import Parser
 from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from tuning.pipeline.plan import Wanted
-    from tuning.runs.stages import Plan, Stage
+    from tuning.experiments.sweetspot import Wanted
+    from tuning.plan import Plan
 
 
 def parser() -> Parser:
     """The flags: the experiment, what to do, and settings of SFT, preference tuning, evaluation."""
-    from tuning.evaluation.config import PassAtKConfig
+    from tuning.experiments.choices import add_settings
     from tuning.launch import add_launch_flags
-    from tuning.training import config_training as training
-    from tuning.training import stage
+    from tuning.phases.options import add_data
 
     made = Parser(prog="run_sweetspot_pipeline.py", description=__doc__)
-    stage.add_data(made)
+    add_data(made)
     made.add_argument("--total_data", required=True, type=int, help="the whole budget in examples")
     made.add_argument("--sft_data", required=True, type=int, help="examples that SFT may use of it")
     made.add_argument(
@@ -43,18 +41,9 @@ def parser() -> Parser:
     )
     _add_what_to_do(made)
     add_launch_flags(made)
-    rules = training.PerplexityConfig
-    add_flags(made, rules, skip=("early_stop",), title="sweetspots")
     made.add_argument("--no_early_stop", action="store_true", help="train on after the last rule")
-    made.add_argument("--seed", type=int, help="of SFT and preference tuning")
-    sft, pft = training.TrainingArgumentsConfig, training.DPOTrainingConfig
-    add_flags(made, sft, prefix="sft_", title="SFT")
-    add_flags(made, training.LoraConfig, prefix="sft_", title="the adapter of SFT")
-    add_flags(made, pft, prefix="pft_", title="preference tuning")
-    add_flags(made, training.LoraConfig, prefix="pft_", title="the adapter of preference tuning")
-    add_flags(made, training.EngineSFTConfig, title="what trains SFT")
-    add_flags(made, training.ModelLoadConfig, title="the model")
-    add_flags(made, PassAtKConfig, title="inference and evaluation")
+    made.add_argument("--seed", type=int, help="seed of SFT and preference tuning")
+    add_settings(made, rules=True)
     return made
 
 
@@ -81,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     """The plan that a command line asks for; UserError where it cannot be carried out."""
-    from tuning.pipeline.plan import sweetspot_plan
+    from tuning.experiments.sweetspot import sweetspot_plan
 
     plan = sweetspot_plan(_wanted(args))
     if args.do_dpo and not args.do_sft and not args.dry_run:
@@ -90,53 +79,34 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def _wanted(args: argparse.Namespace) -> Wanted:
-    from tuning.evaluation.config import PassAtKConfig
-    from tuning.pipeline.plan import Wanted
-    from tuning.training import config_training as training
+    from tuning.experiments.choices import settings_given
+    from tuning.experiments.sweetspot import Wanted
 
-    collections = site.collections()
-    rules = given(args, (training.PerplexityConfig,))
-    patience = rules.pop("perplexity_patience", ())
-    thresholds = rules.pop("perplexity_thresholds", None)
-    if thresholds is None:
-        thresholds = () if patience else collections.thresholds(collections.model(args.model))
-    seed = {} if args.seed is None else {"seed": args.seed}
-    model = given(args, (training.ModelLoadConfig,))
-    sft = given(args, (training.TrainingArgumentsConfig, training.LoraConfig), "sft_")
-    trainer = given(args, (training.EngineSFTConfig,))
-    pft = given(args, (training.DPOTrainingConfig, training.LoraConfig), "pft_")
+    settings = settings_given(args)
+    settings["sft_values"]["early_stop"] = not args.no_early_stop
     return Wanted(
         model=args.model, dataset=args.dataset, task=args.task, total_data=args.total_data,
-        sft_data=args.sft_data, thresholds=thresholds, patience=patience,
-        early_stop=not args.no_early_stop, methods=tuple(args.pft_method),
-        do_sft=args.do_sft, do_dpo=args.do_dpo, do_inference=args.do_inference,
-        do_evaluation=args.do_evaluation, references=not args.no_references,
-        experiment=args.experiment, model_values=model, sft_values=seed | rules | sft | trainer,
-        pft_values=seed | pft, evaluation_values=given(args, (PassAtKConfig,)),
+        sft_data=args.sft_data, methods=tuple(args.pft_method), do_sft=args.do_sft,
+        do_dpo=args.do_dpo, do_inference=args.do_inference, do_evaluation=args.do_evaluation,
+        references=not args.no_references, experiment=args.experiment, seed=args.seed, **settings,
     )  # fmt: skip
 
 
 def _require_sft(plan: Plan) -> None:
-    """Forks alone stand on the checkpoints of an SFT run that is done."""
+    """Forks alone start from the checkpoints of an SFT run that is done."""
+    from tuning.phases.work import run_of
     from tuning.runs.rundir import RunDirectory, locate
+    from tuning.training.render import sft_command
 
     sft = next(stage for stage in plan.stages if stage.role == "sft")
     directory = RunDirectory(locate(site.models_dir(), sft.name, sft.hash))
     if not directory.done("train"):
         status = directory.status
         why = f" (it failed: {status['reason']})" if status["state"] == "failed" else ""
-        command = shlex.join(["python", "tuning/run_sft.py", *_bare(sft), "--do_training"])
         raise UserError(
             f"the SFT run '{sft.name}' that the forks start from is not trained{why}; "
-            f"add --do_sft, or make it with: {command}"
+            f"add --do_sft, or make it with: {sft_command(run_of(sft))}"
         )
-
-
-def _bare(stage: Stage) -> tuple[str, ...]:
-    """The flags of a stage without its phases."""
-    flags = stage.command[1:]
-    ends = [flags.index(flag) for flag in flags if flag.startswith("--do_")]
-    return flags[: min(ends, default=len(flags))]
 
 
 if __name__ == "__main__":

@@ -24,23 +24,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuning import config as site
+from tuning.data.encoding import IGNORED
 from tuning.flags import Parser, add_flags, given
 from tuning.runs.errors import UserError, choose
 
 if TYPE_CHECKING:
-    from tuning.evaluation.perplexity import Encoded
+    from tuning.data.encoding import Encoded
 
 POOLS = ("sft", "validation")
-NOTHING_LEARNT = -100
 
 
 def parser() -> Parser:
     """The flags: which rows, as which model sees them, and where they go."""
-    from tuning.training import stage
-    from tuning.training.config_parts import ModelLoadConfig
+    from tuning.phases.options import add_data
+    from tuning.weights.config import ModelLoadConfig
 
     made = Parser(prog="run_tokenize.py", description=__doc__)
-    stage.add_data(made)
+    add_data(made)
     made.add_argument(
         "--pool", default="sft", metavar="|".join(POOLS), help="which rows (default: sft)"
     )
@@ -55,25 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of the conversion."""
     args = parser().parse_args(argv)
     from tuning.data import train_dataset
-    from tuning.training import parents
-    from tuning.training.config_parts import ModelLoadConfig
     from tuning.training.config_training import model_config
+    from tuning.weights.base import require_base
+    from tuning.weights.config import ModelLoadConfig
 
     pool = choose("pool", args.pool, POOLS)
-    site.collections().dataset(args.dataset, args.task)
+    entry = site.collections().dataset(args.dataset, args.task)
     model = model_config(args.model, given(args, (ModelLoadConfig,)))
-    rows = train_dataset.rows(args.dataset, pool, args.size)
-    parents.require_base(model)
+    rows = train_dataset.rows(entry, pool, args.size)
+    require_base(model)
     output = _free(Path(args.output).expanduser(), force=args.force)
 
     from tqdm import tqdm
 
+    from tuning.data.encoding import encode
     from tuning.runs import atomic
-    from tuning.training import models
-    from tuning.training.encoding import encode
+    from tuning.weights import loading
 
     bar = tqdm(rows, desc="tokenizing", unit="row", mininterval=1.0, delay=2.0)
-    encoded = encode(models.load_tokenizer(model), bar, model.max_seq_length)
+    encoded = encode(loading.load_tokenizer(model), bar, model.max_seq_length)
     made = [labelled(row) for row in encoded]
     atomic.write_text(output, "".join(json.dumps(row) + "\n" for row in made))
     print(f"{output}: {_counts(made)}")
@@ -95,15 +95,13 @@ def _free(output: Path, *, force: bool) -> Path:
 
 def labelled(row: Encoded) -> dict[str, Any]:
     """A row of the file: the loss is on the response."""
-    ids = row.prompt + row.response
-    labels = [NOTHING_LEARNT] * len(row.prompt) + row.response
-    return {"input_ids": ids, "labels": labels, "len": len(ids)}
+    return {"input_ids": row.ids, "labels": row.labels, "len": len(row.ids)}
 
 
 def _counts(rows: Sequence[dict[str, Any]]) -> str:
     """Rows, tokens, and how many of them are learnt: the first of a row is predicted by nothing."""
     tokens = sum(row["len"] for row in rows)
-    learnt = sum(len(row["labels"][1:]) - row["labels"][1:].count(NOTHING_LEARNT) for row in rows)
+    learnt = sum(len(row["labels"][1:]) - row["labels"][1:].count(IGNORED) for row in rows)
     return f"{len(rows):,} rows, {tokens:,} tokens, {learnt:,} loss tokens"
 
 

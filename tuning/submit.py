@@ -28,11 +28,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tuning.flags import Parser
+from tuning.experiments import questions
+from tuning.experiments.choices import add_settings
+from tuning.flags import Parser, truth
 from tuning.launch import add_launch_flags, launch, launch_options
-from tuning.pipeline import front
+from tuning.plan import Plan
 from tuning.runs.errors import UserError
-from tuning.runs.stages import Plan
 
 PIPELINE_FLAGS = ("--total_data", "--sft_data")
 """Flags that only a sweetspot experiment has."""
@@ -46,10 +47,10 @@ def main(words: Sequence[str]) -> int:
 
 def prefetch(words: Sequence[str]) -> int:
     """Fetch the models of an experiment; exit code."""
-    from tuning.pipeline.prefetch import fetch
+    from tuning.launchers.prefetch import fetch
 
     plan, _ = _plan(list(words))
-    fetch(plan, print)
+    fetch(plan)
     return 0
 
 
@@ -71,14 +72,14 @@ def _sweetspots(words: list[str]) -> tuple[Plan, argparse.Namespace]:
 
 
 def _budget(words: list[str]) -> tuple[Plan, argparse.Namespace]:
-    from tuning.pipeline.grid import budget_plan
+    from tuning.experiments.budget import budget_plan
 
     args = _parser().parse_args(words)
     only_asks = args.prompt and set(words) <= {"--prompt", "--dry_run"}
-    if only_asks and not front.given(args, os.environ):
-        wanted = front.ask(_read, _say)
+    if only_asks and not questions.given(args, os.environ):
+        wanted = questions.ask(_read, _say)
     else:
-        wanted = front.wanted(args, os.environ)
+        wanted = questions.wanted(args, os.environ)
     plan, notes = budget_plan(wanted)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -87,10 +88,11 @@ def _budget(words: list[str]) -> tuple[Plan, argparse.Namespace]:
 
 def _parser() -> Parser:
     made = Parser(prog="tuning submit", description=__doc__)
-    front.add_flags(made)
+    questions.add_flags(made)
     made.add_argument("--experiment", help="the name of the experiment and its report")
     made.add_argument("--prompt", action="store_true", help="ask, where no other flag is given")
     add_launch_flags(made)
+    add_settings(made, rules=False)
     return made
 
 
@@ -108,7 +110,7 @@ def _say(text: str) -> None:
 
 def _from_file(path: Path, words: list[str]) -> tuple[Plan, argparse.Namespace]:
     """A plan of every combination under `grid:`; flags behind the file beat what it says."""
-    from tuning.pipeline.grid import merged
+    from tuning.experiments.budget import merged
 
     found = _yaml(path)
     grid = found.pop("grid", {}) or {}
@@ -147,11 +149,16 @@ def _words(path: Path, values: dict[str, Any]) -> list[str]:
             raise UserError(f"{path.name}: {name} is {value!r}; it must be a value or a list.")
         if name not in switches:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        elif str(value).lower() in ("true", "yes", "y", "on", "1"):
+        elif _is_on(path, name, value):
             words.append(f"--{name}")
-        elif str(value).lower() not in ("false", "no", "n", "off", "0"):
-            raise UserError(f"{path.name}: {name} is '{value}'; it must be true or false.")
     return words
+
+
+def _is_on(path: Path, name: str, value: Any) -> bool:
+    try:
+        return truth(value)
+    except ValueError:
+        raise UserError(f"{path.name}: {name} is '{value}'; it must be true or false.") from None
 
 
 def _switches(values: dict[str, Any]) -> set[str]:

@@ -44,11 +44,11 @@ def runs(home: Path) -> list[RunDirectory]:
 def perplexity(home: Path, run: RunDirectory, checkpoint: Path | None) -> float:
     """Measured anew on what is loaded from disk."""
     from tuning.data import train_dataset
+    from tuning.data.encoding import encode
     from tuning.evaluation.perplexity import measure
     from tuning.flags import restore
-    from tuning.training import models
     from tuning.training.config_training import SFTRunConfig
-    from tuning.training.encoding import encode
+    from tuning.weights import loading as models
 
     config: Any = restore(SFTRunConfig, (run.config or {})["settings"])
     rows = train_dataset.rows("arith", "validation")[: config.perplexity.validation_size]

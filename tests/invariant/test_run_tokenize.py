@@ -13,10 +13,10 @@ from tests.conftest import check, environment, run_entry
 from tests.invariant.test_bad_input import LIGHT
 from tuning.config import CHAT_TEMPLATES, PACKAGE
 from tuning.data import train_dataset
+from tuning.data.encoding import encode
 from tuning.engine.samples import IGNORED
 from tuning.engine.sources import kind_of, read_rows
 from tuning.run_tokenize import labelled
-from tuning.training.encoding import encode
 
 SCRIPT = "run_tokenize.py"
 GOOD = {"--model": "tiny", "--dataset": "arith", "--task": "math"}

@@ -12,13 +12,13 @@ from typing import Any
 
 from tuning.evaluation.intervals import mean_interval
 from tuning.evaluation.pass_at_k import per_prompt
-from tuning.pipeline.grid import Budget, budget_plan
-from tuning.pipeline.plan import Wanted, sweetspot_plan
+from tuning.experiments.budget import Budget, budget_plan
+from tuning.experiments.sweetspot import Wanted, sweetspot_plan
+from tuning.plan import Plan, Stage, standing
 from tuning.runs import atomic, manifest
 from tuning.runs.rundir import Identity, RunDirectory, claim
-from tuning.runs.stages import Plan, Stage, standing
-from tuning.runs.sweetspot import METADATA, checkpoint_name
-from tuning.training.sweetspots import Patience, SweetspotRules, Threshold
+from tuning.sweetspots.rules import Patience, SweetspotRules, Threshold
+from tuning.sweetspots.store import METADATA, checkpoint_name
 
 BATCH = 32
 EVERY = 5

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_experiment import Fake, fake, fake_budget
 
-from tuning.pipeline.grid import merged
+from tuning.experiments.budget import merged
 from tuning.report.budget_words import budget_answer
 from tuning.report.build import write_report
 from tuning.report.comparisons import about, compare

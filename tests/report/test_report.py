@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fake_experiment import REALISTIC, Fake, fake
 
+from tuning.plan import Stage
 from tuning.report.build import write_report
 from tuning.report.comparisons import about, compare
 from tuning.report.rows import gather
@@ -21,7 +22,6 @@ from tuning.report.svg import spread
 from tuning.report.table import COLUMNS
 from tuning.report.words import answer
 from tuning.runs.rundir import RunDirectory
-from tuning.runs.stages import Stage
 
 pytestmark = pytest.mark.unit
 
@@ -286,7 +286,7 @@ def test_importing_and_writing_needs_no_torch(home: Path) -> None:
         "from tuning.report.build import write_report\n"
         "heavy = {'matplotlib', 'numpy', 'torch', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "from tuning.runs.stages import Plan\n"
+        "from tuning.plan import Plan\n"
         "home = pathlib.Path(sys.argv[1])\n"
         "write_report(Plan.from_json(json.loads((home / 'plan.json').read_text())), home)\n"
         "heavy = {'torch', 'transformers', 'trl', 'wandb'} & set(sys.modules)\n"

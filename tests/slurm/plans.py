@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuning.runs.stages import Plan, Stage
+from tuning.plan import Plan, Stage
 
 TRIVIAL = """
 import sys

@@ -11,9 +11,9 @@ import pytest
 from tests.slurm.conftest import Site, wait_for
 from tests.slurm.plans import trivial
 from tuning.config import CHECKOUT
-from tuning.pipeline.cluster import Cluster
-from tuning.pipeline.slurm import Slurm
-from tuning.pipeline.submission import Submission
+from tuning.launchers.slurm.client import Slurm
+from tuning.launchers.slurm.resources import Cluster
+from tuning.launchers.slurm.submission import Submission
 
 
 def test_two_hundred_stages_are_few_calls(

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from tuning import config
+from tuning.config import DatasetEntry
 from tuning.runs.errors import UserError, choose
 
 Row = dict[str, Any]
 
 POOL_OF_TYPE = {"sft": "sft", "pt": "preference"}
-READ_BY_TYPE = {"sft": ("sft", "validation"), "pt": ("preference",)}
-"""The pools that SFT and preference tuning look at."""
+READ_BY_TYPE = {"sft": ("sft", "validation"), "pt": ("preference",), "test": ("test",)}
+"""The pools that SFT, preference tuning and evaluation read."""
 LATER = ("gsm8k", "tuluif")
 
 
@@ -66,63 +66,70 @@ class _Arith:
 
 
 @lru_cache(maxsize=8)
-def _loader(entry_name: str, path: str) -> Loader:
-    from tuning.data import hf_dataset
+def _loader(name: str, loader: str, files: tuple[tuple[str, str], ...]) -> Loader:
+    from tuning.data import jsonl
 
-    entry = config.collections().datasets[entry_name]
-    if entry.loader == "arith":
+    if loader == "arith":
         return _Arith()
-    if entry.loader == "jsonl":
-        return hf_dataset.JsonLines(entry, config.collections_path().parent)
-    if entry.loader in LATER:
+    if loader == "jsonl":
+        return jsonl.JsonLines(DatasetEntry(name=name, loader=loader, files=dict(files)))
+    if loader in LATER:
         raise UserError(
-            f"dataset '{entry_name}' has no loader yet in this version; 'arith' works, and "
-            f"your own files do with 'loader: jsonl' in {config.collections_path().name}."
+            f"dataset '{name}' has no loader yet in this version; 'arith' works, and "
+            "your own files do with 'loader: jsonl' in collections.yaml."
         )
-    choose(f"loader of dataset '{entry_name}':", entry.loader, ("arith", "jsonl", *LATER))
+    choose(f"loader of dataset '{name}':", loader, ("arith", "jsonl", *LATER))
     raise AssertionError("choose() raises for what is not listed")
 
 
-def loader(dataset: str) -> Loader:
-    """The loader of a dataset of collections.yaml."""
-    config.collections().dataset(dataset)
-    return _loader(dataset, str(config.collections_path()))
+def loader(dataset: DatasetEntry) -> Loader:
+    """The loader of a dataset."""
+    return _loader(dataset.name, dataset.loader, tuple(sorted(dataset.files.items())))
 
 
-def version(dataset: str, *pools: str) -> str:
-    """Changes when the content of any of `pools` does; part of a run's hash."""
-    return loader(dataset).version(pools)
+def version(dataset: DatasetEntry, kind: str) -> str:
+    """Changes when the content of any pool does that a run of a kind reads; part of its hash."""
+    return loader(dataset).version(READ_BY_TYPE[kind])
 
 
-def pool_size(dataset: str, pool: str) -> int:
+def require_version(dataset: DatasetEntry, kind: str, wanted: str) -> None:
+    """Raise UserError where a dataset is no longer what a run was configured with."""
+    if version(dataset, kind) != wanted:
+        raise UserError(
+            f"the files of dataset '{dataset.name}' were changed since this run was configured; "
+            "restore them, or start the experiment anew: the changed data make other runs."
+        )
+
+
+def pool_size(dataset: DatasetEntry, pool: str) -> int:
     """How many rows a pool has."""
     return loader(dataset).size(pool)
 
 
-def require(dataset: str, pool: str, size: int, what: str, hint: str = "") -> None:
+def require(dataset: DatasetEntry, pool: str, size: int, what: str, hint: str = "") -> None:
     """Raise UserError unless `size` is at least one and the pool has that many rows."""
     if size < 1:
         raise UserError(f"{what} is {size}; it must be at least 1.")
     if size > (there := pool_size(dataset, pool)):
         raise UserError(
-            f"{what} is {size}, but the {pool} pool of '{dataset}' has only {there} examples."
+            f"{what} is {size}, but the {pool} pool of '{dataset.name}' has only {there} examples."
             f"{' ' + hint if hint else ''}"
         )
 
 
-def require_answers(dataset: str) -> None:
+def require_answers(dataset: DatasetEntry) -> None:
     """Raise UserError unless the preference pool has reference answers, which grpo rewards by."""
     if not loader(dataset).answers():
         raise UserError(
-            f"grpo needs a reference answer a prompt; the preference pool of '{dataset}' lacks "
-            "'answer' in some rows."
+            f"grpo needs a reference answer a prompt; the preference pool of '{dataset.name}' "
+            "lacks 'answer' in some rows."
         )
 
 
-def rows(dataset: str, pool: str, size: int | None = None) -> list[Row]:
+def rows(dataset: DatasetEntry, pool: str, size: int | None = None) -> list[Row]:
     """The first `size` rows of a pool; all without a size."""
     if size is not None:
-        require(dataset, pool, size, f"the size asked of '{dataset}'")
+        require(dataset, pool, size, f"the size asked of '{dataset.name}'")
     return loader(dataset).pool(pool)[:size]
 
 

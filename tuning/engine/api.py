@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from tuning import config as site
 from tuning.engine.config import DataConfig, EngineConfig, ModelConfig, PretrainConfig
+from tuning.engine.together import on_all_ranks
 from tuning.flags import coerce, settable
 from tuning.runs import interrupt
 from tuning.runs.errors import UserError
 from tuning.runs.identity import digest
-from tuning.runs.rundir import Identity, RunDirectory, claim
-from tuning.runs.training import train_in
+from tuning.runs.rundir import Identity, claim
+from tuning.runs.training import training_in
 
 if TYPE_CHECKING:
     from tuning.engine.losses import LossFunction
@@ -168,25 +169,16 @@ def train(
     program = {name: _name(what) for name, what in brought.items() if what is not None}
     identity = _identity(config.identity(), args.directory.name, program)
 
-    def body(directory: RunDirectory, report_to: list[str]) -> None:
-        from tuning.engine.pretraining import pretrain
+    claimed = claim(args.directory.parent, identity, exact=True, check=interrupt.check)
+    with interrupt.heeded(), on_all_ranks(training_in(claimed)) as training:
+        if not training.done:
+            from tuning.engine.pretraining import pretrain
 
-        pretrain(
-            config, directory, report_to, samples=samples, loss_function=loss_function,
-            optimizer=optimizer,
-        )  # fmt: skip
-
-    def claimed(work: Callable[[RunDirectory, list[str]], None]) -> RunDirectory:
-        held = claim(args.directory.parent, identity, exact=True, check=interrupt.check)
-        return train_in(held, lambda directory: work(directory, []))
-
-    with interrupt.heeded():
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from tuning.engine.together import together
-
-            directory = together(claimed, body)
-        else:
-            directory = claimed(body)
+            pretrain(
+                config, training.directory, samples=samples, loss_function=loss_function,
+                optimizer=optimizer,
+            )  # fmt: skip
+    directory = training.directory
     return TrainingResult(directory=directory.path, result=directory.result)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tuning import config as site
-from tuning.engine import model, ranks, sources
+from tuning.engine import ranks, sources
 from tuning.engine.run_config import PretrainRunConfig
 from tuning.engine.samples import (
     Blocks,
@@ -23,6 +23,7 @@ from tuning.engine.samples import (
 from tuning.runs import atomic
 from tuning.runs.content import file_hash
 from tuning.runs.identity import digest
+from tuning.weights import reading
 
 TOKENIZER_DOCUMENTS = 10_000
 BROUGHT_LOOKED_AT = 64
@@ -66,7 +67,7 @@ def _sources(config: PretrainRunConfig) -> Data:
     if data.use_mock_data:
         number, vocabulary = data.mock_data_num_samples, config.shape.vocab_size
         if config.source is not None:
-            vocabulary = model.read_config(config.source).vocab_size
+            vocabulary = reading.read_config(config.source).vocab_size
         mock = MockSamples(number, config.seq_len, vocabulary, t.seed)
         held_out = MockSamples(max(1, number // 10), config.seq_len, vocabulary, t.seed + 1)
         return Data(training=mock, validation=held_out)
@@ -106,7 +107,7 @@ def _tokenizer(config: PretrainRunConfig) -> Any:
     has_one = config.data.tokenizer or not Path(location).is_dir() or any(
         Path(location).glob("tokenizer*")
     )  # fmt: skip
-    return model.read_tokenizer(location) if has_one else None
+    return reading.read_tokenizer(location) if has_one else None
 
 
 def _file(config: PretrainRunConfig, path: str, tokenizer: Any) -> Samples:

@@ -9,19 +9,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from tuning.data.encoding import Encoded
 from tuning.engine import loop, losses, ranks
 from tuning.engine.batches import Batches, Row
 from tuning.engine.config import PretrainConfig
 from tuning.engine.parallel import Spread
-from tuning.engine.samples import IGNORED, Rows
-from tuning.evaluation.perplexity import Encoded, Perplexity, from_sums
+from tuning.engine.samples import Rows
+from tuning.evaluation.perplexity import Perplexity, from_sums
 
 
 def rows_of(pool: Sequence[Encoded]) -> Rows:
     """Prompts with their responses; the loss is on the responses only."""
     return Rows(
-        [np.array(row.prompt + row.response) for row in pool],
-        [np.array([IGNORED] * len(row.prompt) + row.response) for row in pool],
+        [np.array(row.ids) for row in pool],
+        [np.array(row.labels) for row in pool],
     )
 
 

@@ -22,9 +22,10 @@ from tuning.engine.run_config import PretrainRunConfig
 from tuning.engine.samples import Samples
 from tuning.engine.sources import kind_of
 from tuning.engine.validation import Validation
-from tuning.runs import interrupt, manifest
+from tuning.runs import manifest
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import SHORT, RunDirectory
+from tuning.weights import reading
 
 MODEL = "model"
 
@@ -45,7 +46,7 @@ def pretrain(
     """
     t, engine = config.training, config.engine
     layout = ranks.layout(engine.sep_size)
-    shape = models.read_config(config.source) if config.source else None
+    shape = reading.read_config(config.source) if config.source else None
     if shape is not None:
         parallel.check(shape, engine.sep_size, None if t.max_tokens_per_gpu else config.seq_len)
         _check_length(config, shape)
@@ -64,7 +65,7 @@ def pretrain(
             loss_function=loss_function or losses.named(t.loss, t.focal_alpha, t.focal_gamma),
             optimizer=optimizer, flops=cost, peak_flops=peak,
             on_step=reporter.step, after_step=hooks.after_step,
-            should_stop=interrupt.agreed_to_stop,
+            should_stop=ranks.agreed_to_stop,
         )  # fmt: skip
         hooks.end(state)
     finish(state, directory, t, data.tokenizer, processes=layout.world, **hooks.result)
@@ -135,7 +136,7 @@ def _dtype(name: str) -> torch.dtype:
 def _read(config: PretrainRunConfig, tokenizer: Any) -> Any:
     dtype = _dtype(config.training.train_dtype)
     if config.source is not None:
-        return models.read(config.source, dtype)
+        return reading.read(config.source, dtype)
     eos, pad = getattr(tokenizer, "eos_token_id", 0), getattr(tokenizer, "pad_token_id", None)
     made = models.build(
         config.shape, seed=config.training.seed, eos_token_id=eos or 0,
@@ -147,7 +148,7 @@ def _read(config: PretrainRunConfig, tokenizer: Any) -> Any:
 def _skeleton(config: PretrainRunConfig) -> Any:
     dtype = _dtype(config.training.train_dtype)
     if config.source is not None:
-        return models.skeleton(models.read_config(config.source), dtype)
+        return models.skeleton(reading.read_config(config.source), dtype)
     shape = models.architecture(config.shape, eos_token_id=0, pad_token_id=0)
     return models.skeleton(shape, dtype)
 

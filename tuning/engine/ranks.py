@@ -7,7 +7,6 @@ share the sequences of one data-parallel rank. The first process writes.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,33 +14,25 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from tuning.runs import interrupt
 from tuning.runs.errors import UserError
+from tuning.runs.ranks import local_rank, rank, world_size
 
 T = TypeVar("T")
 
 
-def world_size() -> int:
-    """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """Which of them this is, from 0."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def join() -> None:
-    """Meet the others: NCCL between GPUs, gloo between CPUs."""
+    """Initialise the process group: NCCL between GPUs, gloo between CPUs."""
     if world_size() == 1 or distributed.is_initialized():
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(local_rank())
     # Checkpoints are written by way of the CPU, beside the training between GPUs.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def leave() -> None:
-    """Part from the others."""
+    """Destroy the process group."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -139,3 +130,15 @@ def wait() -> None:
     """Go on when all are here."""
     if world_size() > 1:
         distributed.barrier()
+
+
+def agreed_to_stop() -> bool:
+    """`interrupt.asked_to_stop()` of any rank; all must call it at the same step."""
+    asked = interrupt.asked_to_stop()
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return asked
+    flag = torch.tensor([int(asked)])
+    if distributed.get_backend() == "nccl":
+        flag = flag.cuda()
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    return bool(flag.item())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -10,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tuning import config as site
+from tuning.data import train_dataset
 from tuning.engine.config import DataConfig, EngineConfig, ModelConfig, PretrainConfig
 from tuning.engine.sources import kind_of
-from tuning.flags import build, override, plain
-from tuning.runs import provenance
+from tuning.flags import build, override
+from tuning.runs import provenance, ranks
 from tuning.runs.content import file_hash, weights_hash
 from tuning.runs.errors import UserError, choose
-from tuning.runs.identity import digest, settings
-from tuning.runs.rundir import SHORT, Identity
+from tuning.runs.identity import digest
+from tuning.runs.rundir import SHORT
+from tuning.settings import RunConfig, hashed_settings
+from tuning.weights.shape import Shape, linears
 
 PRETRAIN_PARTS: tuple[type, ...] = (ModelConfig, DataConfig, PretrainConfig, EngineConfig)
 PRESETS = Path(__file__).with_name("presets.yaml")
@@ -25,7 +27,7 @@ _FREE: dict[str, Any] = {"hashed": False}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainRunConfig:
+class PretrainRunConfig(RunConfig):
     """One run of the engine: from fresh weights, tokenizer and chat template included, or on from
     a model that there is.
     """
@@ -45,6 +47,8 @@ class PretrainRunConfig:
     """Of those weights."""
     brought: bool = field(default=False, metadata=_FREE)
     """Whether the samples come from a program, and not from what `data` names."""
+    is_default: bool = field(default=False, metadata=_FREE)
+    """Whether all settings are those of the model in collections.yaml."""
     shape: ModelConfig
     data: DataConfig
     training: PretrainConfig
@@ -53,7 +57,7 @@ class PretrainRunConfig:
     @property
     def hashed(self) -> dict[str, Any]:
         """The settings that change the result."""
-        found: dict[str, Any] = settings(self)
+        found: dict[str, Any] = hashed_settings(self)
         training, data = found["training"], found["data"]
         if self.source is not None:
             del found["shape"]
@@ -80,15 +84,14 @@ class PretrainRunConfig:
         return found
 
     @property
-    def hash(self) -> str:
-        """Over everything that changes the weights."""
-        return digest({"kind": self.kind, "settings": self.hashed})
+    def artifact_form(self) -> str:
+        """The engine trains, and leaves, full weights."""
+        return "full"
 
     @property
     def run_name(self) -> str:
         """`{model}`, with `-{hash8}` behind unless all settings are those of collections.yaml."""
-        same = self.registered and self.hashed == pretrain_config(self.model).hashed
-        return self.model if same else f"{self.model}-{self.hash[:SHORT]}"
+        return self.model if self.is_default else f"{self.model}-{self.hash[:SHORT]}"
 
     @property
     def seq_len(self) -> int:
@@ -100,17 +103,6 @@ class PretrainRunConfig:
         """Samples of an optimizer step over all ranks."""
         t = self.training
         return t.batch_size if t.max_tokens_per_gpu else t.total_batch_size // self.seq_len
-
-    def identity(self) -> Identity:
-        """The identity under which the run's directory is claimed."""
-        return Identity(
-            run_name=self.run_name,
-            kind=self.kind,
-            hash=self.hash,
-            hashed=self.hashed,
-            settings=plain(self),
-            artifact="full",
-        )
 
 
 def pretrain_config(model: str, values: Mapping[str, Any] | None = None) -> PretrainRunConfig:
@@ -127,7 +119,11 @@ def pretrain_config(model: str, values: Mapping[str, Any] | None = None) -> Pret
     given = dict(entry.settings.get("pretrain", {}))
     chosen = preset(given.pop("preset", None)) | override(PRETRAIN_PARTS, given, where)
     template = entry.chat_template or "chatml"
-    return _config(model, True, template, beside(chosen, values or {}))
+    default = replace(_config(model, True, template, chosen), is_default=True)
+    if not values:
+        return default
+    made = _config(model, True, template, beside(chosen, values))
+    return replace(made, is_default=made.hashed == default.hashed)
 
 
 def experiment_config(
@@ -192,6 +188,28 @@ def _config(
     return made
 
 
+def shape_of(config: ModelConfig, tokenizer: int) -> Shape:
+    """The shape of a model that is pre-trained here, with a tokenizer of so many bytes."""
+    return Shape(
+        layers=config.num_layer,
+        linears=linears(
+            hidden=config.hidden_size,
+            inner=(
+                config.moe_intermediate_size * config.num_experts
+                if config.use_moe
+                else config.intermediate_size
+            ),
+            heads=config.num_attention_heads,
+            key_heads=config.num_key_value_heads,
+            head=config.hidden_size // config.num_attention_heads,
+        ),
+        vocabulary=config.vocab_size,
+        hidden=config.hidden_size,
+        tied=config.tied_lm_head,
+        tokenizer=tokenizer,
+    )
+
+
 def _weights(location: str | None) -> tuple[str | None, str | None]:
     """Where the weights of a model lie, and their hash: a folder, a model of collections.yaml, or a
     hub id.
@@ -215,9 +233,7 @@ def _weights(location: str | None) -> tuple[str | None, str | None]:
 def _version(data: DataConfig) -> str:
     """Changes when the data do."""
     if data.corpus is not None:
-        from tuning.data.train_dataset import version
-
-        return version(data.corpus, "sft")
+        return train_dataset.version(site.DatasetEntry(name=data.corpus, loader=data.corpus), "sft")
     paths = [p for p in (data.data_path, data.validation_data_path) if p]
     return "+".join(file_hash(Path(path)) for path in paths) or "mock"
 
@@ -273,7 +289,7 @@ def _check_file(config: PretrainRunConfig) -> None:
 
 def check_place(engine: EngineConfig) -> None:
     """Raise UserError for what the processes and devices here cannot do."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = ranks.world_size()
     if world % engine.sep_size:
         raise UserError(
             f"sep_size {engine.sep_size} does not divide the {world} processes; start a multiple "

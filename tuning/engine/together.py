@@ -1,68 +1,70 @@
-"""A run that several processes train together: the first one holds the directory, and tells the
-others where it is when work begins, or how it ended before.
+"""A run that several processes train together: rank 0 holds the directory, and tells the others
+where it is when work begins, or how it ended before.
 """
 
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from tuning.engine import ranks
 from tuning.runs.errors import Interrupted, StageFailed, UserError
+from tuning.runs.ranks import rank, world_size
 from tuning.runs.rundir import RunDirectory
+from tuning.runs.training import Training
 
-Body = Callable[[RunDirectory, list[str]], None]
-"""What all processes do: in which directory, and what the training is reported to."""
-_WORK, _DONE = "work", "done"
-_ENDS = {kind.__name__: kind for kind in (UserError, StageFailed, Interrupted)}
+_BEGUN = "begun"
+_ERRORS = {kind.__name__: kind for kind in (UserError, StageFailed, Interrupted)}
 
 
-def together(train: Callable[[Body], RunDirectory], body: Body) -> RunDirectory:
-    """`train(body)` on the first process, and `body` on the others in the directory that it claims.
+def on_all_ranks(held: AbstractContextManager[Training]) -> AbstractContextManager[Training]:
+    """The training that rank 0 enters by `held`, on all ranks; alone, `held` itself.
 
-    What it raises before work begins is raised by all. The processes part when they exit, since
-    those that parted cannot meet again; and not where one failed, since that could wait for it.
+    What `held` raises before work begins is raised by all. The process group is destroyed at exit
+    only, since it cannot be created again, and not after a failure, where that could hang.
     """
+    return held if world_size() == 1 else _together(held)
+
+
+@contextlib.contextmanager
+def _together(held: AbstractContextManager[Training]) -> Iterator[Training]:
+    from tuning.engine import ranks
+
     atexit.unregister(ranks.leave)
     ranks.join()
     try:
-        directory = _first(train, body) if ranks.rank() == 0 else _other(body)
+        with _announced(held) if rank() == 0 else _heard() as training:
+            yield training
         ranks.wait()
     except Interrupted:
         atexit.register(ranks.leave)
         raise
     atexit.register(ranks.leave)
-    return directory
 
 
-def _first(train: Callable[[Body], RunDirectory], body: Body) -> RunDirectory:
-    told = False
+@contextlib.contextmanager
+def _announced(held: AbstractContextManager[Training]) -> Iterator[Training]:
+    """Rank 0: enter, and send the others where to work, or the error."""
+    from tuning.engine import ranks
 
-    def tell(what: str, detail: str) -> None:
-        nonlocal told
-        if not told:
-            told = True
-            ranks.from_first((what, detail))
-
-    def begin(directory: RunDirectory, report_to: list[str]) -> None:
-        tell(_WORK, str(directory.path))
-        body(directory, report_to)
-
-    try:
-        directory = train(begin)
-    except BaseException as error:
-        tell(type(error).__name__, str(error))
-        raise
-    tell(_DONE, str(directory.path))
-    return directory
+    with contextlib.ExitStack() as stack:
+        try:
+            training = stack.enter_context(held)
+        except BaseException as error:
+            ranks.from_first((type(error).__name__, str(error), False))
+            raise
+        ranks.from_first((_BEGUN, str(training.directory.path), training.done))
+        yield training
 
 
-def _other(body: Body) -> RunDirectory:
-    what, detail = ranks.from_first(("", ""))
-    if what not in (_WORK, _DONE):
-        raise _ENDS.get(what, StageFailed)(detail)
-    directory = RunDirectory(Path(detail))
-    if what == _WORK:
-        body(directory, [])
-    return directory
+@contextlib.contextmanager
+def _heard() -> Iterator[Training]:
+    """The other ranks: wait for rank 0."""
+    from tuning.engine import ranks
+
+    what, detail, done = ranks.from_first(("", "", False))
+    if what != _BEGUN:
+        raise _ERRORS.get(what, StageFailed)(detail)
+    yield Training(directory=RunDirectory(Path(detail)), done=done)

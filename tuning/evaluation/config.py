@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tuning import config as site
-from tuning.flags import build, override, plain
+from tuning.data.config import DatasetConfig, dataset_config
+from tuning.flags import build, override
 from tuning.runs.errors import UserError
-from tuning.runs.identity import digest, settings
-from tuning.runs.rundir import SHORT, Identity
-
-_INTERNAL: dict[str, Any] = {"flag": False}
+from tuning.runs.rundir import SHORT
+from tuning.settings import RunConfig, hashed_settings, require, setting
+from tuning.sweetspots.store import sweetspot_hash, sweetspot_name
+from tuning.weights.config import ModelLoadConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,7 @@ class PassAtKConfig:
 
     def __post_init__(self) -> None:
         for name in ("prompts", "n_samples", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
         if not 0 < self.temperature < math.inf:
             raise UserError(f"temperature is {self.temperature}; sampling needs one above zero.")
         if not 0 < self.top_p <= 1:
@@ -58,47 +58,45 @@ class PassAtKConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRunConfig:
+class EvaluationRunConfig(RunConfig):
     """Inference and evaluation of one model: a run of its own under outputs/{task}."""
 
     kind = "evaluation"
-    model: str = field(metadata={"hashed": False})
-    """The model that is evaluated, by the key of its base."""
-    artifact: str = field(metadata=_INTERNAL | {"hashed": False})
+    base: ModelLoadConfig = setting(flag=False, hashed=False)
+    """The base model under what is evaluated, as it is loaded."""
+    run: str | None = setting(None, flag=False, hashed=False)
+    """The directory of the run that is evaluated; None: the base model itself."""
+    run_hash: str | None = setting(None, flag=False, hashed=False)
+    sweetspot: str | None = setting(None, flag=False, hashed=False)
+    """The label of its checkpoint; None: its final model."""
+    artifact: str = setting(flag=False, hashed=False)
     """The run name of what is evaluated."""
-    artifact_hash: str = field(metadata=_INTERNAL)
-    """Its hash; of a sweetspot with its label behind."""
-    dataset: str = field(metadata=_INTERNAL)
-    version: str = field(metadata=_INTERNAL)
-    task: str = field(metadata=_INTERNAL)
+    artifact_hash: str = setting(flag=False)
+    """Hash of the artifact: of a run, of a base model, or of a run and a sweetspot's label."""
+    dataset: str = setting(flag=False)
+    version: str = setting(flag=False)
+    """Changes when the test pool does."""
+    data: DatasetConfig = setting(flag=False, hashed=False)
+    """The dataset whose test pool is answered."""
+    task: str = setting(flag=False)
     sampling: PassAtKConfig = PassAtKConfig()
-
-    @property
-    def hash(self) -> str:
-        """Over the artifact, the data and the sampling."""
-        return digest({"kind": self.kind, "settings": settings(self)})
+    is_default: bool = setting(True, flag=False, hashed=False)
+    """Whether the sampling is the model's default."""
 
     @property
     def suffix(self) -> str:
         """`_eval-{hash8}` unless the sampling is the model's default."""
-        same = settings(self.sampling) == settings(sampling_config(self.model))
-        return "" if same else f"_eval-{self.hash[:SHORT]}"
+        return "" if self.is_default else f"_eval-{self.hash[:SHORT]}"
 
     @property
     def run_name(self) -> str:
         """The artifact's name and the suffix."""
         return self.artifact + self.suffix
 
-    def identity(self) -> Identity:
-        """The identity under which the output directory is claimed."""
-        return Identity(
-            run_name=self.run_name,
-            kind=self.kind,
-            hash=self.hash,
-            hashed=settings(self),
-            settings=plain(self),
-            parent={"run_name": self.artifact, "hash": self.artifact_hash},
-        )
+    @property
+    def evaluates(self) -> dict[str, Any]:
+        """What is evaluated, as config.json names a parent."""
+        return {"run_name": self.artifact, "hash": self.artifact_hash}
 
 
 def sampling_config(model: str, values: Mapping[str, Any] | None = None) -> PassAtKConfig:
@@ -110,18 +108,45 @@ def sampling_config(model: str, values: Mapping[str, Any] | None = None) -> Pass
 
 
 def evaluation_config(
-    *, model: str, artifact: str, artifact_hash: str, dataset: str, task: str,
+    base: ModelLoadConfig,
+    *,
+    dataset: str,
+    task: str,
     sampling: PassAtKConfig,
-) -> EvaluationRunConfig:  # fmt: skip
-    """The evaluation of an artifact on the test pool of a dataset."""
-    from tuning.data.train_dataset import version
-
+    run: str | None = None,
+    run_hash: str | None = None,
+    sweetspot: str | None = None,
+) -> EvaluationRunConfig:
+    """The evaluation of a base model, of a run, or of a sweetspot of one, on the test pool of a
+    dataset.
+    """
+    data = dataset_config(dataset, task, "test")
+    default = sampling_config(base.model)
     return EvaluationRunConfig(
-        model=model,
-        artifact=artifact,
-        artifact_hash=artifact_hash,
+        base=base,
+        run=run,
+        run_hash=run_hash,
+        sweetspot=sweetspot,
+        artifact=artifact_name(base, run, sweetspot),
+        artifact_hash=artifact_hash(base, run_hash, sweetspot),
         dataset=dataset,
-        version=version(dataset, "test"),
+        version=data.version,
+        data=data,
         task=site.collections().task(task),
         sampling=sampling,
+        is_default=hashed_settings(sampling) == hashed_settings(default),
     )
+
+
+def artifact_name(base: ModelLoadConfig, run: str | None, sweetspot: str | None) -> str:
+    """What a model is called as something that is evaluated."""
+    if run is None:
+        return base.label
+    return sweetspot_name(run, sweetspot) if sweetspot else run
+
+
+def artifact_hash(base: ModelLoadConfig, run_hash: str | None, sweetspot: str | None) -> str:
+    """Its hash: of the run, of the run and the sweetspot's label, or of the base model."""
+    if run_hash is None:
+        return base.identity_hash
+    return sweetspot_hash(run_hash, sweetspot) if sweetspot else run_hash

@@ -12,17 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tuning.data.encoding import IGNORED, Encoded
+from tuning.sweetspots.monitor import Measurement
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """A prompt and its response as token ids."""
-
-    prompt: list[int]
-    response: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +28,23 @@ class Perplexity:
     sample_mean: float
     tokens: int
     samples: int
+
+    @property
+    def measurement(self) -> Measurement:
+        """As rules and metrics take it: the token-level definition counts."""
+        metrics = {"perplexity": self.token_level, "perplexity_sample_mean": self.sample_mean}
+        return Measurement(value=self.token_level, metrics=metrics)
+
+
+class PerplexityProbe:
+    """Measures the perplexity of a pool as often as it is asked to."""
+
+    def __init__(self, pool: Sequence[Encoded]) -> None:
+        self.pool = pool
+
+    def measure(self, model: PreTrainedModel) -> Measurement:
+        """The perplexity of the pool under a model on one device."""
+        return measure(model, self.pool).measurement
 
 
 def measure(model: PreTrainedModel, pool: Sequence[Encoded], *, batch_size: int = 64) -> Perplexity:
@@ -71,22 +83,22 @@ def _batch(model: PreTrainedModel, rows: Sequence[Encoded]) -> tuple[torch.Tenso
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    ids = [torch.tensor(row.prompt + row.response) for row in rows]
-    labels = [torch.tensor([-100] * len(row.prompt) + row.response) for row in rows]
+    ids = [torch.tensor(row.ids) for row in rows]
+    labels = [torch.tensor(row.labels) for row in rows]
     mask = [torch.ones_like(sequence) for sequence in ids]
     device = next(model.parameters()).device
     batch, target, attention = (
         pad_sequence(list(part), batch_first=True, padding_value=fill).to(device)
-        for part, fill in ((ids, 0), (labels, -100), (mask, 0))
+        for part, fill in ((ids, 0), (labels, IGNORED), (mask, 0))
     )
     mixed = device.type == "cuda" and model.dtype == torch.bfloat16
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
         logits = model(input_ids=batch, attention_mask=attention, use_cache=False).logits[:, :-1]
     target = target[:, 1:]
     nll = torch.nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), target, ignore_index=-100, reduction="none"
+        logits.float().transpose(1, 2), target, ignore_index=IGNORED, reduction="none"
     )
-    return nll.double().sum(dim=1).cpu(), (target != -100).sum(dim=1).cpu()
+    return nll.double().sum(dim=1).cpu(), (target != IGNORED).sum(dim=1).cpu()
 
 
 def _exp(value: float) -> float:

@@ -32,7 +32,7 @@ def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Gene
     """
     from tqdm import tqdm
 
-    rows = train_dataset.rows(config.dataset, "test", config.sampling.prompts)
+    rows = config.data.rows("test", config.sampling.prompts)
     size = config.sampling.batch_size
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     path = directory.path / "responses.jsonl"

@@ -12,8 +12,8 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from tuning.plan import Plan
 from tuning.runs import atomic
-from tuning.runs.stages import Plan
 
 WIDTH = 100
 """Columns of the words below the table."""

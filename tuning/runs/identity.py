@@ -1,28 +1,13 @@
-"""What a run is called and when two runs are the same one.
-
-A configuration is a frozen dataclass. A field that cannot change the result carries
-`metadata={"hashed": False}` and stays out of the hash: paths, micro-batch, logging.
-"""
+"""Hashes of settings, numbers in run names, and the differences between two runs' settings."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields, is_dataclass
 from typing import Any
 
-
-def settings(config: Any) -> Any:
-    """The hashed settings of a dataclass as plain JSON values, nested dataclasses included."""
-    if is_dataclass(config):
-        return {
-            f.name: settings(getattr(config, f.name))
-            for f in fields(config)
-            if f.metadata.get("hashed", True)
-        }
-    if isinstance(config, tuple | list):
-        return [settings(value) for value in config]
-    return config
+FORMAT = 2
+"""Of the files that are written. A run directory or plan of another format is left alone."""
 
 
 def digest(value: Any) -> str:
@@ -34,16 +19,6 @@ def digest(value: Any) -> str:
 def number(value: float) -> str:
     """The fewest digits that round-trip, at least one decimal: 2 -> 2.0, 1.25 -> 1.25."""
     return repr(float(value))
-
-
-def threshold_label(threshold: float) -> str:
-    """`ppl-2.0`"""
-    return f"ppl-{number(threshold)}"
-
-
-def patience_label(evaluations: int, decrease: float) -> str:
-    """`ppl-2@0.02`: fell by less than 0.02 in each of the last 2 evaluations."""
-    return f"ppl-{evaluations}@{number(decrease)}"
 
 
 def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:

@@ -6,7 +6,7 @@ stops at once. A process that a launcher started also ends when its parent is go
 number comes in TUNING_PARENT. Where torchrun stands between a stage and who started it, signals do
 not arrive: a file that TUNING_STOP names is as good as one.
 
-Processes that train together stop together: each asks `agreed_to_stop()` at the same step.
+Processes that train together stop together: they ask `agreed_to_stop()` of tuning/engine/ranks.py.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from tuning.runs import ranks
 from tuning.runs.errors import Interrupted
 
 PARENT_VARIABLE = "TUNING_PARENT"
@@ -36,7 +37,7 @@ def install() -> None:
     """Take the signals over and watch the parent; call it once, early, in the main thread."""
     for number in SIGNALS:
         signal.signal(number, _on_signal)
-    joined = "TORCHELASTIC_RUN_ID" in os.environ
+    joined = ranks.under_torchrun()
     parent = None if joined else os.environ.get(PARENT_VARIABLE)
     if parent:
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
@@ -90,22 +91,6 @@ def _look_for(stop: Path) -> None:
 def asked_to_stop() -> bool:
     """Whether to save and stop at the next safe point."""
     return _asked.is_set()
-
-
-def agreed_to_stop() -> bool:
-    """`asked_to_stop()` of any of the processes that train together; all must call it at the same
-    step.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.distributed.is_available():
-        return _asked.is_set()
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return _asked.is_set()
-    asked = torch.tensor([int(_asked.is_set())])
-    if torch.distributed.get_backend() == "nccl":
-        asked = asked.cuda()
-    torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-    return bool(asked.item())
 
 
 def check() -> None:

@@ -25,6 +25,8 @@ from typing import NoReturn
 
 from tuning.runs.atomic import read_json, write_json
 from tuning.runs.errors import EXIT_FAILED, StageFailed
+from tuning.runs.log import logger
+from tuning.runs.progress import tell_waiting
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
@@ -185,7 +187,6 @@ class Lock:
         self,
         *,
         wait: bool = True,
-        say: Callable[[str], None] = print,
         check: Callable[[], None] = lambda: None,
         poll_seconds: float = 0.5,
     ) -> Iterator[None]:
@@ -199,7 +200,9 @@ class Lock:
             if not wait:
                 raise StageFailed(f"{self.path.parent} is in use by {other}.")
             if named is None or (other.host, other.pid) != (named.host, named.pid):
-                say(f"{self.path.parent.name}: in use by {other}; waiting for it")
+                waiting = f"{self.path.parent.name}: in use by {other}; waiting for it"
+                logger.info(waiting)
+                tell_waiting(waiting)
                 named = other
             check()
             time.sleep(poll_seconds)

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,11 +26,12 @@ from typing import Any
 
 from tuning.runs import atomic, provenance
 from tuning.runs.errors import StageFailed, UserError
-from tuning.runs.identity import differences
+from tuning.runs.identity import FORMAT, differences
 from tuning.runs.lock import Lock
+from tuning.runs.log import logger
+from tuning.runs.progress import tell
 
 SHORT = 8
-PROGRESS_VARIABLE = "TUNING_PROGRESS"
 _OURS = re.compile(r"lock\.json|\.lock|\..*\.tmp")
 """What a claim that was cut short may leave before there is a config.json."""
 
@@ -52,11 +51,14 @@ class Identity:
 
 
 def locate(root: Path, run_name: str, hash_: str) -> Path:
-    """`root/run_name`, with `-{hash8}` behind where another run has the name."""
+    """`root/run_name`, with `-{hash8}` behind where another run has the name, be it the same run
+    as another version of the code wrote it.
+    """
     plain = root / run_name
-    found = RunDirectory(plain).hash
+    standing = RunDirectory(plain)
     suffix = f"-{hash_[:SHORT]}"
-    if found in (None, hash_) or run_name.endswith(suffix):
+    free = standing.config is None or (standing.hash == hash_ and standing.is_current)
+    if free or run_name.endswith(suffix):
         return plain
     return root / f"{run_name}{suffix}"
 
@@ -81,6 +83,8 @@ def take(path: Path, identity: Identity, *, force: bool = False) -> None:
         return
     if standing is None or "hashed" not in standing:
         raise UserError(f"'{path}' holds other files than a run's; name a new or an empty folder")
+    if standing.get("format") != FORMAT:
+        raise UserError(f"'{path}' holds a run of another version of tuning; name another folder")
     if standing["hash"] != identity.hash and not force:
         changed = "; ".join(differences(identity.hashed, standing["hashed"]))
         raise UserError(f"'{path}' holds a run of other settings ({changed}); name another folder")
@@ -112,6 +116,12 @@ class RunDirectory:
         """The hash of the run that stands here."""
         config = self.config
         return config.get("hash") if config else None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this version of the code reads and writes what is here, as far as it is there."""
+        config = self.config
+        return config is None or config.get("format") == FORMAT
 
     @property
     def status(self) -> dict[str, Any]:
@@ -193,14 +203,6 @@ class RunDirectory:
         self.write_status("done" if last else "running", "", {name: entry("done")})
 
 
-def tell(**record: Any) -> None:
-    """Say where a stage is to whoever started it, by way of the file that TUNING_PROGRESS names."""
-    path = os.environ.get(PROGRESS_VARIABLE)
-    if path:
-        with contextlib.suppress(OSError):
-            atomic.write_json(Path(path), record)
-
-
 def _ending(error: BaseException) -> tuple[str, str]:
     """The state and reason that an exception leaves behind."""
     from tuning.runs.errors import Interrupted
@@ -220,7 +222,6 @@ def claim(
     wait: bool = True,
     force: bool = False,
     check: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = print,
 ) -> Iterator[RunDirectory]:
     """Hold the directory of a run for writing; it is made on the first claim.
 
@@ -236,19 +237,22 @@ def claim(
 
     path = place()
     while True:
-        with Lock(path).holding(wait=wait, check=check, say=say):
+        with Lock(path).holding(wait=wait, check=check):
             settled = place()
             if settled == path:
                 directory = RunDirectory(path)
-                _prepare(directory, identity, force=force, say=say)
+                _prepare(directory, identity, force=force)
                 yield directory
                 return
         path = settled
 
 
-def _prepare(
-    directory: RunDirectory, identity: Identity, *, force: bool, say: Callable[[str], None]
-) -> None:
+def _prepare(directory: RunDirectory, identity: Identity, *, force: bool) -> None:
+    if not directory.is_current:
+        raise StageFailed(
+            f"{directory.path} was written by another version of tuning; it is left as it is. "
+            "Move it away, or use that version."
+        )
     for left in directory.path.glob(".*.tmp"):
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     if force:
@@ -259,6 +263,7 @@ def _prepare(
         atomic.write_json(
             directory.path / "config.json",
             {
+                "format": FORMAT,
                 "run_name": directory.name,
                 "kind": identity.kind,
                 "hash": identity.hash,
@@ -276,7 +281,7 @@ def _prepare(
     if directory.status["state"] != "done" and (
         drifted := provenance.drift(now, standing["provenance"])
     ):
-        say(f"warning: {directory.name} was begun with other versions: {', '.join(drifted)}")
+        logger.warning(f"{directory.name} was begun with other versions: {', '.join(drifted)}")
 
 
 def _empty(path: Path) -> None:
@@ -301,7 +306,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            print(f"warning: {path} has a damaged line; the rest is ignored", file=sys.stderr)
+            logger.warning(f"{path} has a damaged line; the rest is ignored")
             break
     return rows
 

@@ -1,115 +1,92 @@
 """SFT and preference runs as frozen dataclasses: settings, names, identity. No I/O beyond
 collections.yaml.
 
-`sft_config()` and `preference_config()` are the doors: they put together the defaults of
-config_parts.py, what collections.yaml says of the model, and what was given. Two configs that would
-give the same weights have the same hash; a run whose settings are all the model's defaults has the
-plain name.
+`sft_config()` and `preference_config()` build them from the defaults, what collections.yaml says of
+the model, and what was given. Two configs that would give the same weights have the same hash; a
+run whose settings are all the model's defaults has the plain name. A config is complete in itself:
+once built, nothing of it is looked up in collections.yaml again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tuning import config as site
-from tuning.data import train_dataset
-from tuning.engine.run_config import pretrain_config
-from tuning.flags import build, override, plain
+from tuning.data.config import DatasetConfig, dataset_config
+from tuning.engine.run_config import PretrainRunConfig, pretrain_config
+from tuning.flags import build, override
+from tuning.plan import REMAINING
 from tuning.runs.content import weights_hash
 from tuning.runs.errors import UserError
-from tuning.runs.identity import digest, patience_label, settings, threshold_label
-from tuning.runs.rundir import SHORT, Identity
-from tuning.runs.stages import REMAINING
-from tuning.training.config_parts import (
-    DatasetConfig,
+from tuning.runs.rundir import SHORT
+from tuning.settings import RunConfig, setting
+from tuning.sweetspots.config import PerplexityConfig
+from tuning.sweetspots.monitor import Spending
+from tuning.sweetspots.rules import Rule
+from tuning.training.config import (
     DPOTrainingConfig,
     EngineSFTConfig,
-    LoraConfig,
-    ModelLoadConfig,
-    PerplexityConfig,
     TrainingArgumentsConfig,
     check_engine,
-    checked_lora,
-    checked_model,
-    checked_preference,
-    checked_rules,
-    checked_training,
-    parse_patience,
+    check_preference,
+    refuse_other_trainer,
 )
+from tuning.weights.config import LoraConfig, ModelLoadConfig
 
-_FREE: dict[str, Any] = {"hashed": False}
+T = TypeVar("T", bound=TrainingArgumentsConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
     """The run that a preference run continues."""
 
-    run_name: str = field(metadata=_FREE)
-    """Its name before any directory was made."""
+    run_name: str = setting(hashed=False)
+    """The name of its directory."""
     hash: str
     """Its hash."""
     sweetspot: str | None = None
     """The label of its checkpoint to fork from, `ppl-2.0`; None: its final model."""
     total_data: int | None = None
     """The budget that both share; None where the size is given outright."""
-    model_defaults: bool = field(default=True, metadata=_FREE)
+    is_default: bool = setting(True, hashed=False)
     """Whether it differs from its model's defaults in nothing but sizes and sweetspot rules."""
-    lora: LoraConfig | None = field(default=None, metadata=_FREE)
-    """Its adapter, which a preference run trains further; None where it left whole weights."""
-
-
-class _Run:
-    """What SFT and preference runs have in common."""
-
-    kind: str
-
-    @property
-    def artifact(self) -> str:
-        """`adapter` or `full`: the form of the model that the run leaves."""
-        return "adapter"
-
-    @property
-    def hashed(self) -> dict[str, Any]:
-        """The settings that change the result."""
-        found: dict[str, Any] = settings(self)
-        return found
-
-    @property
-    def hash(self) -> str:
-        """Over everything that changes the result."""
-        return digest({"kind": self.kind, "settings": self.hashed})
-
-    def identity(self, run_name: str, parent: dict[str, Any] | None) -> Identity:
-        """The identity under which the run's directory is claimed."""
-        return Identity(
-            run_name=run_name,
-            kind=self.kind,
-            hash=self.hash,
-            hashed=self.hashed,
-            settings=plain(self),
-            parent=parent,
-            artifact=self.artifact,
-        )
-
-    def _suffixed(self, name: str, is_default: bool) -> str:
-        return name if is_default else f"{name}-{self.hash[:SHORT]}"
+    lora: LoraConfig | None = setting(None, hashed=False)
+    """Its adapter, which a preference run trains further; None where it left full weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTRunConfig(_Run):
+class SFTRunConfig(RunConfig):
     """One supervised fine-tuning run."""
 
     kind = "sft"
     model: ModelLoadConfig
     dataset: DatasetConfig
-    task: str = field(metadata=_FREE)
-    lora: LoraConfig
+    task: str = setting(hashed=False)
+    lora: LoraConfig = setting(hashed=lambda part, run: run.trainer == "trl")
     training: TrainingArgumentsConfig
     perplexity: PerplexityConfig
-    engine: EngineSFTConfig = field(default_factory=EngineSFTConfig)
+    engine: EngineSFTConfig = setting(
+        default_factory=EngineSFTConfig, hashed=lambda part, run: run.trainer == "engine"
+    )
+    is_default: bool = setting(True, hashed=False)
+    """Whether all that its name does not show is the model's default."""
+    is_default_but_rules: bool = setting(True, hashed=False)
+    """The same, the sweetspot rules aside."""
+
+    def __post_init__(self) -> None:
+        if self.trainer == "engine":
+            check_engine(self.engine, self.model, self.training)
+        else:
+            self.training.require_whole_micro_batches()
+
+    @property
+    def train_size(self) -> int:
+        """SFT examples."""
+        assert self.dataset.train_size is not None
+        return self.dataset.train_size
 
     @property
     def trainer(self) -> str:
@@ -117,27 +94,15 @@ class SFTRunConfig(_Run):
         return self.engine.trainer
 
     @property
-    def artifact(self) -> str:
-        """The engine trains, and leaves, whole weights."""
+    def artifact_form(self) -> str:
+        """The engine trains, and leaves, full weights."""
         return "full" if self.trainer == "engine" else "adapter"
-
-    @property
-    def hashed(self) -> dict[str, Any]:
-        """The settings that change the result: not those of the other trainer."""
-        found: dict[str, Any] = settings(self)
-        engine = found.pop("engine")
-        if self.trainer == "engine":
-            del found["lora"], found["training"]["optimizer"]
-            if not self.engine.osft:
-                del engine["osft_unfreeze_rank_ratio"]
-            found["engine"] = engine
-        return found
 
     @property
     def run_name(self) -> str:
         """`{model}_sft-{dataset}-{n}`, with `-{hash8}` behind unless all else is the default."""
-        name = f"{self.model.label}_sft-{self.dataset.dataset}-{self.dataset.train_size}"
-        return self._suffixed(name, self.hashed == self.default().hashed)
+        name = f"{self.model.label}_sft-{self.dataset.dataset}-{self.train_size}"
+        return name if self.is_default else f"{name}-{self.hash[:SHORT]}"
 
     def default(self) -> SFTRunConfig:
         """The same run with the defaults of its model."""
@@ -145,60 +110,45 @@ class SFTRunConfig(_Run):
             model=self.model.model,
             dataset=self.dataset.dataset,
             task=self.task,
-            train_size=self.dataset.train_size or 1,
+            train_size=self.train_size,
         )
 
     @property
-    def model_defaults(self) -> bool:
-        """Whether nothing but sizes and sweetspot rules differs from the defaults of the model."""
-        default = self.default()
-        rules = replace(
-            self.perplexity,
-            perplexity_thresholds=default.perplexity.perplexity_thresholds,
-            perplexity_patience=default.perplexity.perplexity_patience,
-        )
-        return replace(self, perplexity=rules).hashed == default.hashed
+    def rules(self) -> list[Rule]:
+        """The rules of its sweetspots."""
+        return self.perplexity.rules
 
     @property
-    def rules(self) -> list[str]:
-        """The labels of the sweetspots in the order given: thresholds, then patience rules."""
-        return [
-            *(threshold_label(value) for value in self.perplexity.perplexity_thresholds),
-            *(
-                patience_label(*parse_patience(rule))
-                for rule in self.perplexity.perplexity_patience
-            ),
-        ]
+    def spending(self) -> Spending:
+        """Examples seen and used by optimizer steps."""
+        batch = self.training.effective_batch_size
+        return Spending(train_size=self.train_size, batch_size=batch)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PTRunConfig(_Run):
+class PTRunConfig(RunConfig):
     """One preference run: from the base, from an SFT run, or from a sweetspot of one."""
 
     kind = "pt"
+    trainer = "trl"
     model: ModelLoadConfig
     dataset: DatasetConfig
-    task: str = field(metadata=_FREE)
+    task: str = setting(hashed=False)
     pft_method: str
-    lora: LoraConfig
+    lora: LoraConfig = setting(hashed=lambda part, run: not run.continues_adapter)
     training: DPOTrainingConfig
     parent: Parent | None = None
+    is_default: bool = setting(True, hashed=False)
+    """Whether all that its name does not show is the model's default."""
+
+    def __post_init__(self) -> None:
+        check_preference(self.training, self.pft_method)
+        self.training.require_whole_micro_batches()
 
     @property
-    def artifact(self) -> str:
-        """A run that merged its parent leaves whole weights, any other an adapter."""
+    def artifact_form(self) -> str:
+        """A run that merged its parent leaves full weights, any other an adapter."""
         return "full" if self.training.merge_parent else "adapter"
-
-    @property
-    def hashed(self) -> dict[str, Any]:
-        """The settings that change the result: not those of other preference methods."""
-        found: dict[str, Any] = settings(self)
-        for entry in fields(DPOTrainingConfig):
-            if self.pft_method not in entry.metadata.get("methods", (self.pft_method,)):
-                found["training"].pop(entry.name, None)
-        if self.continues_adapter:
-            del found["lora"]
-        return found
 
     @property
     def continues_adapter(self) -> bool:
@@ -220,15 +170,17 @@ class PTRunConfig(_Run):
         """The name with the size that a fork turned out to have."""
         data = f"{self.dataset.dataset}-{REMAINING if train_size is None else train_size}"
         if self.parent is not None and self.parent.sweetspot is not None:
-            fork = f"{self.model.label}_sweetspot-{self.parent.sweetspot}_{self.pft_method}-{data}"
-            return self._suffixed(fork, self._is_default and self.parent.model_defaults)
-        start = self.parent.run_name if self.parent else self.model.label
-        method = "" if self.pft_method == "dpo" else f"_{self.pft_method}"
-        return self._suffixed(f"{start}_pt-{data}{method}", self._is_default)
+            name = f"{self.model.label}_sweetspot-{self.parent.sweetspot}_{self.pft_method}-{data}"
+            plain = self.is_default and self.parent.is_default
+        else:
+            start = self.parent.run_name if self.parent else self.model.label
+            method = "" if self.pft_method == "dpo" else f"_{self.pft_method}"
+            name, plain = f"{start}_pt-{data}{method}", self.is_default
+        return name if plain else f"{name}-{self.hash[:SHORT]}"
 
-    @property
-    def _is_default(self) -> bool:
-        default = preference_config(
+    def default(self) -> PTRunConfig:
+        """The same run with the defaults of its model."""
+        return preference_config(
             model=self.model.model,
             dataset=self.dataset.dataset,
             task=self.task,
@@ -236,9 +188,12 @@ class PTRunConfig(_Run):
             train_size=self.dataset.train_size,
             parent=self.parent,
         )
-        return self.hashed == default.hashed
 
 
+RUN_CONFIGS: dict[str, type[RunConfig]] = {
+    "pretrain": PretrainRunConfig, "sft": SFTRunConfig, "pft": PTRunConfig,
+}  # fmt: skip
+"""The run config of each kind of stage that trains."""
 SFT_PARTS: tuple[type, ...] = (
     ModelLoadConfig, LoraConfig, TrainingArgumentsConfig, PerplexityConfig, EngineSFTConfig,
 )  # fmt: skip
@@ -254,19 +209,47 @@ def sft_config(
     values: Mapping[str, Any] | None = None,
 ) -> SFTRunConfig:
     """An SFT run: defaults, then collections.yaml, then `values` (flat names)."""
-    chosen = _model_settings(model, ("sft",), SFT_PARTS) | dict(values or {})
+    values = dict(values or {})
+    chosen = _model_settings(model, ("sft",), SFT_PARTS) | values
+    refuse_other_trainer(chosen.get("trainer", "trl"), values)
     task = site.collections().task(task)
-    engine, training = build(EngineSFTConfig, chosen), build(TrainingArgumentsConfig, chosen)
-    loaded = _model(model, chosen)
-    check_engine(engine, loaded, training, values or ())
-    return SFTRunConfig(
-        model=loaded,
-        dataset=_dataset(dataset, task, "sft", train_size),
+    made = SFTRunConfig(
+        model=_model(model, chosen),
+        dataset=dataset_config(dataset, task, "sft", train_size),
         task=task,
-        lora=checked_lora(build(LoraConfig, chosen)),
-        training=checked_training(training, splits=engine.trainer == "trl"),
-        perplexity=checked_rules(build(PerplexityConfig, chosen)),
-        engine=engine,
+        lora=build(LoraConfig, chosen),
+        training=_fitting(build(TrainingArgumentsConfig, chosen)),
+        perplexity=_sorted(build(PerplexityConfig, chosen)),
+        engine=build(EngineSFTConfig, chosen),
+    )
+    if not values:
+        return made
+    default = made.default()
+    ruled = replace(made, perplexity=_with_rules_of(default.perplexity, made.perplexity))
+    return replace(
+        made,
+        is_default=made.hashed == default.hashed,
+        is_default_but_rules=ruled.hashed == default.hashed,
+    )
+
+
+def _fitting(training: T) -> T:
+    """The settings with a micro-batch that is no larger than the batch."""
+    micro = min(training.micro_batch_size, training.effective_batch_size)
+    return replace(training, micro_batch_size=micro)
+
+
+def _sorted(perplexity: PerplexityConfig) -> PerplexityConfig:
+    """The settings with their thresholds from high to low, as they are crossed."""
+    thresholds = tuple(sorted(perplexity.perplexity_thresholds, reverse=True))
+    return replace(perplexity, perplexity_thresholds=thresholds)
+
+
+def _with_rules_of(rules: PerplexityConfig, perplexity: PerplexityConfig) -> PerplexityConfig:
+    return replace(
+        perplexity,
+        perplexity_thresholds=rules.perplexity_thresholds,
+        perplexity_patience=rules.perplexity_patience,
     )
 
 
@@ -284,19 +267,19 @@ def preference_config(
     method = site.collections().method(pft_method)
     task = site.collections().task(task)
     chosen = _model_settings(model, ("pft", method), PT_PARTS) | dict(values or {})
-    lora = checked_lora(build(LoraConfig, chosen))
-    training = checked_preference(build(DPOTrainingConfig, chosen), method)
+    lora, training = build(LoraConfig, chosen), _fitting(build(DPOTrainingConfig, chosen))
     if parent is not None and parent.lora is not None and not training.merge_parent:
         lora = parent.lora
-    return PTRunConfig(
+    made = PTRunConfig(
         model=_model(model, chosen),
-        dataset=_dataset(dataset, task, "pt", train_size),
+        dataset=dataset_config(dataset, task, "pt", train_size),
         task=task,
         pft_method=method,
         lora=lora,
         training=training,
         parent=parent,
     )
+    return made if not values else replace(made, is_default=made.hashed == made.default().hashed)
 
 
 def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:
@@ -327,15 +310,10 @@ def _model(name: str, chosen: Mapping[str, Any]) -> ModelLoadConfig:
         known = sorted(path.stem for path in site.CHAT_TEMPLATES.glob("*.jinja"))
         raise UserError(f"unknown chat template '{template}'; choose from: {', '.join(known)}.")
     key = name if name in site.collections().models else entry.path or name
-    return checked_model(
-        build(
-            ModelLoadConfig,
-            chosen,
-            model=key,
-            source=entry.source,
-            base_hash=_base_hash(entry),
-        )
-    )
+    return build(
+        ModelLoadConfig, chosen, model=key, source=entry.source, path=entry.path,
+        base_hash=_base_hash(entry),
+    )  # fmt: skip
 
 
 def _base_hash(entry: site.ModelEntry) -> str | None:
@@ -343,15 +321,3 @@ def _base_hash(entry: site.ModelEntry) -> str | None:
     if entry.from_run:
         return pretrain_config(entry.from_run).hash
     return weights_hash(Path(entry.path)) if entry.path else None
-
-
-def _dataset(name: str, task: str, kind: str, train_size: int | None) -> DatasetConfig:
-    site.collections().dataset(name, task)
-    if train_size is not None:
-        train_dataset.require(name, train_dataset.POOL_OF_TYPE[kind], train_size, "train_size")
-    return DatasetConfig(
-        dataset=name,
-        dataset_type=kind,
-        version=train_dataset.version(name, *train_dataset.READ_BY_TYPE[kind]),
-        train_size=train_size,
-    )

@@ -11,6 +11,7 @@ from tuning.runs.rundir import RunDirectory
 from tuning.training import preference, trainers
 from tuning.training.checkpoints import WholeCheckpoints
 from tuning.training.config_training import PTRunConfig
+from tuning.training.start import Start
 
 
 class _Trainer(WholeCheckpoints, DPOTrainer):
@@ -49,9 +50,7 @@ def _chosen_tokens(batch: Any) -> int:
     return int(mask[: mask.shape[0] // 2, 1:].sum())
 
 
-def train(
-    config: PTRunConfig, directory: RunDirectory, start: preference.Start, report_to: list[str]
-) -> None:
+def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to: list[str]) -> None:
     """Train, or continue, the run in `directory` and leave its model there."""
     prepared = preference.prepare(config, directory, start)
     weight = config.training.sft_loss_weight

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 
+from tuning.data.budget import total_steps
 from tuning.engine import checkpoint, loop, model, ranks
 from tuning.engine.checkpoint import TrainingState
 from tuning.engine.config import ComputeConfig, EngineConfig, PretrainConfig
@@ -21,14 +22,14 @@ from tuning.engine.export import save_model, write_model
 from tuning.engine.perplexity import PoolPerplexity, rows_of
 from tuning.engine.pretraining import batches_of, open_model
 from tuning.engine.reporting import Reporter
-from tuning.runs import interrupt, manifest
+from tuning.runs import manifest
 from tuning.runs.atomic import read_json
 from tuning.runs.rundir import SHORT, RunDirectory
-from tuning.training import models
-from tuning.training.budget import data_points_seen, total_steps
+from tuning.sweetspots.monitor import Monitor
 from tuning.training.config_training import SFTRunConfig
-from tuning.training.encoding import sft_pools
-from tuning.training.perplexity_watch import PerplexityWatch, rules_of
+from tuning.training.pools import sft_pools
+from tuning.weights import loading, reading
+from tuning.weights.base import MODEL, base_location
 
 RULES = "sweetspot_rules"
 """Where a checkpoint has how far the rules are."""
@@ -38,26 +39,28 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     """Train, or continue, the run in `directory` and leave its model there."""
     steps = _steps(config)
     t, engine = training_config(config, steps), engine_config(config)
-    tokenizer = models.load_tokenizer(config.model)
-    rows, pool = sft_pools(config, tokenizer, _say)
+    tokenizer = loading.load_tokenizer(config.model)
+    rows, pool = sft_pools(config, tokenizer)
     layout = ranks.layout(engine.sep_size)
-    source = models.base_location(config.model)
+    source = base_location(config.model)
     spread, cost = open_model(
-        lambda: model.read(source, torch.float32),
-        lambda: model.skeleton(model.read_config(source), torch.float32),
+        lambda: reading.read(source, torch.float32),
+        lambda: model.skeleton(reading.read_config(source), torch.float32),
         t, engine, layout,
     )  # fmt: skip
     size = config.training.effective_batch_size
     batches = batches_of(rows_of(rows), size, t, layout, cost, None)
 
     saved = _saved(directory)
-    watch = PerplexityWatch(config, rules_of(config), directory, _say, writes=_first())
+    monitor = Monitor(config.perplexity, config.spending, directory, config.hash)
     if saved:
-        watch.rules.load(saved["extra"][RULES])
+        monitor.rules.load(saved["extra"][RULES])
     perplexity = PoolPerplexity(pool, batches, spread, t)
-    sweetspots = _Sweetspots(watch, perplexity, steps, tokenizer)
+    sweetspots = _Sweetspots(
+        monitor, perplexity, steps, tokenizer, loading.dtype_of(config.model)
+    )
     # What was stopped early, and then killed before it was done, has no step left.
-    left = saved["step"] if watch.stops else steps
+    left = saved["step"] if monitor.stops else steps
     name = config.run_name.removesuffix(f"-{config.hash[:SHORT]}")
     reporter = Reporter(
         directory, engine, f"{name}_{config.hash[:SHORT]}", steps=steps, done=saved.get("step", 0),
@@ -68,9 +71,9 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         state = loop.train(
             spread, batches, t, engine, steps=left, directory=directory.path, flops=cost,
             peak_flops=peak, on_step=reporter.step, after_step=sweetspots.after_step,
-            should_stop=interrupt.agreed_to_stop,
+            should_stop=ranks.agreed_to_stop,
         )  # fmt: skip
-    _finish(config, directory, state, watch, tokenizer)
+    _finish(config, directory, state, monitor, tokenizer)
 
 
 def training_config(config: SFTRunConfig, steps: int) -> PretrainConfig:
@@ -106,17 +109,12 @@ def engine_config(config: SFTRunConfig) -> EngineConfig:
 
 def _steps(config: SFTRunConfig) -> int:
     t = config.training
-    return total_steps(config.dataset.train_size or 0, t.effective_batch_size, t.num_train_epochs)
+    return total_steps(config.train_size, t.effective_batch_size, t.num_train_epochs)
 
 
 def _first() -> bool:
     """Whether this is the process that writes."""
     return ranks.rank() == 0
-
-
-def _say(text: str) -> None:
-    if _first():
-        print(text)
 
 
 def _saved(directory: RunDirectory) -> dict[str, Any]:
@@ -132,47 +130,48 @@ class _Sweetspots:
     """What is done between steps: measure, ask the rules, save."""
 
     def __init__(
-        self, watch: PerplexityWatch, perplexity: PoolPerplexity, steps: int, tokenizer: Any
-    ) -> None:
-        self.watch = watch
+        self, monitor: Monitor, perplexity: PoolPerplexity, steps: int, tokenizer: Any,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        self.monitor = monitor
         self.perplexity = perplexity
         self.steps = steps
         self.tokenizer = tokenizer
+        self.dtype = dtype
 
     def after_step(self, state: TrainingState) -> bool:
         """Whether the last rule has fired; its time counts as training, as it does with TRL."""
-        if not self.watch.due(state.step, self.steps):
+        if not self.monitor.due(state.step, self.steps):
             return False
         started = time.perf_counter()
         self._measure(state)
-        state.extra[RULES] = self.watch.rules.state()
+        state.extra[RULES] = self.monitor.rules.state()
         state.seconds += time.perf_counter() - started
-        return self.watch.stops
+        return self.monitor.stops
 
     def _measure(self, state: TrainingState) -> None:
         def write(folder: Path) -> None:
-            dtype = models.dtype_of(self.watch.config.model)
-            write_model(state.spread, folder, dtype, self.tokenizer)
+            write_model(state.spread, folder, self.dtype, self.tokenizer)
 
-        fired = self.watch.observe(state.step, self.perplexity.measure())
-        for rule in ranks.from_first(self.watch.missing(fired)):
+        fired = self.monitor.observe(state.step, self.perplexity.measure().measurement)
+        for rule in ranks.from_first(self.monitor.missing(fired)):
             if _first():
-                self.watch.save(rule, state.step, write)
+                self.monitor.save(rule, state.step, write)
             else:
-                write(self.watch.target(rule))
+                write(self.monitor.target(rule))
 
 
 def _finish(
-    config: SFTRunConfig, directory: RunDirectory, state: TrainingState, watch: PerplexityWatch,
+    config: SFTRunConfig, directory: RunDirectory, state: TrainingState, monitor: Monitor,
     tokenizer: Any,
 ) -> None:  # fmt: skip
     """Write the model and result.json; checkpoints stay until the run is done."""
-    dtype = models.dtype_of(config.model)
-    save_model(state.spread, directory.path / models.MODEL, dtype, tokenizer)
+    dtype = loading.dtype_of(config.model)
+    save_model(state.spread, directory.path / MODEL, dtype, tokenizer)
     if not _first():
         return
-    size = config.dataset.train_size or 0
-    seen = data_points_seen(state.step, size, config.training.effective_batch_size)
+    size = config.train_size
+    seen = config.spending.seen(state.step)
     directory.write_result(
         global_step=state.step,
         train_size=size,
@@ -181,7 +180,7 @@ def _finish(
         train_tokens=state.tokens,
         train_seconds=round(state.seconds, 2),
         device=ranks.device().type,
-        perplexity=watch.rules.history[-1],
-        base_perplexity=watch.rules.history[0],
-        sweetspots=watch.rules.outcome(),
+        perplexity=monitor.rules.history[-1],
+        base_perplexity=monitor.rules.history[0],
+        sweetspots=monitor.rules.outcome(),
     )

@@ -19,6 +19,7 @@ from tuning.tasks.base import task
 from tuning.training import preference, trainers
 from tuning.training.checkpoints import WholeCheckpoints
 from tuning.training.config_training import PTRunConfig
+from tuning.training.start import Start
 
 
 class _EpochSampler(RepeatSampler):
@@ -39,13 +40,11 @@ class _Trainer(WholeCheckpoints, GRPOTrainer):
         return sampler
 
 
-def train(
-    config: PTRunConfig, directory: RunDirectory, start: preference.Start, report_to: list[str]
-) -> None:
+def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to: list[str]) -> None:
     """Train, or continue, the run in `directory` and leave its model there."""
     prepared = preference.prepare(config, directory, start)
     t = config.training
-    train_dataset.require_answers(config.dataset.dataset)
+    train_dataset.require_answers(config.dataset.entry)
     whole_batches = start.train_size // prepared.batch
     steps = max(1, round(t.num_train_epochs * whole_batches))
     arguments = trainers.arguments(config, directory, report_to, steps, prepared.batch)

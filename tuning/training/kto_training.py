@@ -14,6 +14,7 @@ from tuning.runs.rundir import RunDirectory
 from tuning.training import preference, trainers
 from tuning.training.checkpoints import WholeCheckpoints
 from tuning.training.config_training import PTRunConfig
+from tuning.training.start import Start
 
 
 class _Trainer(WholeCheckpoints, KTOTrainer):
@@ -35,9 +36,7 @@ def unpaired(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     return made
 
 
-def train(
-    config: PTRunConfig, directory: RunDirectory, start: preference.Start, report_to: list[str]
-) -> None:
+def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to: list[str]) -> None:
     """Train, or continue, the run in `directory` and leave its model there."""
     prepared = preference.prepare(config, directory, start)
     micro = 2 * trainers.largest_divisor(prepared.batch, config.training.kl_batch_size // 2)

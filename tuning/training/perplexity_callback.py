@@ -1,33 +1,21 @@
-"""Measures perplexity while SFT runs and saves a checkpoint at every sweetspot."""
+"""Measures perplexity while SFT runs under TRL, and saves a checkpoint at every sweetspot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tuning.evaluation.perplexity import Encoded, measure
-from tuning.runs.rundir import RunDirectory
-from tuning.training.config_training import SFTRunConfig
-from tuning.training.models import write
-from tuning.training.perplexity_watch import PerplexityWatch
-from tuning.training.sweetspots import SweetspotRules
+from tuning.sweetspots.monitor import Monitor, Probe
+from tuning.weights.loading import write
 
 
 class PerplexityStoppingCallback(TrainerCallback):
-    """Asks the rules before the first step and every `eval_steps`; stops after the last one."""
+    """Measures before the first step and every `eval_steps`; stops after the last rule."""
 
-    def __init__(
-        self,
-        config: SFTRunConfig,
-        rules: SweetspotRules,
-        pool: Sequence[Encoded],
-        directory: RunDirectory,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        self.pool = pool
-        self.watch = PerplexityWatch(config, rules, directory, say)
+    def __init__(self, monitor: Monitor, probe: Probe) -> None:
+        self.monitor = monitor
+        self.probe = probe
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -38,11 +26,11 @@ class PerplexityStoppingCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.watch.due(state.global_step, state.max_steps):
+        if self.monitor.due(state.global_step, state.max_steps):
             self._measure(state.global_step, kwargs["model"])
-            control.should_training_stop |= self.watch.stops
+            control.should_training_stop |= self.monitor.stops
 
     def _measure(self, step: int, model: Any) -> None:
-        fired = self.watch.observe(step, measure(model, self.pool))
-        for rule in self.watch.missing(fired):
-            self.watch.save(rule, step, lambda folder: write(model, folder))
+        fired = self.monitor.observe(step, self.probe.measure(model))
+        for rule in self.monitor.missing(fired):
+            self.monitor.save(rule, step, lambda folder: write(model, folder))

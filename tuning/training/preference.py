@@ -9,26 +9,17 @@ memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
-from tuning.data import train_dataset
+from tuning.data.budget import data_points_seen, total_steps
 from tuning.runs.rundir import RunDirectory
-from tuning.training import models, trainers
-from tuning.training.budget import data_points_seen, total_steps
+from tuning.training import trainers
 from tuning.training.checkpoints import Resume, RunCallback, resume_point
 from tuning.training.config_training import PTRunConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """What a preference run continues: the parent's run and, for a fork, the checkpoint in it."""
-
-    parent: RunDirectory | None
-    checkpoint: Path | None
-    train_size: int
+from tuning.training.start import Start
+from tuning.weights import loading
 
 
 @dataclass(kw_only=True)
@@ -52,10 +43,10 @@ def prepare(config: PTRunConfig, directory: RunDirectory, start: Start) -> Prepa
     trainers.seeded(config)
     model, new_adapter = _policy(config, start)
     return Prepared(
-        rows=train_dataset.rows(config.dataset.dataset, "preference", start.train_size),
+        rows=config.dataset.rows("preference", start.train_size),
         model=model,
         peft_config=new_adapter,
-        tokenizer=models.load_tokenizer(config.model),
+        tokenizer=loading.load_tokenizer(config.model),
         resume=resume,
         callback=RunCallback(directory, resume),
         batch=batch,
@@ -65,16 +56,16 @@ def prepare(config: PTRunConfig, directory: RunDirectory, start: Start) -> Prepa
 
 def _policy(config: PTRunConfig, start: Start) -> tuple[Any, Any]:
     """(model, config of a new adapter or None where the parent's is trained further)."""
-    model = models.load_artifact(
+    model = loading.load_artifact(
         config.model, start.parent, start.checkpoint, trainable=not config.training.merge_parent
     )
-    if not models.is_adapter(model) or config.training.merge_parent:
-        models.require_modules(model, config.lora)
-    if not models.is_adapter(model):
-        return model, models.peft_config(config.lora)
+    if not loading.is_adapter(model) or config.training.merge_parent:
+        loading.require_modules(model, config.lora)
+    if not loading.is_adapter(model):
+        return model, loading.peft_config(config.lora)
     if config.training.merge_parent:
         assert isinstance(model, PeftModel)
-        return model.merge_and_unload(), models.peft_config(config.lora)
+        return model.merge_and_unload(), loading.peft_config(config.lora)
     return model, None
 
 
@@ -90,7 +81,7 @@ def finish(
 
     `seen` examples were consumed; as many as the steps say, unless it is given.
     """
-    merge = config.artifact == "full"
+    merge = config.artifact_form == "full"
     if seen is None:
         step = trainer.state.global_step
         seen = data_points_seen(step, start.train_size, prepared.batch)

@@ -6,15 +6,17 @@ from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
-from tuning.evaluation.perplexity import Encoded
+from tuning.data.budget import total_steps
+from tuning.data.encoding import Encoded
+from tuning.evaluation.perplexity import PerplexityProbe
 from tuning.runs.rundir import RunDirectory
-from tuning.training import models, trainers
-from tuning.training.budget import data_points_seen, total_steps
+from tuning.sweetspots.monitor import Monitor
+from tuning.training import trainers
 from tuning.training.checkpoints import RunCallback, WholeCheckpoints, resume_point
 from tuning.training.config_training import SFTRunConfig
-from tuning.training.encoding import sft_pools
 from tuning.training.perplexity_callback import PerplexityStoppingCallback
-from tuning.training.perplexity_watch import rules_of
+from tuning.training.pools import sft_pools
+from tuning.weights import loading
 
 
 class _Trainer(WholeCheckpoints, SFTTrainer):
@@ -23,17 +25,18 @@ class _Trainer(WholeCheckpoints, SFTTrainer):
 
 def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -> None:
     """Train, or continue, the run in `directory` and leave its model there."""
-    size, batch = config.dataset.train_size or 0, config.training.effective_batch_size
+    size, batch = config.train_size, config.training.effective_batch_size
     steps = total_steps(size, batch, config.training.num_train_epochs)
-    tokenizer = models.load_tokenizer(config.model)
+    tokenizer = loading.load_tokenizer(config.model)
     rows, pool = sft_pools(config, tokenizer)
 
     resume = resume_point(directory)
-    rules = rules_of(config)
+    monitor = Monitor(config.perplexity, config.spending, directory, config.hash)
+    rules = monitor.rules
     if resume.checkpoint:
         rules.load(resume.state)
     callback = RunCallback(directory, resume, stateful=rules)
-    perplexity = PerplexityStoppingCallback(config, rules, pool, directory)
+    perplexity = PerplexityStoppingCallback(monitor, PerplexityProbe(pool))
     trainer = _Trainer(
         model=_adapted(config),
         args=SFTConfig(
@@ -47,10 +50,10 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         callbacks=[perplexity, callback],
     )
     trainer.directory = directory
-    trainers.run(trainer, callback, resume, finished=perplexity.watch.stops)
+    trainers.run(trainer, callback, resume, finished=monitor.stops)
     trainers.finish(
         trainer, tokenizer, config, directory, callback, size,
-        data_points_seen(trainer.state.global_step, size, batch),
+        config.spending.seen(trainer.state.global_step),
         perplexity=rules.history[-1],
         base_perplexity=rules.history[0],
         sweetspots=rules.outcome(),
@@ -60,9 +63,9 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
 def _adapted(config: SFTRunConfig) -> PeftModel:
     """The base model with a new adapter, initialised from the run's seed."""
     trainers.seeded(config)
-    base = models.load_base(config.model)
-    models.require_modules(base, config.lora)
-    adapted = get_peft_model(base, models.peft_config(config.lora))
+    base = loading.load_base(config.model)
+    loading.require_modules(base, config.lora)
+    adapted = get_peft_model(base, loading.peft_config(config.lora))
     assert isinstance(adapted, PeftModel)
     return adapted
 
@@ -70,6 +73,6 @@ def _adapted(config: SFTRunConfig) -> PeftModel:
 def _labelled(row: Encoded) -> dict[str, list[int]]:
     """Token ids with the loss on the response only."""
     return {
-        "input_ids": row.prompt + row.response,
-        "labels": [-100] * len(row.prompt) + row.response,
+        "input_ids": row.ids,
+        "labels": row.labels,
     }

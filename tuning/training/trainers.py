@@ -17,7 +17,8 @@ from tuning.runs.errors import Interrupted
 from tuning.runs.rundir import RunDirectory
 from tuning.training.checkpoints import Resume, RunCallback
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
-from tuning.training.models import MODEL, save
+from tuning.weights.base import MODEL
+from tuning.weights.loading import save
 
 
 def arguments(

@@ -9,17 +9,16 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from tuning.runs.log import logger
 
 PROJECT = "tuning"
 PROBE_SECONDS = 4.0
 
 
-def report_to(
-    mode: str, directory: Path, run_hash: str, say: Callable[[str], None] = print
-) -> list[str]:
+def report_to(mode: str, directory: Path, run_hash: str) -> list[str]:
     """What the Trainer reports to; sets wandb's environment. `mode`: off, offline or online.
 
     A run keeps its id over interruptions. `online` without a key, or without a way to the server,
@@ -29,7 +28,7 @@ def report_to(
         os.environ["WANDB_MODE"] = "disabled"
         return []
     if mode == "online" and (missing := _missing()):
-        say(f"W&B: {missing}; this run is kept offline, `wandb sync` uploads it later")
+        logger.warning(f"W&B: {missing}; this run is kept offline, `wandb sync` uploads it later")
         mode = "offline"
     os.environ |= {
         "WANDB_MODE": mode,

@@ -1,0 +1,472 @@
+"""A thousand random experiments on a SLURM in memory: stages fail, are preempted and cancelled,
+submissions break at any call, people submit again at any moment.
+
+Whatever happens: no job is stuck, no stage runs on bad input, is in the queue twice or is submitted
+though it is done; a failure stops its descendants only; and submitting again finishes everything.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.launchers.slurm.fake_cluster import Broken, FakeCluster, FakeStages, Spot
+from tuning.launchers.slurm import snapshot
+from tuning.launchers.slurm.resources import Cluster
+from tuning.launchers.slurm.submission import Options, Outcome, Submission
+from tuning.manage.status import stages_of
+from tuning.plan import Plan, Stage, standing, sweetspot_ready
+from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.identity import digest
+
+GRAPHS = 1000
+CHUNKS = 10
+ENDED = ("done", "skipped")
+LABELS = ("ppl-3.0", "ppl-2.0")
+
+
+class Graph:
+    """A random plan, stage by stage."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.stages: list[Stage] = []
+        self.spots: dict[tuple[str, str], Spot] = {}
+
+    def make(self) -> Plan:
+        """Up to twelve stages, some of which share parents, fork from sweetspots or stand for a
+        row.
+        """
+        for _ in range(self.rng.randint(1, 12)):
+            kind = self.rng.choice(
+                ("sft", "sft", "pt", "pt", "fork", "fork", "spot", "row", "base")
+            )
+            getattr(self, f"_{kind}")()
+        return Plan(experiment="trial", stages=tuple(self.stages))
+
+    def _add(self, role: str, name: str, **values) -> Stage:
+        values = {"command": (f"run_{role}.py", "--x"), "phases": ("train",), **values}
+        stage = Stage(name=name, role=role, hash=digest(name), task="math", **values)
+        self.stages.append(stage)
+        return stage
+
+    def _name(self) -> str:
+        return f"s{len(self.stages)}"
+
+    def _some(self, most: int) -> tuple[str, ...]:
+        """Parents, or none."""
+        count = self.rng.randint(0, min(most, len(self.stages)))
+        return tuple(stage.name for stage in self.rng.sample(self.stages, count))
+
+    def _sft(self) -> None:
+        stage = self._add("sft", self._name(), parents=self._some(2))
+        for label in LABELS:
+            at = self.rng.choice((None, 1, 2, 3, 4))
+            self.spots[stage.name, label] = Spot(at=at, used=self.rng.choice((10, 50, 50, 100)))
+
+    def _pt(self) -> None:
+        self._add("pt", self._name(), parents=self._some(3), phases=("train", "infer"),
+                  evaluation_hash=digest(["pt", len(self.stages)]))  # fmt: skip
+
+    def _base(self) -> None:
+        name = self._name()
+        self._add("base", name, parents=self._some(1), trains=False, artifact=name,
+                  phases=("infer", "evaluate"), evaluation_hash=digest(name))  # fmt: skip
+
+    def _row(self) -> None:
+        self._add("base", self._name(), parents=self._some(2), trains=False, phases=(), command=())
+
+    def _fork(self) -> None:
+        if above := self._sft_stage():
+            self._add("fork", f"{self._name()}-remaining", parents=(above,), parent=above,
+                      sweetspot=self.rng.choice(LABELS), total_data=100)  # fmt: skip
+
+    def _spot(self) -> None:
+        if above := self._sft_stage():
+            name = self._name()
+            self._add("sweetspot", name, parents=(above,), parent=above, trains=False,
+                      sweetspot=self.rng.choice(LABELS), artifact=name, phases=("infer",),
+                      evaluation_hash=digest(name))  # fmt: skip
+
+    def _sft_stage(self) -> str:
+        names = [stage.name for stage in self.stages if stage.role == "sft"]
+        return self.rng.choice(names) if names else ""
+
+
+class World:
+    """A plan, the cluster it runs on, and the person who submits it."""
+
+    def __init__(self, seed: int, home: Path, settings: Cluster) -> None:
+        rng = self.rng = random.Random(seed)
+        graph = Graph(rng)
+        self.home = home
+        self.settings = settings
+        self.plan = graph.make()
+        self.stages = FakeStages(self.plan, home, rng)
+        self.stages.spots = graph.spots
+        self.stages.lifts = rng.random() < 0.8
+        self.cluster = FakeCluster(
+            self.stages, rng, slots=rng.randint(1, 6), largest=rng.choice((1, 2, 3, 1001)),
+            period=rng.randint(1, 4), memory=rng.choice((5, 15, 60)),
+            busy=rng.choice((0.0, 0.0, 0.3)),
+        )  # fmt: skip
+        self._give_fates()
+
+    def _give_fates(self) -> None:
+        """How often each stage fails before it ends well; a few fail until they are put right."""
+        rng, trouble = self.rng, self.rng.choice((0.0, 0.1, 0.3))
+        for stage in self.plan.stages:
+            self.stages.moments[stage.name] = rng.randint(1, 6)
+            if rng.random() < trouble:
+                events = ("failed", "failed", "killed", "again", "again", "late")
+                self.stages.events[stage.name] = rng.choices(events, k=rng.randint(1, 3))
+            if rng.random() < trouble / 2:
+                self.stages.faulty.add(stage.name)
+
+    def run(self) -> Outcome:
+        """Submit; nothing that had ended before may be submitted."""
+        if not self.cluster.live:
+            self._forget_late_ends()
+        ended = {name for name in self.with_command if self.stands(name) in ENDED}
+        count = len(self.cluster.submitted)
+        self.cluster._note("-- tuning submit")
+        try:
+            return Submission(self.plan, self.settings, self.cluster, say=self.cluster._note).run()
+        finally:
+            again = ended & set(self.cluster.submitted[count:])
+            assert not again, f"{again} had ended and are submitted again"
+
+    def _forget_late_ends(self) -> None:
+        """What was killed when all was written stops nothing that is submitted from now on."""
+        for name, end in self.stages.last.items():
+            self.stages.last[name] = "done" if end == "late" else end
+
+    def run_in_trouble(self) -> bool:
+        """Submit as it goes when things go wrong; whether it went through."""
+        trouble = self.rng.random()
+        if trouble < 0.4:
+            when = self.rng.choice(("before", "half", "after"))
+            self.cluster.breaks = (self.rng.randint(1, 14), "", when)
+        elif trouble < 0.5:
+            self.cluster.refusals = [self.rng.randint(1, 3)]
+        try:
+            self.run()
+            return True
+        except (Broken, UserError, StageFailed) as error:
+            self.cluster._note(f"-- broken: {type(error).__name__} {error}")
+            return False
+        finally:
+            self.cluster.breaks, self.cluster.refusals = None, []
+
+    def disturb(self) -> None:
+        """Some time passes, and somebody may cancel jobs."""
+        for _ in range(self.rng.choice((0, 0, 1, 3, 10))):
+            self.cluster.step()
+        live = sorted(task.id for task in self.cluster.tasks if task.live)
+        if live and self.rng.random() < 0.2:
+            chosen = self.rng.sample(live, self.rng.randint(1, len(live)))
+            names = {t.stage.name for t in self.cluster.tasks if t.id in chosen}
+            self.cluster.end_by_force(chosen)
+            self.stages.last |= dict.fromkeys(names, "cancelled")
+
+    def stands(self, name: str) -> str:
+        """How a stage stands on disk."""
+        return standing(self.plan, self.plan.stage(name), self.home).state
+
+    @property
+    def with_command(self) -> list[str]:
+        """The stages that have something to do."""
+        return [stage.name for stage in self.plan.stages if stage.command]
+
+    def check(self) -> None:
+        """What must hold when a submission went through and the cluster came to rest."""
+        stuck = [(t.id, t.stage.name, t.reason) for t in self.cluster.tasks if t.live]
+        assert not stuck, f"stuck for ever: {stuck}"
+        self.check_states()
+        stopping = {
+            name for name in self.with_command
+            if self.stages.last.get(name) in ("failed", "killed", "cancelled", "late")
+        }  # fmt: skip
+        for stage in self.plan.stages:
+            if stage.command and self.stands(stage.name) not in ENDED:
+                reason = stopping & {stage.name, *self._ancestors(stage)}
+                assert reason, f"{stage.name} did not run, and nothing above it failed"
+
+    def check_states(self) -> None:
+        """What has failed is not called done, by the directories or by the status."""
+        told = {entry.stage: entry.state for entry in stages_of(self.plan, self.home, self.cluster)}
+        for name in self.with_command:
+            stands = self.stands(name)
+            assert (stands == "done") == (name in self.stages.done), name
+            assert (told[name] == "done") == (name in self.stages.done), name
+            assert (told[name] in ENDED) == (stands in ENDED), name
+
+    def _ancestors(self, stage: Stage) -> set[str]:
+        """Every stage that one stands on; none of a fork that was let go in time."""
+        let_go = self.stages.lifts and not self.cluster.busy
+        if let_go and sweetspot_ready(self.plan, stage, self.home):
+            return set()
+        found: set[str] = set()
+        for name in stage.parents:
+            found |= {name} | self._ancestors(self.plan.stage(name))
+        return found
+
+    def play(self) -> None:
+        """Troubled days, then everything is put right and submitted until it is done."""
+        for _ in range(self.rng.randint(1, 5)):
+            went_through = self.run_in_trouble()
+            self.disturb()
+            if self.rng.random() < 0.5:
+                self.check_states()
+            else:
+                self.cluster.run_down()
+                if went_through:
+                    self.check()
+        self.stages.faulty = set()
+        self.finish()
+
+    def finish(self) -> None:
+        """Submit until all is done; then submitting does nothing."""
+        for _ in range(3 + sum(len(events) for events in self.stages.events.values())):
+            self.run()
+            self.cluster.run_down()
+            self.check()
+            if all(self.stands(name) in ENDED for name in self.with_command):
+                break
+        left = {name: self.stands(name) for name in self.with_command}
+        assert set(left.values()) <= set(ENDED), f"never done: {left}"
+        count = len(self.cluster.calls)
+        outcome = self.run()
+        assert (outcome.new, outcome.queued) == ({}, {})
+        assert "submit" not in self.cluster.calls[count:]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Cluster:
+    """A cluster without settings, and one kind of stage of which two run at a time."""
+    path = tmp_path / "cluster.yaml"
+    path.write_text("stages: {pft: {throttle: 2}}\n")
+    return Cluster(environ={}, path=path)
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory where there is one: every state is written as it is on a cluster."""
+    shared = Path("/dev/shm")
+    root = Path(tempfile.mkdtemp(dir=shared if shared.is_dir() else None, prefix="tuning-test-"))
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture(autouse=True)
+def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No job runs any code here, so none is copied."""
+    monkeypatch.setattr(snapshot, "take", lambda say: Path("/code"))
+
+
+def world(seed: int, root: Path, settings: Cluster, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The world of a seed, in a home of its own."""
+    home = root / str(seed)
+    home.mkdir()
+    monkeypatch.setenv("TUNING_HOME", str(home))
+    return World(seed, home, settings)
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_whatever_happens_submitting_again_finishes_an_experiment(
+    chunk, memory, settings, monkeypatch
+):
+    size = GRAPHS // CHUNKS
+    for seed in range(chunk * size, (chunk + 1) * size):
+        one = world(seed, memory, settings, monkeypatch)
+        try:
+            one.play()
+        except Exception as error:
+            plan = "\n".join(f"{s.name} {s.role} <- {s.parents} {s.sweetspot or ''}"
+                             for s in one.plan.stages)  # fmt: skip
+            history = "\n".join(one.cluster.history)
+            pytest.fail(f"seed {seed}: {type(error).__name__}: {error}\n{plan}\n{history}")
+        shutil.rmtree(one.home)
+
+
+def stage(name: str, *parents: str, role: str = "pt", **values) -> Stage:
+    """A stage that trains and nothing else."""
+    values = {"command": ("run.py", "--x"), "phases": ("train",), **values}
+    return Stage(name=name, role=role, hash=digest(name), parents=parents, **values)
+
+
+class Small:
+    """A plan of a few stages on a cluster on which time passes only when it is told to."""
+
+    def __init__(self, home: Path, settings: Cluster, *stages: Stage, **options) -> None:
+        rng = random.Random(0)
+        self.plan = Plan(experiment="small", stages=stages)
+        self.home = home
+        self.settings = settings
+        self.stages = FakeStages(self.plan, home, rng)
+        self.cluster = FakeCluster(self.stages, rng, **({"memory": 50} | options))
+
+    def submit(self, plan: Plan | None = None, **options) -> Outcome:
+        """As `tuning submit` does."""
+        return Submission(
+            plan or self.plan, self.settings, self.cluster, Options(**options), say=str
+        ).run()
+
+    def steps(self, count: int) -> None:
+        """Let some moments pass."""
+        for _ in range(count):
+            self.cluster.step()
+
+    def states(self) -> dict[str, str]:
+        """How every stage stands on disk."""
+        return {s.name: standing(self.plan, s, self.home).state for s in self.plan.stages}
+
+    def finish(self) -> dict[str, str]:
+        """Submit once more, and run everything to its end."""
+        self.submit()
+        self.cluster.run_down()
+        return self.states()
+
+
+@pytest.fixture
+def small(memory: Path, settings: Cluster, monkeypatch: pytest.MonkeyPatch):
+    """Makes a `Small` in a home of its own."""
+    home = memory / "home"
+    home.mkdir()
+    monkeypatch.setenv("TUNING_HOME", str(home))
+    return lambda *stages, **options: Small(home, settings, *stages, **options)
+
+
+CHAIN = (stage("a"), stage("b", "a"), stage("c", "b"))
+MIXED = (
+    stage("a", role="pretrain"), stage("b", "a", role="sft"), stage("d", "a", "b"),
+    stage("row", "b", command=(), phases=(), trains=False), stage("c", "row"),
+    stage("e", role="reference_sft"),
+)  # fmt: skip
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("when", ["before", "half", "after"])
+def test_a_submission_that_breaks_at_any_call_is_finished_by_the_next(
+    when, memory, settings, monkeypatch
+):
+    for call in range(1, 40):
+        home = memory / f"{when}{call}"
+        monkeypatch.setenv("TUNING_HOME", str(home))
+        one = Small(home, settings, *MIXED)
+        one.cluster.breaks = (call, "", when)
+        try:
+            one.submit()
+        except Broken:
+            assert set(one.finish().values()) == {"done"}, f"call {call}"
+            assert not one.cluster.live
+        else:
+            assert call > 10
+            return
+    pytest.fail("no submission went through")
+
+
+@pytest.mark.unit
+def test_children_of_a_failed_stage_that_still_wait_for_it_are_submitted_anew(small):
+    one = small(*CHAIN, period=9)
+    one.stages.events["a"] = ["failed"]
+    one.submit()
+    one.steps(12)
+    assert one.stages.last == {"a": "failed"}
+    assert {"b", "c"} <= one.cluster.live.keys()
+    assert one.finish() == dict.fromkeys("abc", "done")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("others", [(), (stage("z"),)], ids=["alone", "in-an-array"])
+def test_what_waits_for_a_stage_that_was_cancelled_before_it_started_does_not_run(small, others):
+    above = stage("a", role="sft")
+    one = small(above, stage("b", "a"), *(replace(o, role="sft") for o in others), slots=0)
+    one.submit()
+    one.cluster.end_by_force([one.cluster.live["a"].id])
+    one.cluster.slots = 2
+    one.cluster.run_down()
+    assert (one.states()["b"], one.stages.last.get("b")) == ("pending", None)
+
+
+@pytest.mark.unit
+def test_a_submission_that_broke_when_all_was_released_is_no_trouble_while_stages_run(small):
+    one = small(*CHAIN)
+    one.stages.moments["a"] = 9
+    one.cluster.breaks = (1, "release", "after")
+    with pytest.raises(Broken):
+        one.submit(dependency="afterok:999")
+    one.steps(2)
+    assert one.cluster.live["a"].state == "RUNNING"
+    assert set(one.submit(dependency="afterok:999").queued) == set("abc")
+    one.cluster.run_down()
+    assert one.states() == dict.fromkeys("abc", "done")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("seed", range(8))
+def test_an_array_that_was_refused_is_not_taken_for_the_next_one_of_its_name(small, seed):
+    one = small(stage("a", role="sft"), stage("b", "a"))
+    one.cluster.rng.seed(seed)
+    one.cluster.refusals = [2]
+    with pytest.raises(UserError):
+        one.submit()
+    one.cluster.breaks = (1, "submit", "after")
+    with pytest.raises(Broken):
+        one.submit()
+    assert one.finish() == {"a": "done", "b": "done"}
+    assert not one.cluster.live
+
+
+@pytest.mark.unit
+def test_stages_that_a_smaller_plan_leaves_out_do_not_run_unconnected(small):
+    one = small(*CHAIN)
+    one.cluster.breaks = (1, "depend", "before")
+    with pytest.raises(Broken):
+        one.submit()
+    one.submit(Plan(experiment="small", stages=CHAIN[:2]))
+    one.cluster.run_down()
+    assert one.states() == {"a": "done", "b": "done", "c": "pending"}
+    assert not one.cluster.live
+
+
+@pytest.mark.unit
+def test_a_fork_runs_beside_sft_and_outlives_it(small):
+    sft = stage("sft", role="sft")
+    fork = stage("fork-remaining", "sft", role="fork", parent="sft", sweetspot="ppl-2.0",
+                 total_data=100)  # fmt: skip
+    one = small(sft, fork, stage("below", fork.name))
+    one.stages.spots["sft", "ppl-2.0"] = Spot(at=2, used=40)
+    one.stages.moments["sft"] = 20
+    one.submit()
+    one.steps(10)
+    assert one.states() == {"sft": "pending", fork.name: "done", "below": "done"}
+    one.cluster.end_by_force([one.cluster.live["sft"].id])
+    one.steps(2)
+    assert one.finish() == dict.fromkeys(one.states(), "done")
+    assert [name for name in one.cluster.submitted if name != "sft"].count(fork.name) == 1
+
+
+@pytest.mark.unit
+def test_a_queued_stage_with_other_settings_is_not_submitted_beside_itself(small):
+    one = small(*CHAIN)
+    one.submit()
+    other = Plan(experiment="small", stages=(replace(CHAIN[0], seed=7), *CHAIN[1:]))
+    with pytest.raises(UserError, match=r"'a' is queued with other settings as job 1_0.*cancel"):
+        one.submit(other)
+
+
+@pytest.mark.unit
+def test_a_first_stage_waits_for_what_the_user_names(small):
+    one = small(*CHAIN)
+    one.submit(dependency="afterok:77")
+    told = [line[6:] for line in one.cluster.history if "depend " in line]
+    assert told[:3] == [
+        "depend 1_[0] afterok:77", "depend 1_[1] afterok:1_0", "depend 1_[2] afterok:1_1"
+    ]  # fmt: skip

@@ -1,0 +1,143 @@
+"""Plans as JSON, and how their stages stand in real run directories."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tuning.plan import Plan, Stage, Standing, descendants, standing
+from tuning.runs import atomic, manifest
+from tuning.runs.rundir import Identity, RunDirectory, claim
+from tuning.sweetspots.store import METADATA, checkpoint_name
+
+pytestmark = pytest.mark.unit
+
+SFT = Stage(
+    name="sft", role="sft", hash="a" * 64, command=("run_sft.py", "--x"), phases=("train",),
+    parents=("tiny",), task="math", train_size=100, seed=3,
+)  # fmt: skip
+SPOT = Stage(
+    name="sft_sweetspot-ppl-2.0", role="sweetspot", hash="b" * 64, trains=False,
+    artifact="sft_sweetspot-ppl-2.0", parents=("sft",), parent="sft", sweetspot="ppl-2.0",
+    phases=("infer", "evaluate"), task="math", evaluation_hash="c" * 64,
+)  # fmt: skip
+FORK = Stage(
+    name="tiny_sweetspot-ppl-2.0_dpo-arith-remaining", role="fork", hash="d" * 64,
+    phases=("train", "infer"), parents=("sft",), parent="sft", sweetspot="ppl-2.0",
+    pft_method="dpo", total_data=100, task="math", evaluation_hash="e" * 64,
+    evaluation_suffix="_eval-eeeeeeee", wide=False,
+)  # fmt: skip
+PLAN = Plan(experiment="trial", stages=(SFT, SPOT, FORK), about={"rules": ["ppl-2.0"]})
+
+
+def made(root: Path, name: str, hash_: str) -> RunDirectory:
+    identity = Identity(run_name=name, kind="x", hash=hash_, hashed={}, settings={})
+    with claim(root, identity) as directory:
+        return directory
+
+
+def mark(directory: RunDirectory, *phases: str) -> None:
+    directory.write_status("done", "", {phase: {"state": "done"} for phase in phases})
+
+
+def sft(home: Path, *, outcome: dict | None = None, used: int | None = None) -> RunDirectory:
+    """The SFT run, with a sweetspot where `used` is given, finished where `outcome` is."""
+    run = made(home / "models", "sft", SFT.hash)
+    if used is not None:
+        with atomic.whole_directory(run.path / checkpoint_name("ppl-2.0")) as folder:
+            atomic.write_json(folder / METADATA, {"sft_data_used": used})
+            manifest.write_manifest(folder)
+    if outcome is not None:
+        run.write_result(sweetspots={"ppl-2.0": outcome})
+        mark(run, "train")
+    return run
+
+
+def stands(stage: Stage, home: Path) -> Standing:
+    return standing(PLAN, stage, home)
+
+
+def test_a_plan_comes_back_from_its_file(tmp_path):
+    atomic.write_json(tmp_path / "plan.json", PLAN.to_json())
+    again = Plan.from_json(atomic.read_json(tmp_path / "plan.json"))
+    assert again == PLAN
+    assert again.stage("sft") == SFT
+    assert json.loads(json.dumps(PLAN.to_json()))["stages"][0]["command"] == ["run_sft.py", "--x"]
+
+
+def test_nothing_there_is_pending_and_nothing_is_written(tmp_path):
+    assert [stands(stage, tmp_path).state for stage in PLAN.stages] == ["pending"] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trained_stage_is_done_when_its_phases_are(tmp_path):
+    run = sft(tmp_path)
+    assert stands(SFT, tmp_path).state == "pending"
+    mark(run, "train")
+    found = stands(SFT, tmp_path)
+    assert (found.state, found.run.path, found.train_size) == ("done", run.path, 100)
+
+
+def test_a_run_of_another_hash_does_not_count(tmp_path):
+    mark(made(tmp_path / "models", "sft", "f" * 64), "train")
+    found = stands(SFT, tmp_path)
+    assert (found.state, found.run.name) == ("pending", "sft-aaaaaaaa")
+
+
+def test_sweetspots_and_forks_wait_for_their_parent(tmp_path):
+    sft(tmp_path)
+    assert stands(SPOT, tmp_path) == stands(FORK, tmp_path) == Standing(state="pending")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        ({"state": "unreached", "best": 2.31}, "perplexity never reached 2.0 (best 2.31)"),
+        ({"state": "met_by_base", "perplexity": 1.9}, "met by the base, 1.9"),
+    ],
+)
+def test_an_unreached_sweetspot_skips_its_fork_too(tmp_path, outcome, reason):
+    sft(tmp_path, outcome=outcome)
+    for stage in (SPOT, FORK):
+        assert stands(stage, tmp_path) == Standing(state="skipped", reason=reason)
+
+
+def test_a_fork_without_a_budget_is_skipped_and_its_sweetspot_is_not(tmp_path):
+    sft(tmp_path, used=100)
+    assert stands(SPOT, tmp_path).state == "pending"
+    found = stands(FORK, tmp_path)
+    assert found.state == "skipped"
+    assert found.reason == "SFT used 100 of 100 examples; none is left"
+
+
+def test_a_fork_finds_its_size_and_is_done_with_all_its_phases(tmp_path):
+    sft(tmp_path, used=64)
+    found = stands(FORK, tmp_path)
+    assert (found.state, found.train_size) == ("pending", 36)
+    assert found.run.name == "tiny_sweetspot-ppl-2.0_dpo-arith-36"
+    mark(made(tmp_path / "models", found.run.name, FORK.hash), "train")
+    assert stands(FORK, tmp_path).state == "pending"
+    outputs = found.evaluation.path
+    assert outputs == tmp_path / "outputs" / "math" / f"{found.run.name}_eval-eeeeeeee"
+    mark(made(outputs.parent, outputs.name, FORK.evaluation_hash), "infer")
+    assert stands(FORK, tmp_path).state == "done"
+
+
+def test_an_evaluated_sweetspot_is_done(tmp_path):
+    sft(tmp_path, used=64)
+    outputs = made(tmp_path / "outputs" / "math", SPOT.artifact, SPOT.evaluation_hash)
+    mark(outputs, "infer")
+    assert stands(SPOT, tmp_path).state == "pending"
+    mark(outputs, "evaluate")
+    assert stands(SPOT, tmp_path).state == "done"
+
+
+def test_descendants_reach_down_every_branch():
+    stages = [replace(SFT, name=name, parents=parents) for name, parents in (
+        ("a", ()), ("b", ("a",)), ("c", ("b",)), ("d", ("a", "x")), ("e", ("x",)),
+    )]  # fmt: skip
+    assert descendants(stages, "a") == {"b", "c", "d"}
+    assert descendants(stages, "c") == set()

@@ -1,0 +1,93 @@
+"""Tokenizers as runs get them, from a local folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from tests.small_site import use
+from tuning.config import CHAT_TEMPLATES
+from tuning.data import arith
+from tuning.engine.tokenizer import train_tokenizer
+from tuning.runs.atomic import write_json
+from tuning.runs.errors import UserError
+from tuning.runs.rundir import RunDirectory
+from tuning.training.config_training import model_config
+from tuning.weights.loading import foundation, load_base, load_tokenizer
+
+pytestmark = pytest.mark.unit
+
+TURN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path) -> Path:
+    return use(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A tokenizer as a base model of the hub has it: no template, no padding, its own end."""
+    made = train_tokenizer(islice(arith.pretraining_documents(0), 50), 300, "")
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.chat_template = None
+    made.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3"}')
+    return tmp_path / "model"
+
+
+def test_an_adapter_stands_on_the_nearest_whole_weights(home, folder):
+    """Those of a run that left some, its last or those of a sweetspot; else those of the base."""
+    base = model(folder, chat_template="tiny")
+    runs = {
+        "adapter": ("adapter", None),
+        "after": ("adapter", {"run_name": "adapter"}),
+        "forked": ("adapter", {"run_name": "adapter", "sweetspot": "ppl-2.0"}),
+        "whole": ("full", None),
+        "after-whole": ("adapter", {"run_name": "whole"}),
+        "forked-whole": ("adapter", {"run_name": "whole", "sweetspot": "ppl-2.0"}),
+    }
+    for name, (artifact, parent) in runs.items():
+        config = {"hash": name, "artifact": artifact, "parent": parent}
+        write_json(home / "models" / name / "config.json", config)
+    under = {name: foundation(RunDirectory(home / "models" / name), base) for name in runs}
+    whole = home / "models" / "whole"
+    assert {under[name] for name in ("adapter", "after", "forked")} == {str(folder)}
+    assert under["whole"] == under["after-whole"] == str(whole / "model")
+    assert under["forked-whole"] == str(whole / "checkpoint-sweetspot-2.0")
+    spot = whole / "checkpoint-sweetspot-1.6"
+    assert foundation(RunDirectory(whole), base, spot) == str(spot)
+    spot = home / "models" / "adapter" / "checkpoint-sweetspot-1.6"
+    assert foundation(RunDirectory(spot.parent), base, spot) == str(folder)
+
+
+def model(folder: Path, **changes):
+    return replace(model_config(str(folder)), **changes)
+
+
+@pytest.mark.parametrize(("template", "end"), [("tiny", "<|end|>"), ("chatml", "<|im_end|>")])
+def test_the_template_decides_what_ends_a_turn(folder, template, end):
+    tokenizer = load_tokenizer(model(folder, chat_template=template))
+    assert tokenizer.eos_token == end
+    assert tokenizer.chat_template == (CHAT_TEMPLATES / f"{template}.jinja").read_text()
+    assert end in tokenizer.apply_chat_template(TURN, tokenize=False)
+    assert tokenizer.pad_token == "<|pad|>"
+
+
+def test_without_a_template_the_choices_are_named(folder):
+    with pytest.raises(UserError, match=r"brings no chat template.*chatml, llama-3\.1, tiny"):
+        load_tokenizer(model(folder))
+
+
+def test_a_folder_without_a_model_is_the_users_mistake(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match=r"empty' holds no model: it has no config\.json"):
+        model(empty)
+    (empty / "config.json").write_text("{}")
+    for load in (load_tokenizer, load_base):
+        with pytest.raises(UserError, match="empty' cannot be loaded"):
+            load(model(empty, chat_template="tiny"))

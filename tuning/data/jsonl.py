@@ -1,0 +1,142 @@
+"""Datasets of one's own: a JSON lines file a pool, named in collections.yaml.
+
+Prompts and answers are strings or lists of chat messages. A pool's order is the order of its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tuning.config import DatasetEntry
+from tuning.runs.errors import UserError
+
+ROLES = ("system", "user", "assistant")
+COLUMNS = {
+    "sft": ("prompt", "completion"),
+    "validation": ("prompt", "completion"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "test": ("prompt", "answer"),
+}
+
+
+class JsonLines:
+    """A dataset whose pools are local files."""
+
+    def __init__(self, entry: DatasetEntry) -> None:
+        self.name = entry.name
+        self._files = {pool: Path(file) for pool, file in entry.files.items()}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+
+    def version(self, pools: Sequence[str]) -> str:
+        """The first digits of a SHA-256 over the files of `pools`."""
+        total = hashlib.sha256()
+        for pool in sorted(pools):
+            self._require(pool)
+            total.update(pool.encode() + self._read(pool))
+        return total.hexdigest()[:16]
+
+    def pool(self, name: str) -> list[dict[str, Any]]:
+        """The rows of one pool. All pools are read and checked the first time that one is asked
+        for.
+        """
+        self._require(name)
+        if not self._rows:
+            pools = {pool: self._parse(pool) for pool in self._files}
+            self._check_disjoint(pools)
+            self._rows = pools
+        return self._rows[name]
+
+    def _require(self, pool: str) -> None:
+        if pool not in self._files:
+            raise UserError(f"dataset '{self.name}' has no {pool} pool; add a line '{pool}: FILE'.")
+
+    def _parse(self, pool: str) -> list[dict[str, Any]]:
+        try:
+            lines = self._read(pool).decode("utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"'{self._files[pool]}' is not UTF-8 text ({error.reason}).") from None
+        return [self._row(pool, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+
+    def size(self, name: str) -> int:
+        """How many rows a pool has."""
+        return len(self.pool(name))
+
+    def answers(self) -> bool:
+        """Whether every preference row has a reference answer."""
+        return all("answer" in row for row in self.pool("preference"))
+
+    def _read(self, pool: str) -> bytes:
+        try:
+            return self._files[pool].read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"dataset '{self.name}': '{self._files[pool]}' cannot be read ({error.strerror})."
+            ) from None
+
+    def _row(self, pool: str, number: int, line: str) -> dict[str, Any]:
+        where = f"{self._files[pool].name}:{number}"
+        try:
+            raw = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deeply")
+            raise UserError(f"{where} is not valid JSON: {reason}.") from None
+        if not isinstance(raw, dict):
+            raise UserError(f"{where} is no JSON object; a {pool} row is {{{_columns(pool)}}}.")
+        if missing := [c for c in COLUMNS[pool] if c not in raw]:
+            raise UserError(
+                f"{where} lacks {', '.join(missing)}; a {pool} row needs {_columns(pool)}."
+            )
+        row = dict(raw)
+        for column in COLUMNS[pool]:
+            if column != "answer":
+                row[column] = _messages(raw[column], column, where)
+        if "answer" in row:
+            if isinstance(row["answer"], bool) or not isinstance(row["answer"], str | int | float):
+                raise UserError(
+                    f"{where}: answer is {row['answer']!r}; it must be text or a number."
+                )
+            row["answer"] = str(row["answer"])
+        return row
+
+    def _check_disjoint(self, pools: dict[str, list[dict[str, Any]]]) -> None:
+        """Raise UserError where a prompt stands twice, in one pool or in two."""
+        seen: dict[str, str] = {}
+        for pool, rows in pools.items():
+            for row in rows:
+                prompt = json.dumps(row["prompt"])
+                if seen.get(prompt) == pool:
+                    raise UserError(
+                        f"dataset '{self.name}': the {pool} pool repeats a prompt: {prompt[:80]}"
+                    )
+                if prompt in seen:
+                    raise UserError(
+                        f"dataset '{self.name}': a prompt stands both in {seen[prompt]} and "
+                        f"{pool}; the pools must not share any: {prompt[:80]}"
+                    )
+                seen[prompt] = pool
+
+
+def _columns(pool: str) -> str:
+    return ", ".join(COLUMNS[pool])
+
+
+def _messages(value: Any, column: str, where: str) -> list[dict[str, Any]]:
+    """A column as chat messages: text is one message of the role that belongs there."""
+    if isinstance(value, str) and value.strip():
+        return [{"role": "user" if column == "prompt" else "assistant", "content": value}]
+    whole = isinstance(value, list) and bool(value)
+    if not whole or not all(
+        isinstance(message, dict)
+        and message.get("role") in ROLES
+        and isinstance(message.get("content"), str)
+        for message in value
+    ):
+        raise UserError(
+            f"{where}: {column} is {json.dumps(value)[:60]}; it must be text or a list of "
+            f'{{"role", "content"}} with roles {", ".join(ROLES)}.'
+        )
+    return list(value)

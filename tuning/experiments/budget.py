@@ -1,0 +1,336 @@
+"""The budget experiment as a list of stages: what share of a fixed number of examples SFT should
+take, and what share preference tuning.
+
+    for every base model, budget, share and seed:
+        SFT on its share, and preference tuning of the result on the rest, once a method
+        a share of all: SFT alone; a share of nothing: preference tuning alone, from the base
+
+Runs that several budgets need are one stage. Nothing here trains, imports torch or writes; run
+directories are looked at for names that are taken and for what is trained already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from functools import cached_property
+from typing import Any
+
+from tuning import config as site
+from tuning.data import train_dataset
+from tuning.experiments.choices import Choices
+from tuning.experiments.merge import merged, unite
+from tuning.experiments.stages import StageMaker, directory_name
+from tuning.plan import Plan, Stage
+from tuning.runs.errors import UserError
+from tuning.runs.identity import digest
+from tuning.runs.rundir import RunDirectory, locate
+from tuning.training import parents
+from tuning.training.config_training import SFTRunConfig
+from tuning.training.render import sft_command
+
+__all__ = ["Budget", "Split", "budget_plan", "exact_ratio", "merged"]
+
+DECIMALS = 12
+"""Of a ratio; far beyond what a number of examples can show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Choices):
+    """What a person asks of a budget experiment; a grid where several of something are given."""
+
+    sft_ratios: tuple[str | Decimal, ...]
+    """Shares of the budget that SFT takes, as decimals: `0.25`."""
+    base_models: tuple[str, ...]
+    pft_methods: tuple[str, ...] = ()
+    """Not needed where SFT takes all."""
+    train_sizes: tuple[int, ...] = (1000,)
+    """Budgets in examples, SFT and preference tuning together."""
+    do_training: bool = False
+    do_sft_first: bool = False
+    """Train the SFT runs that preference tuning continues; otherwise they must be trained."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of SFT and preference tuning; empty: the default seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A budget of `size` examples, of which SFT takes a share; in whole examples, a half up."""
+
+    size: int
+    ratio: Decimal
+
+    @property
+    def n_sft(self) -> int:
+        """Examples for SFT."""
+        return int((self.ratio * self.size).to_integral_value(ROUND_HALF_UP))
+
+    @property
+    def n_pt(self) -> int:
+        """Examples for preference tuning: the rest."""
+        return self.size - self.n_sft
+
+    @property
+    def note(self) -> str:
+        """What was rounded, in words; "" where nothing was."""
+        exact = self.ratio * self.size
+        if exact == self.n_sft:
+            return ""
+        return (
+            f"sft_ratio {plain(self.ratio)} of {self.size} examples is {plain(exact)}: "
+            f"SFT takes {self.n_sft} and preference tuning {self.n_pt}"
+        )
+
+
+def plain(number: Decimal) -> str:
+    """A decimal without exponent and trailing zeros: `1.00` -> `1`."""
+    return f"{number.normalize():f}"
+
+
+def exact_ratio(value: object, what: str = "sft_ratio") -> Decimal:
+    """A share from 0 to 1, exactly as written; UserError, naming `what`, for anything else."""
+    try:
+        ratio = Decimal(str(value).strip())
+    except InvalidOperation:
+        raise UserError(f"{what} is '{value}'; it must be a number from 0 to 1.") from None
+    if not ratio.is_finite() or not 0 <= ratio <= 1:
+        raise UserError(f"{what} is '{value}'; it must be a number from 0 to 1.")
+    rounded = abs(ratio.quantize(Decimal(1).scaleb(-DECIMALS)))
+    if rounded != ratio:
+        raise UserError(f"{what} is '{value}'; it may have {DECIMALS} decimals at most.")
+    return rounded.normalize()
+
+
+def budget_plan(budget: Budget) -> tuple[Plan, list[str]]:
+    """The stages of a budget experiment in order, and notes to print; UserError where it cannot
+    be.
+    """
+    planner = _Planner(budget)
+    plan = planner.plan()
+    return plan, planner.notes
+
+
+class _Planner:
+    """Collects the stages of all models and splits; equal ones are united."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.splits = [
+            Split(size=size, ratio=ratio)
+            for size in dict.fromkeys(budget.train_sizes)
+            for ratio in dict.fromkeys(exact_ratio(ratio) for ratio in budget.sft_ratios)
+        ]
+        self.methods = list(dict.fromkeys(budget.pft_methods))
+        _check(budget, self.splits)
+        self.notes = [split.note for split in self.splits if split.note]
+        self.stages: dict[str, Stage] = {}
+        self.model_of: dict[str, str] = {}
+        self.sft_runs: dict[str, SFTRunConfig] = {}
+
+    @cached_property
+    def _makers(self) -> dict[str, StageMaker]:
+        """One a model, with the default seed."""
+        models = dict.fromkeys(self.budget.base_models)
+        return {model: StageMaker(model=model, choices=self.budget) for model in models}
+
+    def plan(self) -> Plan:
+        if self.budget.evaluates:
+            for maker in self._makers.values():
+                maker.require_test_pool()
+        for maker in self._makers.values():
+            base = self._start(maker)
+            for split in self.splits:
+                for seeded in self._seeded(maker):
+                    self._split(seeded, base, split)
+        name = self.budget.experiment or self._default_name()
+        if self.budget.do_training:
+            self._require_parents()
+            self._require_answers()
+        else:
+            self._leave_out()
+        return Plan(experiment=name, stages=tuple(self.stages.values()), about=self._about())
+
+    def _add(self, maker: StageMaker, stage: Stage) -> None:
+        there = self.stages.get(stage.name)
+        self.stages[stage.name] = unite(there, stage) if there else stage
+        self.model_of.setdefault(stage.name, maker.model)
+
+    def _start(self, maker: StageMaker) -> str | None:
+        """Adds what a model begins with; the name of its pre-training."""
+        pretrain = maker.pretrain_stage()
+        if pretrain is not None:
+            self._add(maker, pretrain)
+        name = pretrain.name if pretrain else None
+        if self.budget.evaluates:
+            self._add(maker, maker.base_stage(name, set(self.stages)))
+        return name
+
+    def _seeded(self, maker: StageMaker) -> Iterator[StageMaker]:
+        for seed in dict.fromkeys(self.budget.seeds):
+            yield replace(maker, seed={"seed": seed})
+        if not self.budget.seeds:
+            yield maker
+
+    def _split(self, make: StageMaker, base: str | None, split: Split) -> None:
+        """The runs of one way to spend a budget."""
+        train = self.budget.do_training
+        if not split.n_pt:
+            config = make.sft_run(split.size)
+            alone = make.sft_stage(
+                "reference_sft", config, base, train=train, total_data=split.size
+            )
+            self._add(make, alone)
+            return
+        parent, start, role = None, base, "reference_pt"
+        if split.n_sft:
+            sft = make.sft_run(split.n_sft)
+            first = train and self.budget.do_sft_first
+            stage = make.sft_stage("sft", sft, base, train=first, evaluate=False)
+            self._add(make, stage)
+            self.sft_runs[stage.name] = sft
+            start, role = stage.name, "pt"
+            parent = parents.parent_of(sft, directory_name(sft))
+        for method in self.methods:
+            tuned = make.preference_run(method, split.n_pt, parent)
+            self._add(
+                make,
+                make.preference_stage(role, tuned, start, total_data=split.size, train=train),
+            )
+
+    def _default_name(self) -> str:
+        """The same whether the grid is trained, evaluated or both."""
+        b = self.budget
+        hashes = [(s.name, s.hash, s.evaluation_hash) for s in self.stages.values() if s.trains]
+        makers = list(self._makers.values())
+        model = makers[0].base.label if len(makers) == 1 else "grid"
+        sizes = "-".join(str(size) for size in dict.fromkeys(b.train_sizes))
+        return f"{model}_{b.dataset}_{sizes}-{digest(hashes)[:6]}"
+
+    def _about(self) -> dict[str, Any]:
+        b, makers = self.budget, list(self._makers.values())
+        samplings = [maker.sampling for maker in makers]
+        return {
+            "kind": "budget", "models": [maker.model for maker in makers],
+            "sources": [maker.base.source for maker in makers], "dataset": b.dataset,
+            "task": site.collections().task(b.task),
+            "train_sizes": list(dict.fromkeys(b.train_sizes)),
+            "sft_ratios": list(dict.fromkeys(plain(split.ratio) for split in self.splits)),
+            "methods": self.methods, "seeds": list(dict.fromkeys(b.seeds)),
+            "k_values": _common([list(s.k_values) for s in samplings]),
+            "prompts": _common([s.prompts for s in samplings]),
+            "samples": _common([s.n_samples for s in samplings]),
+            "temperature": _common([s.temperature for s in samplings]),
+            "model_of": {name: self.model_of[name] for name in self.stages},
+        }  # fmt: skip
+
+    def _require_parents(self) -> None:
+        """Raise UserError where an SFT run that is continued is neither trained nor to be."""
+        missing = {
+            stage.parent: _standing(self.stages[stage.parent])
+            for stage in self.stages.values()
+            if stage.parent and not self._stands(stage.parent)
+        }
+        if not missing:
+            return
+        told = "; ".join(f"'{name}' {how}" for name, how in missing.items())
+        first = self.sft_runs[next(iter(missing))]
+        runs = "the SFT run" if len(missing) == 1 else f"{len(missing)} SFT runs"
+        raise UserError(
+            f"preference tuning continues {runs} that must be trained first: {told}. Ask for "
+            f"that with DO_SFT_FIRST=y or --do_sft_first, or make "
+            f"{'it' if len(missing) == 1 else 'the first'} with: {sft_command(first)}"
+        )
+
+    def _stands(self, name: str) -> bool:
+        stage = self.stages[name]
+        return "train" in stage.phases or _directory(stage).done("train")
+
+    def _require_answers(self) -> None:
+        """Raise UserError where models that are still to train would be scored without answers."""
+        if not self.budget.do_evaluation or self.budget.do_inference:
+            return
+        for stage in self.stages.values():
+            if stage.phases == ("train", "evaluate") and not _directory(stage).done("train"):
+                raise UserError(
+                    f"evaluation scores answers, and '{stage.name}' is yet to be trained; ask for "
+                    "inference too (DO_INFERENCE=y or --do_inference)."
+                )
+
+    def _leave_out(self) -> None:
+        """Without training, only runs that stand are evaluated; the others are noted."""
+        runs = [s for s in self.stages.values() if s.trains and s.role != "pretrain" and s.phases]
+        gone = {
+            stage.name: _standing(stage) for stage in runs if not _directory(stage).done("train")
+        }
+        for stage in runs:
+            if stage.name not in gone and stage.parent and not self._stands(stage.parent):
+                gone[stage.name] = f"continues '{stage.parent}', which is no longer there"
+        if len(gone) == len(runs):
+            name, how = next(iter(gone.items()))
+            raise UserError(
+                f"none of the {len(runs)} runs of this grid is there to evaluate; '{name}' {how}. "
+                "Ask for training (DO_TRAINING=y or --do_training)."
+            )
+        self.notes += [f"left out: '{name}' {how}" for name, how in gone.items()]
+        kept = {name: stage for name, stage in self.stages.items() if name not in gone}
+        continued = {stage.parent for stage in kept.values()}
+        self.stages = {
+            name: stage for name, stage in kept.items() if stage.phases or name in continued
+        }
+
+
+def _directory(stage: Stage) -> RunDirectory:
+    return RunDirectory(locate(site.models_dir(), stage.name, stage.hash))
+
+
+def _standing(stage: Stage) -> str:
+    """How a run that is not trained stands, in words."""
+    status = _directory(stage).status
+    if status["state"] == "failed":
+        return f"failed ({status['reason']})"
+    if status["state"] == "running":
+        return "was begun and is not finished"
+    return "is not trained yet"
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """What all models share, or what each has."""
+    return values[0] if all(value == values[0] for value in values) else list(values)
+
+
+def _check(budget: Budget, splits: Sequence[Split]) -> None:
+    """Raise UserError for what cannot be, before anything is looked at."""
+    collections = site.collections()
+    for what, values in (("base_model", budget.base_models), ("sft_ratio", budget.sft_ratios),
+                         ("train_sizes", budget.train_sizes)):  # fmt: skip
+        if not values:
+            raise UserError(f"{what} is empty; give one or more.")
+    for model in budget.base_models:
+        collections.model(model)
+    dataset = collections.dataset(budget.dataset, collections.task(budget.task))
+    for method in budget.pft_methods:
+        collections.method(method)
+    if not (budget.do_training or budget.do_inference or budget.do_evaluation):
+        raise UserError(
+            "nothing to do: ask for training, inference or evaluation (DO_TRAINING=y, "
+            "DO_INFERENCE=y, DO_EVALUATION=y, or --do_training, --do_inference, --do_evaluation)."
+        )
+    for size in budget.train_sizes:
+        if size < 1:
+            raise UserError(f"train_sizes is {size}; a budget is 1 example or more.")
+    if any(split.n_pt for split in splits) and not budget.pft_methods:
+        raise UserError("pft_method is missing: a budget that SFT does not use up needs one.")
+    _check_pools(dataset, splits)
+    if any(split.n_pt for split in splits) and "grpo" in budget.pft_methods:
+        train_dataset.require_answers(dataset)
+
+
+def _check_pools(dataset: site.DatasetEntry, splits: Iterable[Split]) -> None:
+    for split in splits:
+        of = f"of train_sizes {split.size} at sft_ratio {plain(split.ratio)}"
+        if split.n_sft:
+            train_dataset.require(dataset, "validation", 1, "the validation pool")
+            train_dataset.require(dataset, "sft", split.n_sft, f"the SFT part {of}")
+        if split.n_pt:
+            train_dataset.require(dataset, "preference", split.n_pt, f"the preference part {of}")

@@ -1,0 +1,78 @@
+"""What a person chooses whatever the experiment: the data, the phases, and the settings of SFT,
+preference tuning and evaluation. The same flags for every kind of experiment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuning.evaluation.config import PassAtKConfig
+from tuning.flags import Parser, add_flags, given
+from tuning.runs.errors import UserError
+from tuning.sweetspots.config import PerplexityConfig
+from tuning.training.config import DPOTrainingConfig, EngineSFTConfig, TrainingArgumentsConfig
+from tuning.weights.config import LoraConfig, ModelLoadConfig
+
+RULES = ("perplexity_thresholds", "perplexity_patience", "early_stop")
+"""The settings of sweetspots, which only a sweetspot experiment has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What every experiment is made from; `*_values` are settings by their flat names."""
+
+    dataset: str
+    task: str
+    do_inference: bool = False
+    do_evaluation: bool = False
+    experiment: str | None = None
+    """The name of the experiment (default: made from its runs)."""
+    model_values: Mapping[str, Any] = field(default_factory=dict)
+    sft_values: Mapping[str, Any] = field(default_factory=dict)
+    pft_values: Mapping[str, Any] = field(default_factory=dict)
+    evaluation_values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.experiment and not re.fullmatch(r"\w[\w.@-]*", self.experiment):
+            raise UserError(
+                f"experiment '{self.experiment}' cannot name a folder; use letters, digits and "
+                ". _ - @."
+            )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether models are sampled or scored at all."""
+        return self.do_inference or self.do_evaluation
+
+
+def add_settings(parser: Parser, *, rules: bool) -> None:
+    """The settings of SFT (--sft_*), preference tuning (--pft_*), the model and the evaluation.
+
+    `rules`: whether SFT may have sweetspots; otherwise its perplexity is only measured.
+    """
+    skip = ("early_stop",) if rules else RULES
+    title = "sweetspots" if rules else "perplexity during SFT"
+    add_flags(parser, PerplexityConfig, skip=skip, title=title)
+    add_flags(parser, TrainingArgumentsConfig, prefix="sft_", title="SFT")
+    add_flags(parser, LoraConfig, prefix="sft_", title="the adapter of SFT")
+    add_flags(parser, DPOTrainingConfig, prefix="pft_", title="preference tuning")
+    add_flags(parser, LoraConfig, prefix="pft_", title="the adapter of preference tuning")
+    add_flags(parser, EngineSFTConfig, title="what trains SFT")
+    add_flags(parser, ModelLoadConfig, title="the model")
+    add_flags(parser, PassAtKConfig, title="inference and evaluation")
+
+
+def settings_given(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line set of them, as Choices take it."""
+    sft = given(args, (TrainingArgumentsConfig, LoraConfig), "sft_")
+    plain = given(args, (PerplexityConfig, EngineSFTConfig))
+    return {
+        "model_values": given(args, (ModelLoadConfig,)),
+        "sft_values": plain | sft,
+        "pft_values": given(args, (DPOTrainingConfig, LoraConfig), "pft_"),
+        "evaluation_values": given(args, (PassAtKConfig,)),
+    }

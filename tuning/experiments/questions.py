@@ -1,0 +1,258 @@
+"""The front door of the budget experiment: flags, environment variables, or questions.
+
+A flag beats its variable. What names no budget at all is asked for, question by question; what is
+named by halves is an error that lists everything that is missing. Nothing is started here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from tuning import config as site
+from tuning.experiments.budget import Budget, exact_ratio
+from tuning.experiments.choices import settings_given
+from tuning.flags import truth
+from tuning.runs.errors import UserError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """One thing to choose: a flag, and the variable of the same name in capitals."""
+
+    flag: str
+    help: str
+    several: bool = True
+    by_variable: bool = True
+
+    @property
+    def variable(self) -> str:
+        return self.flag.upper()
+
+
+_NEEDED = (
+    _Choice(flag="task", help="math or instruction (gsm8k, ifeval)", several=False),
+    _Choice(flag="dataset", help="a dataset of the task", several=False),
+    _Choice(flag="sft_ratio", help="shares of the budget that SFT takes, from 0 to 1"),
+    _Choice(flag="base_model", help="collections.yaml keys, hub ids or local folders"),
+    _Choice(flag="pft_method", help="dpo, kto, grpo"),
+)
+_SIZES = _Choice(
+    flag="train_sizes", help="budgets in examples, SFT and preference together (default: 1000)"
+)
+_SEED = _Choice(
+    flag="seed", help="of SFT and preference tuning (default: that of the model)",
+    by_variable=False,
+)  # fmt: skip
+_PHASES = (
+    _Choice(flag="do_training", help="train", several=False),
+    _Choice(flag="do_inference", help="sample answers of every model", several=False),
+    _Choice(flag="do_evaluation", help="score them", several=False),
+    _Choice(
+        flag="do_sft_first", help="train the SFT runs that are continued too", several=False
+    ),
+)  # fmt: skip
+_AUTOTUNE = _Choice(flag="autotune", help="not there yet", several=False)
+_FLAGS = (*_NEEDED, _SIZES, _SEED, *_PHASES, _AUTOTUNE)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a budget experiment; none has a default, so that what was given can be told."""
+    group = parser.add_argument_group("the budget; a grid where several are given")
+    for choice in (*_NEEDED, _SIZES, _SEED):
+        group.add_argument(
+            f"--{choice.flag}", nargs="+" if choice.several else None, help=choice.help,
+            metavar=choice.variable,
+        )  # fmt: skip
+    group = parser.add_argument_group("what to do, y or n (default: n)")
+    for choice in (*_PHASES, _AUTOTUNE):
+        group.add_argument(
+            f"--{choice.flag}", nargs="?", const="y", metavar="y|n", help=choice.help
+        )
+
+
+def given(args: argparse.Namespace, environ: Mapping[str, str]) -> bool:
+    """Whether a budget is named at all, by flags or by variables."""
+    by_flag = any(getattr(args, choice.flag, None) is not None for choice in _FLAGS)
+    return by_flag or any(environ.get(choice.variable, "").strip() for choice in _NEEDED)
+
+
+def wanted(args: argparse.Namespace, environ: Mapping[str, str]) -> Budget:
+    """The budget that flags and variables name; one UserError for all that is missing."""
+    said = _Said(args, environ)
+    phases = said.phases()
+    found = {choice.flag: said.words(choice) for choice in _NEEDED}
+    ratios = said.ratios()
+    sizes, seeds = said.numbers(_SIZES, 1), said.numbers(_SEED, 0)
+    missing = [choice for choice in _NEEDED if not found[choice.flag]]
+    if ratios and all(ratio == 1 for ratio in ratios):
+        missing = [choice for choice in missing if choice.flag != "pft_method"]
+    if missing:
+        names = ", ".join(f"--{choice.flag} ({choice.variable})" for choice in missing)
+        raise UserError(f"missing: {names}; give each as a flag or as the variable.")
+    return Budget(
+        task=found["task"][0], dataset=found["dataset"][0], sft_ratios=ratios,
+        base_models=found["base_model"], pft_methods=found["pft_method"],
+        train_sizes=sizes or (1000,), seeds=seeds, experiment=getattr(args, "experiment", None),
+        **phases, **settings_given(args),
+    )  # fmt: skip
+
+
+class _Said:
+    """What flags and variables say; errors name the one that they are about."""
+
+    def __init__(self, args: argparse.Namespace, environ: Mapping[str, str]) -> None:
+        self.args = args
+        self.environ = environ
+
+    def words(self, choice: _Choice) -> tuple[str, ...]:
+        """The values of a choice, set apart by spaces or commas; of a single one, itself."""
+        value = getattr(self.args, choice.flag, None)
+        if value is None:
+            value = self.environ.get(choice.variable, "") if choice.by_variable else ""
+        if not choice.several:
+            return (value.strip(),) if value.strip() else ()
+        text = " ".join(value) if isinstance(value, list) else value
+        return tuple(text.replace(",", " ").split())
+
+    def name(self, choice: _Choice) -> str:
+        """What a person has to change: the flag, or the variable."""
+        by_flag = getattr(self.args, choice.flag, None) is not None
+        return f"--{choice.flag}" if by_flag else choice.variable
+
+    def ratios(self) -> tuple[Decimal, ...]:
+        """The shares that SFT takes."""
+        choice = next(choice for choice in _NEEDED if choice.flag == "sft_ratio")
+        return tuple(exact_ratio(word, self.name(choice)) for word in self.words(choice))
+
+    def numbers(self, choice: _Choice, least: int) -> tuple[int, ...]:
+        """Whole numbers of at least `least`."""
+        return tuple(self._number(choice, word, least) for word in self.words(choice))
+
+    def _number(self, choice: _Choice, word: str, least: int) -> int:
+        if not (word.isascii() and word.isdigit()) or int(word) < least:
+            raise UserError(
+                f"{self.name(choice)} is '{word}'; it must be a whole number of at least {least}."
+            )
+        return int(word)
+
+    def phases(self) -> dict[str, Any]:
+        """What to do; UserError where tuning of the training itself is asked for."""
+        if self._truth(_AUTOTUNE):
+            raise UserError(
+                f"{self.name(_AUTOTUNE)} asks for an autotune stage, and there is none yet; "
+                "leave it out or say n."
+            )
+        return {choice.flag: self._truth(choice) for choice in _PHASES}
+
+    def _truth(self, choice: _Choice) -> bool:
+        word = next(iter(self.words(choice)), "n")
+        try:
+            return truth(word)
+        except ValueError:
+            raise UserError(
+                f"{self.name(choice)} is '{word}'; it must be y or n (yes, no, true, false, on, "
+                "off, 1, 0)."
+            ) from None
+
+
+def to_terminal(text: str) -> None:
+    """Print a question where people see it, at once and without a line end."""
+    print(text, end="", file=sys.stderr, flush=True)
+
+
+def ask(
+    read: Callable[[], str] = input,
+    say: Callable[[str], None] = to_terminal,
+    environ: Mapping[str, str] | None = None,
+) -> Budget:
+    """The budget that a person names in answer to questions.
+
+    `read` returns one line and raises EOFError at the end of the input, as `input` does; `say`
+    shows a text as it is. TRAIN_SIZES comes from the environment. UserError where the input ends.
+    """
+    said = _Said(argparse.Namespace(), os.environ if environ is None else environ)
+    said.phases()
+    sizes = said.numbers(_SIZES, 1)
+    collections, door = site.collections(), _Questions(read, say)
+    task = door.choose("Select task:", collections.tasks, collections.aliases)
+    dataset = door.choose("Select dataset:", collections.tasks[task])
+    ratio = door.choose("Select sft ratio:", [str(ratio) for ratio in collections.sft_ratio])
+    model = door.choose("Select base model:", collections.models)
+    method = door.choose("Select pft method:", collections.pft_methods)
+    phases: dict[str, Any] = {
+        f"do_{phase}": door.yes(f"Do you want to perform {phase}? (y/N): ")
+        for phase in ("training", "inference", "evaluation")
+    }
+    if phases["do_training"]:
+        phases["do_sft_first"] = door.yes("Do you want to run SFT first before DPO? (y/N): ")
+    return Budget(
+        task=task, dataset=dataset, sft_ratios=(exact_ratio(ratio),), base_models=(model,),
+        pft_methods=(method,), train_sizes=sizes or (1000,), **phases,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """Asks until the answer is one that is allowed."""
+
+    read: Callable[[], str]
+    say: Callable[[str], None]
+
+    def choose(
+        self, question: str, options: Any, aliases: Mapping[str, str] | None = None
+    ) -> str:  # fmt: skip
+        """One of `options`, by its number in the menu or by its name."""
+        names = list(options)
+        self.say("".join(f"{number}) {name}\n" for number, name in enumerate(names, 1)))
+        while True:
+            word = self._answer(f"{question} ", question)
+            found = _option(word, names, aliases or {})
+            if found is not None:
+                return found
+            self.say(
+                f"'{word}' is not on the list; give a number from 1 to {len(names)} or a name: "
+                f"{', '.join(names)}.{nearest(word, names)}\n"
+            )
+
+    def yes(self, question: str) -> bool:
+        """Whether the answer is yes; an empty one is no."""
+        while True:
+            word = self._answer(question, question.strip()).lower()
+            if word in ("", "n", "no"):
+                return False
+            if word in ("y", "yes"):
+                return True
+            self.say(f"'{word}' is neither; answer y or n.\n")
+
+    def _answer(self, prompt: str, question: str) -> str:
+        self.say(prompt)
+        try:
+            return self.read().strip()
+        except UnicodeDecodeError:
+            return "\ufffd"
+        except EOFError:
+            self.say("\n")
+            raise UserError(
+                f"the input ended at the question “{question}”; answer it, or give flags or "
+                "variables: see --help."
+            ) from None
+
+
+def _option(word: str, names: Sequence[str], aliases: Mapping[str, str]) -> str | None:
+    """The option that a number or a name means; a ratio also in another spelling."""
+    if word in names:
+        return word
+    if word.isascii() and word.isdigit() and 1 <= int(word) <= len(names):
+        return names[int(word) - 1]
+    if word in aliases:
+        return aliases[word]
+    try:
+        return next((name for name in names if Decimal(name) == Decimal(word)), None)
+    except ArithmeticError:
+        return None

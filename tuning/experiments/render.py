@@ -1,0 +1,30 @@
+"""Stages as the commands that a person would type for them."""
+
+from __future__ import annotations
+
+from tuning.phases.work import evaluation_of, run_of
+from tuning.plan import Stage
+from tuning.training.render import (
+    evaluation_words,
+    preference_words,
+    pretrain_words,
+    sampling_words,
+    sft_words,
+)
+
+_PHASES = {"train": "--do_training", "infer": "--do_inference", "evaluate": "--do_evaluation"}
+
+
+def command(stage: Stage) -> list[str]:
+    """The entry point, relative to tuning/, and its flags."""
+    if stage.kind == "pretrain":
+        return pretrain_words(run_of(stage))
+    evaluation = evaluation_of(stage)
+    phases = [flag for phase, flag in _PHASES.items() if phase in stage.phases]
+    if stage.run is None:
+        script, *flags = evaluation_words(evaluation)
+        return [script, *flags, *phases]
+    words = sft_words(run_of(stage)) if stage.kind == "sft" else preference_words(run_of(stage))
+    evaluates = "infer" in stage.phases or "evaluate" in stage.phases
+    sampling = sampling_words(evaluation.base.model, evaluation.sampling) if evaluates else []
+    return [*words, *phases, *sampling]

@@ -1,0 +1,185 @@
+"""How the stages of one base model are made, whatever experiment they belong to: pre-training, the
+base, SFT runs, preference runs, and what is only evaluated.
+
+Plans decide which stages there are; names, configs, phases and hashes come from here, so that the
+same run is the same stage in every plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from tuning import config as site
+from tuning.data import train_dataset
+from tuning.engine.run_config import pretrain_config
+from tuning.evaluation.config import (
+    EvaluationRunConfig,
+    PassAtKConfig,
+    evaluation_config,
+    sampling_config,
+)
+from tuning.experiments.choices import Choices
+from tuning.flags import plain
+from tuning.plan import Stage
+from tuning.runs.rundir import locate
+from tuning.training.config_training import (
+    Parent,
+    PTRunConfig,
+    SFTRunConfig,
+    model_config,
+    preference_config,
+    sft_config,
+)
+from tuning.weights.config import ModelLoadConfig
+
+
+def directory_name(config: SFTRunConfig | PTRunConfig) -> str:
+    """The name of a run's directory, which is longer where another run has the plain one."""
+    return locate(site.models_dir(), config.run_name, config.hash).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMaker:
+    """Makes stages of one base model by one set of choices."""
+
+    model: str
+    choices: Choices
+    seed: Mapping[str, int] = field(default_factory=dict)
+    """The seed of SFT and preference tuning, where it is chosen for both."""
+
+    @cached_property
+    def sampling(self) -> PassAtKConfig:
+        """How every model is sampled."""
+        return sampling_config(self.model, self.choices.evaluation_values)
+
+    @cached_property
+    def base(self) -> ModelLoadConfig:
+        """The base model as it is loaded for an evaluation."""
+        return model_config(self.model, self.choices.model_values)
+
+    def require_test_pool(self) -> None:
+        """Raise UserError unless the test pool has the prompts that are asked for."""
+        entry = site.collections().dataset(self.choices.dataset)
+        train_dataset.require(entry, "test", self.sampling.prompts, "prompts")
+
+    def sft_run(self, size: int, rules: Mapping[str, Any] | None = None) -> SFTRunConfig:
+        """SFT on `size` examples; `rules` are settings of its sweetspots."""
+        c = self.choices
+        return sft_config(
+            model=self.model, dataset=c.dataset, task=c.task, train_size=size,
+            values={**c.model_values, **self.seed, **c.sft_values, **(rules or {})},
+        )  # fmt: skip
+
+    def preference_run(
+        self, method: str, size: int | None, parent: Parent | None = None
+    ) -> PTRunConfig:
+        """Preference tuning from a parent, or from the base; a fork has no size yet."""
+        c = self.choices
+        return preference_config(
+            model=self.model, dataset=c.dataset, task=c.task, pft_method=method,
+            train_size=size, parent=parent,
+            values={**c.model_values, **self.seed, **c.pft_values},
+        )  # fmt: skip
+
+    def pretrain_stage(self) -> Stage | None:
+        """The run that makes the base; None for a model from elsewhere."""
+        entry = site.collections().model(self.model)
+        if entry.from_run is None:
+            return None
+        config = pretrain_config(entry.from_run)
+        return Stage(
+            name=locate(site.models_dir(), config.run_name, config.hash).name, role="pretrain",
+            hash=config.hash, script="run_pretrain.py", run=plain(config), phases=("train",),
+            wide=True, joinable=True, seed=config.training.seed,
+        )  # fmt: skip
+
+    def base_stage(self, pretrained: str | None, taken: Collection[str]) -> Stage:
+        """The evaluation of the base; `pretrained` is the stage that makes it."""
+        parents = (pretrained,) if pretrained else ()
+        return self._evaluated("base", self._evaluation(self.base), taken, parents=parents)
+
+    def sweetspot_stage(
+        self, sft: SFTRunConfig, run: str, label: str, taken: Collection[str]
+    ) -> Stage:
+        """The evaluation of a sweetspot of an SFT run; `run` names its directory."""
+        config = self._evaluation(sft.model, run=run, run_hash=sft.hash, sweetspot=label)
+        return self._evaluated(
+            "sweetspot", config, taken, parents=(run,), parent=run, sweetspot=label
+        )
+
+    def _evaluated(
+        self, role: str, config: EvaluationRunConfig, taken: Collection[str], **more: Any
+    ) -> Stage:
+        """The evaluation of what another stage has trained; its name is none of those `taken`."""
+        name = config.artifact
+        return Stage(
+            name=f"{name}-{role}" if name in taken else name, role=role, hash=config.artifact_hash,
+            trains=False, artifact=name, script="run_inference.py",
+            **self._phases(config, train=False), **more,
+        )  # fmt: skip
+
+    def sft_stage(
+        self,
+        role: str,
+        config: SFTRunConfig,
+        base: str | None,
+        *,
+        train: bool,
+        evaluate: bool = True,
+        **more: Any,
+    ) -> Stage:
+        """An SFT run; `base` is the stage that makes its base."""
+        name = directory_name(config)
+        evaluation = self._evaluation(config.model, run=name, run_hash=config.hash)
+        return Stage(
+            name=name, role=role, hash=config.hash, script="run_sft.py", run=plain(config),
+            joinable=config.trainer == "engine", parents=(base,) if base else (),
+            train_size=config.train_size, seed=config.training.seed,
+            **self._phases(evaluation, train=train, evaluate=evaluate), **more,
+        )  # fmt: skip
+
+    def preference_stage(
+        self,
+        role: str,
+        config: PTRunConfig,
+        parent: str | None,
+        *,
+        total_data: int,
+        train: bool = True,
+    ) -> Stage:
+        """A preference run; `parent` is the stage that it waits for, and continues if it has a
+        parent.
+        """
+        name = config.run_name if config.is_fork else directory_name(config)
+        evaluation = self._evaluation(config.model, run=name, run_hash=config.hash)
+        return Stage(
+            name=name, role=role, hash=config.hash, script="run_dpo.py", run=plain(config),
+            parents=(parent,) if parent else (), parent=parent if config.parent else None,
+            sweetspot=config.parent.sweetspot if config.parent else None,
+            pft_method=config.pft_method, train_size=config.dataset.train_size,
+            total_data=total_data, seed=config.training.seed,
+            **self._phases(evaluation, train=train),
+        )  # fmt: skip
+
+    def _evaluation(self, base: ModelLoadConfig, **which: Any) -> EvaluationRunConfig:
+        c = self.choices
+        return evaluation_config(
+            base, dataset=c.dataset, task=c.task, sampling=self.sampling, **which
+        )
+
+    def _phases(
+        self, config: EvaluationRunConfig, *, train: bool, evaluate: bool = True
+    ) -> dict[str, Any]:
+        """The phases of a stage, and its evaluation."""
+        phases = [
+            *(["train"] if train else []),
+            *(["infer"] if self.choices.do_inference and evaluate else []),
+            *(["evaluate"] if self.choices.do_evaluation and evaluate else []),
+        ]
+        return {
+            "phases": tuple(phases), "task": config.task, "evaluation": plain(config),
+            "evaluation_hash": config.hash, "evaluation_suffix": config.suffix,
+        }  # fmt: skip

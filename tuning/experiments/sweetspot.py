@@ -1,0 +1,156 @@
+"""The sweetspot experiment as a list of stages: from what a person wants to what is to be run, in
+order.
+
+    base, SFT with sweetspots, a fork a sweetspot and method with the budget that is left,
+    SFT on the whole budget, preference tuning on the whole budget
+
+Nothing here trains, imports torch or writes; run directories are only looked at for the names that
+are taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tuning import config as site
+from tuning.data import train_dataset
+from tuning.experiments.choices import Choices
+from tuning.experiments.stages import StageMaker, directory_name
+from tuning.plan import Plan, Stage
+from tuning.runs.errors import UserError
+from tuning.runs.identity import digest
+from tuning.sweetspots.config import check_thresholds
+from tuning.training import parents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted(Choices):
+    """What a person asks of a sweetspot experiment; the rules are among `sft_values`."""
+
+    model: str
+    total_data: int
+    """The whole budget in examples."""
+    sft_data: int
+    """Examples that SFT may use of it."""
+    methods: tuple[str, ...] = ("dpo",)
+    do_sft: bool = False
+    do_dpo: bool = False
+    references: bool = True
+    """Whether SFT alone and preference tuning alone are trained on the whole budget too."""
+    seed: int | None = None
+
+
+def sweetspot_plan(wanted: Wanted) -> Plan:
+    """The stages of a sweetspot experiment in order; UserError where it cannot be."""
+    return _Planner(wanted).plan()
+
+
+class _Planner:
+    """Builds the stages one kind after the other; each knows its parents by name."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        _check(wanted)
+        seed = {} if wanted.seed is None else {"seed": wanted.seed}
+        self.maker = StageMaker(model=wanted.model, choices=wanted, seed=seed)
+        self.stages: list[Stage] = []
+        self.maker.require_test_pool()
+        self.sft = self.maker.sft_run(wanted.sft_data, _rules(wanted))
+        if not self.sft.rules:
+            raise UserError("no sweetspot is defined: give --perplexity_thresholds.")
+        self.sft_name = directory_name(self.sft)
+
+    def plan(self) -> Plan:
+        w, make = self.wanted, self.maker
+        base = self._pretrain()
+        labels = [rule.label for rule in self.sft.rules]
+        self.stages.append(make.base_stage(base, self._taken()))
+        self.stages.append(make.sft_stage("sft", self.sft, base, train=w.do_sft))
+        for label in labels:
+            self.stages.append(make.sweetspot_stage(self.sft, self.sft_name, label, self._taken()))
+        if w.do_dpo:
+            for label in labels:
+                for method in w.methods:
+                    self._fork(label, method)
+        if w.references and w.do_sft:
+            no_rules = {"perplexity_thresholds": (), "perplexity_patience": ()}
+            reference = make.sft_run(w.total_data, no_rules)
+            self.stages.append(make.sft_stage("reference_sft", reference, base, train=True))
+        if w.references and w.do_dpo:
+            for method in w.methods:
+                config = make.preference_run(method, w.total_data)
+                self.stages.append(
+                    make.preference_stage("reference_pt", config, base, total_data=w.total_data)
+                )
+        hashes = [(s.name, s.hash, s.evaluation_hash) for s in self.stages]
+        default = f"{make.base.label}_{w.dataset}_{w.total_data}-{digest(hashes)[:6]}"
+        return Plan(
+            experiment=w.experiment or default, stages=tuple(self.stages), about=self._about()
+        )
+
+    def _about(self) -> dict[str, Any]:
+        w, sampling = self.wanted, self.maker.sampling
+        return {
+            "model": w.model, "source": self.maker.base.source, "dataset": w.dataset,
+            "task": site.collections().task(w.task), "total_data": w.total_data,
+            "sft_data": w.sft_data, "rules": [rule.label for rule in self.sft.rules],
+            "methods": list(w.methods),
+            "k_values": list(sampling.k_values), "prompts": sampling.prompts,
+            "samples": sampling.n_samples, "temperature": sampling.temperature,
+        }  # fmt: skip
+
+    def _taken(self) -> set[str]:
+        return {stage.name for stage in self.stages}
+
+    def _pretrain(self) -> str | None:
+        stage = self.maker.pretrain_stage()
+        if stage is None:
+            return None
+        self.stages.append(stage)
+        return stage.name
+
+    def _fork(self, label: str, method: str) -> None:
+        total, make = self.wanted.total_data, self.maker
+        parent = parents.parent_of(self.sft, self.sft_name, label, total)
+        config = make.preference_run(method, None, parent)
+        self.stages.append(make.preference_stage("fork", config, self.sft_name, total_data=total))
+
+
+def _rules(wanted: Wanted) -> dict[str, Any]:
+    """The thresholds of the model, unless rules are given."""
+    given = wanted.sft_values
+    if "perplexity_thresholds" in given:
+        return {}
+    if given.get("perplexity_patience"):
+        return {"perplexity_thresholds": ()}
+    collections = site.collections()
+    return {"perplexity_thresholds": collections.thresholds(collections.model(wanted.model))}
+
+
+def _check(wanted: Wanted) -> None:
+    """Raise UserError for what cannot be, before anything is looked at."""
+    collections = site.collections()
+    collections.model(wanted.model)
+    dataset = collections.dataset(wanted.dataset, collections.task(wanted.task))
+    if not (wanted.do_sft or wanted.do_dpo):
+        raise UserError("nothing to do: give --do_sft, --do_dpo or both.")
+    if not wanted.methods or len(set(wanted.methods)) < len(wanted.methods):
+        raise UserError(f"pft_method names a method twice: {' '.join(wanted.methods)}.")
+    for method in wanted.methods:
+        collections.method(method)
+    check_thresholds(wanted.sft_values.get("perplexity_thresholds", ()))
+    train_dataset.require(dataset, "validation", 1, "the validation pool")
+    train_dataset.require(dataset, "sft", wanted.sft_data, "sft_data")
+    if wanted.sft_data > wanted.total_data:
+        raise UserError(
+            f"sft_data {wanted.sft_data} is above total_data {wanted.total_data}; "
+            "SFT takes its part of the whole budget."
+        )
+    if wanted.do_dpo:
+        train_dataset.require(dataset, "preference", wanted.total_data, "total_data")
+    if wanted.do_dpo and "grpo" in wanted.methods:
+        train_dataset.require_answers(dataset)
+    if wanted.do_sft and wanted.references:
+        hint = "The SFT reference run takes them all; --no_references leaves it out."
+        train_dataset.require(dataset, "sft", wanted.total_data, "total_data", hint)

@@ -1,0 +1,219 @@
+"""The local launcher: the stages of a plan in order on this machine, small ones side by side.
+
+A stage starts when its parents have ended well; one that failed stops only its descendants. A wide
+stage (pre-training) runs alone with all cores; the others share them, so that a stage has the same
+number of threads whatever else is left to do. Every stage runs under a supervisor, which ends when
+this process does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tuning import config as site
+from tuning.launchers.display import Display
+from tuning.launchers.processes import python_path, stage_command
+from tuning.plan import Plan, Stage, standing
+from tuning.runs import atomic, provenance
+from tuning.runs.errors import EXIT_AGAIN
+from tuning.runs.interrupt import PARENT_VARIABLE
+from tuning.runs.progress import PROGRESS_VARIABLE, tell
+
+POLL_SECONDS = 0.1
+ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+A_STAGE = 1_000_000
+"""More than the steps of any stage, where progress over all stages is one number."""
+
+
+@dataclass(kw_only=True)
+class Running:
+    """A stage that is under way."""
+
+    stage: Stage
+    process: subprocess.Popen[bytes]
+    record: Path
+    progress: Path
+    device: str | None
+    started: float
+    asked: bool = False
+
+
+class LocalLauncher:
+    """Runs a plan; `launch()` returns the state and the reason of every stage."""
+
+    def __init__(
+        self, plan: Plan, *, max_parallel: int | None = None, wait: bool = True, wandb: str = "off"
+    ) -> None:
+        self.plan = plan
+        self.wait = wait
+        self.wandb = wandb
+        self.devices = provenance.gpus()
+        self.slots = max_parallel or max(1, len(self.devices) or min(2, os.cpu_count() or 1))
+        self.folder = site.reports_dir() / plan.experiment
+        self.display = Display(plan)
+        self.states: dict[str, tuple[str, str]] = {}
+        self.running: list[Running] = []
+        self.stopping = False
+        self._told = -1
+
+    def launch(self) -> dict[str, tuple[str, str]]:
+        """Run what is not done; {stage name: (done | skipped | failed | blocked | pending,
+        reason)}.
+        """
+        previous = {n: signal.signal(n, self._stop) for n in ASKS}
+        try:
+            while not self._finished():
+                self._settle()
+                if self.stopping:
+                    self._pass_on_stop()
+                else:
+                    self._start_ready()
+                self._reap()
+                self.display.refresh(self.running)
+                self._tell()
+                time.sleep(POLL_SECONDS)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self.display.close()
+            shutil.rmtree(self.folder / "stages" / str(os.getpid()), ignore_errors=True)
+        for stage in self.plan.stages:
+            self.states.setdefault(stage.name, ("pending", ""))
+        return self.states
+
+    def _tell(self) -> None:
+        """Say how far the plan is, where this process itself is supervised."""
+        told = [atomic.read_json(entry.progress) or {} for entry in self.running]
+        at = A_STAGE * len(self.states) + sum(int(entry.get("at", 0)) for entry in told)
+        if at > self._told and os.environ.get(PROGRESS_VARIABLE):
+            self._told = at
+            of = A_STAGE * len(self.plan.stages)
+            tell(directory=str(self.folder), phase="plan", at=at, of=of, note="", time=time.time())
+
+    def _finished(self) -> bool:
+        if self.running:
+            return False
+        return self.stopping or all(stage.name in self.states for stage in self.plan.stages)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        self.stopping = True
+
+    def _pass_on_stop(self) -> None:
+        """Ask every stage to stop, once each."""
+        for entry in self.running:
+            if not entry.asked:
+                self.display.say(f"stopping {entry.stage.name}: it saves what it has")
+                entry.process.send_signal(signal.SIGTERM)
+                entry.asked = True
+
+    def _settle(self) -> None:
+        """Take note of what is done, skipped, or stands on something that failed."""
+        busy = {entry.stage.name for entry in self.running}
+        for stage in self.plan.stages:
+            if stage.name in self.states or stage.name in busy:
+                continue
+            above = [self.states.get(parent, ("", ""))[0] for parent in stage.parents]
+            if any(state in ("failed", "blocked") for state in above):
+                failed = next(
+                    p for p in stage.parents if self.states[p][0] in ("failed", "blocked")
+                )
+                self._note(stage, "blocked", f"{failed} failed")
+            elif all(state in ("done", "skipped") for state in above):
+                found = standing(self.plan, stage, site.home())
+                if found.state != "pending":
+                    self._note(stage, found.state, found.reason)
+                elif not stage.has_work:
+                    self._note(stage, "done", "")
+
+    def _note(self, stage: Stage, state: str, reason: str, seconds: float | None = None) -> None:
+        self.states[stage.name] = (state, reason)
+        self.display.ended(stage, state, reason, seconds)
+
+    def _start_ready(self) -> None:
+        for stage in self.plan.stages:
+            if stage.name in self.states or any(e.stage is stage for e in self.running):
+                continue
+            ready = all(
+                self.states.get(p, ("", ""))[0] in ("done", "skipped") for p in stage.parents
+            )
+            if not ready:
+                continue
+            alone = stage.wide or any(entry.stage.wide for entry in self.running)
+            if len(self.running) >= self.slots or (alone and self.running):
+                return
+            self.running.append(self._start(stage))
+            self.display.started(stage)
+
+    def _start(self, stage: Stage) -> Running:
+        record = self.folder / "stages" / f"{stage.name}.json"
+        progress = self.folder / "stages" / str(os.getpid()) / f"{stage.name}.json"
+        log = self.folder / "logs" / f"{stage.name}.txt"
+        progress.parent.mkdir(parents=True, exist_ok=True)
+        device = self._free_device()
+        command = [
+            sys.executable, "-P", "-m", "tuning.launchers.supervisor", "--record", str(record),
+            "--progress", str(progress),
+            "--log", str(log), "--",
+            *stage_command(stage, self.folder, wait=self.wait, wandb=self.wandb),
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, env=self._environment(stage, device),
+            start_new_session=True,
+        )  # fmt: skip
+        return Running(
+            stage=stage,
+            process=process,
+            record=record,
+            progress=progress,
+            device=device,
+            started=time.monotonic(),
+        )
+
+    def _environment(self, stage: Stage, device: str | None) -> dict[str, str]:
+        cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
+        share = cores if stage.wide else max(1, cores // self.slots)
+        threads = os.environ.get("OMP_NUM_THREADS") or str(share)
+        environment = os.environ | {
+            PARENT_VARIABLE: str(os.getpid()),
+            "OMP_NUM_THREADS": threads,
+            "PYTHONPATH": python_path(),
+        }
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        return environment
+
+    def _free_device(self) -> str | None:
+        taken = {entry.device for entry in self.running}
+        return next((d for d in self.devices if d not in taken), next(iter(self.devices), None))
+
+    def _reap(self) -> None:
+        for entry in [e for e in self.running if e.process.poll() is not None]:
+            self.running.remove(entry)
+            seconds = time.monotonic() - entry.started
+            state, reason = self._outcome(entry)
+            if state == "again":
+                self.display.say(f"{entry.stage.name}: its supervisor was stopped; starting again")
+            elif state != "pending":
+                self._note(entry.stage, state, reason, seconds)
+
+    def _outcome(self, entry: Running) -> tuple[str, str]:
+        """How a stage that is no longer running stands; the run directories have the last word."""
+        found = standing(self.plan, entry.stage, site.home())
+        if found.state != "pending":
+            return found.state, found.reason
+        if self.stopping:
+            return "pending", ""
+        code = entry.process.returncode
+        told: dict[str, Any] = atomic.read_json(entry.record) or {}
+        if code == EXIT_AGAIN or code < 0:
+            return "again", ""
+        return "failed", told.get("reason") or f"exit code {code}"

@@ -1,0 +1,250 @@
+"""The one door to SLURM: every call of sbatch, squeue, scontrol, scancel and sacct is made here.
+
+Answers are plain values; nothing here knows of stages. Tasks of arrays are written `12_3`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuning.launchers.slurm.script import COMMENT
+from tuning.runs.errors import StageFailed, UserError
+
+WAITS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+RUNS = ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+LEAVES = ("COMPLETING",)
+OURS = (
+    "ACCOUNT", "PARTITION", "QOS", "GRES", "CONSTRAINT", "MEM_PER_NODE", "TIMELIMIT", "JOB_NAME",
+    "ARRAY_INX", "OUTPUT", "ERROR", "WAIT", "OPEN_MODE", "SIGNAL", "REQUEUE", "NO_REQUEUE",
+)  # fmt: skip
+"""What a script decides: sbatch's variables of these names would beat it."""
+FILTERS = ("SQUEUE_", "SACCT_", "SLURM_CLUSTERS")
+"""A person's own views of the queue: with them, jobs would be overlooked and submitted twice."""
+UNSURE = "timed out|unable to contact|connection|communication|try again|temporarily"
+"""What sbatch says where SLURM may have the job all the same."""
+SECONDS = 60.0
+"""How long a command may take to answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A task of one of our arrays as SLURM knows it."""
+
+    id: str
+    state: str
+    """PENDING, RUNNING, COMPLETED ..., as squeue writes it."""
+    reason: str = ""
+    token: str = ""
+    """Of the array that it belongs to."""
+    elapsed: str = ""
+    node: str = ""
+
+    @property
+    def number(self) -> int:
+        """The array's job id."""
+        return int(self.id.partition("_")[0])
+
+    @property
+    def index(self) -> int:
+        """Which task of the array it is."""
+        return int(self.id.partition("_")[2])
+
+    @property
+    def live(self) -> bool:
+        """Whether it waits, runs, or is on its way out."""
+        return self.state in WAITS + RUNS + LEAVES and not self.doomed
+
+    @property
+    def doomed(self) -> bool:
+        """Whether what it waits for can never come."""
+        return self.state in WAITS and self.reason == "DependencyNeverSatisfied"
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits for us to release it."""
+        return self.state in WAITS and self.reason == "JobHeldUser"
+
+
+class Slurm:
+    """The cluster that this machine belongs to."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        """The names of the commands that were run, for who counts them."""
+
+    def answers(self) -> bool:
+        """Whether there is a cluster that takes jobs."""
+        if shutil.which("sbatch") is None:
+            return False
+        try:
+            return self._run("sinfo", "-h", "-o", "%P", seconds=10).returncode == 0
+        except (StageFailed, UserError):
+            return False
+
+    def submit(self, script: Path) -> int:
+        """Submit a script; its job id. UserError where SLURM refuses it, StageFailed where it is
+        not known whether SLURM has taken it.
+        """
+        done = self._run("sbatch", "--parsable", str(script))
+        if done.returncode != 0:
+            if re.search(UNSURE, done.stderr, re.IGNORECASE):
+                raise StageFailed(f"sbatch {script.name}: {_said(done)}; submit again.")
+            raise UserError(f"SLURM refuses {script.name}: {_said(done)}.")
+        return int(done.stdout.strip().split(";")[0])
+
+    def depend(self, number: int, indices: Sequence[int], condition: str) -> None:
+        """Make tasks of an array wait for `condition` (`afterok:11_2`); "" lets them go."""
+        self._change("update", f"JobId={tasks(number, indices)}", f"Dependency={condition}")
+
+    def release(self, numbers: Iterable[int]) -> None:
+        """Let held arrays start once what they wait for is there."""
+        listed = ",".join(map(str, numbers))
+        if listed:
+            self._change("release", listed, harmless="No error|Job has already finished")
+
+    def requeue(self, job: str) -> None:
+        """Put a running job back into the queue; SLURM ends it at once."""
+        self._change("requeue", job)
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        """Cancel jobs; those that have ended are no error."""
+        for start in range(0, len(jobs), 500):
+            self._run("scancel", "--quiet", *jobs[start : start + 500])
+
+    def queue(self) -> list[Job]:
+        """Our tasks that SLURM still knows of, ended ones included for some minutes."""
+        done = self._run(
+            "squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%k|%M|%N"
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise StageFailed(f"squeue does not answer: {_said(done)}.")
+        return [job for line in done.stdout.splitlines() if (job := _job(line)) is not None]
+
+    def state(self, job: str) -> str:
+        """The state of one job as squeue writes it; "" where SLURM does not know it."""
+        done = self._run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
+        if done.returncode != 0 and "Invalid job id" not in done.stderr:
+            raise StageFailed(f"squeue does not answer: {_said(done)}.")
+        return (done.stdout.split() or [""])[0]
+
+    def preempted(self, job: str) -> bool:
+        """Whether a job is being ended, not requeued, because another wants its place; where SLURM
+        requeues such jobs itself, no time of preemption stands in the record.
+        """
+        done = self._run("scontrol", "show", "job", job)
+        return re.search(r"PreemptTime=\d", done.stdout) is not None
+
+    def ended(self, jobs: Sequence[str]) -> dict[str, str]:
+        """{task: state} of ended tasks from the accounting database, where there is one."""
+        if not jobs or shutil.which("sacct") is None:
+            return {}
+        numbers = sorted({job.partition("_")[0] for job in jobs})
+        done = self._run("sacct", "-n", "-P", "-X", "-j", ",".join(numbers), "-o", "JobID,State")
+        if done.returncode != 0:
+            return {}
+        lines = (line.split("|") for line in done.stdout.splitlines() if "|" in line)
+        found = {task: state.split()[0] for job, state in lines if state for task in _each(job)}
+        whole = {job: job.partition("_")[0] for job in jobs}  # an array that never started
+        return {
+            job: found.get(job) or found[whole[job]]
+            for job in jobs
+            if job in found or whole[job] in found
+        }
+
+    def max_array_size(self) -> int:
+        """How many tasks one array may have."""
+        done = self._run("scontrol", "show", "config")
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+        return int(found[1]) if found else 1001
+
+    def hosts(self, nodes: str) -> list[str]:
+        """The names behind `n[1-2]`."""
+        done = self._run("scontrol", "show", "hostnames", nodes)
+        if done.returncode != 0 or not done.stdout.split():
+            raise StageFailed(f"SLURM cannot tell the hosts of '{nodes}': {_said(done)}.")
+        return done.stdout.split()
+
+    def address(self, host: str) -> str:
+        """Where a node is reached: its NodeAddr, which need not be its name."""
+        done = self._run("scontrol", "show", "node", host)
+        found = re.search(r"NodeAddr=(\S+)", done.stdout)
+        return found[1] if found else host
+
+    def _change(self, *words: str, harmless: str = "$^") -> None:
+        done = self._run("scontrol", *words)
+        said = [line for line in done.stderr.splitlines() if not re.search(harmless, line)]
+        if done.returncode != 0 and (said or not done.stderr):
+            raise StageFailed(f"scontrol {' '.join(words)}: {_said(done)}.")
+
+    def _run(self, *command: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
+        self.calls.append(command[0])
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=seconds,
+                stdin=subprocess.DEVNULL, env=_environment(),
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise UserError(
+                f"there is no {command[0]} on this machine; submit on a node of the cluster, or "
+                "run here with --launcher local."
+            ) from None
+        except subprocess.TimeoutExpired:
+            raise StageFailed(f"{command[0]} did not answer within {seconds:g} s.") from None
+
+
+def _environment() -> dict[str, str]:
+    """The environment without the variables that would change what we ask, or are told."""
+    left_out = {f"SBATCH_{name}" for name in OURS}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in left_out and not name.startswith(FILTERS)
+    }
+
+
+def tasks(number: int, indices: Sequence[int]) -> str:
+    """`12_3`, or `12_[0,3-5]` for several tasks of an array."""
+    if len(indices) == 1:
+        return f"{number}_{indices[0]}"
+    parts: list[str] = []
+    for index in sorted(indices):
+        first, _, last = parts[-1].partition("-") if parts else ("", "", "")
+        if parts and int(last or first) == index - 1:
+            parts[-1] = f"{first}-{index}"
+        else:
+            parts.append(str(index))
+    return f"{number}_[{','.join(parts)}]"
+
+
+def _each(job: str) -> list[str]:
+    """The tasks behind `12_3` or `12_[0,2-4%8]`, as sacct writes those that never started."""
+    number, _, listed = job.partition("_[")
+    if not listed:
+        return [job]
+    ranges = [part.partition("-") for part in listed.rstrip("]").partition("%")[0].split(",")]
+    indices = [i for first, _, last in ranges for i in range(int(first), int(last or first) + 1)]
+    return [f"{number}_{index}" for index in indices]
+
+
+def _job(line: str) -> Job | None:
+    if line.count("|") < 5:
+        return None
+    job, state, reason, comment, elapsed, node = line.split("|", 5)
+    if not comment.startswith(COMMENT):
+        return None
+    token = comment.removeprefix(COMMENT)
+    job = job if "_" in job else f"{job}_0"  # an array of one that never started
+    return Job(id=job, state=state, reason=reason, token=token, elapsed=elapsed, node=node)
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command that failed said, in one line."""
+    lines = (done.stderr or done.stdout).splitlines()
+    said = [line.partition("error: ")[2] or line for line in lines if line.strip()]
+    return "; ".join(dict.fromkeys(said)) or f"exit code {done.returncode}"

@@ -1,0 +1,209 @@
+"""What a SLURM job runs: one stage under its supervisor.
+
+    python -m tuning.launchers.slurm.job --tasks FILE           a task of a submitted array
+    python -m tuning.launchers.slurm.job tuning/run_sft.py ...  a stage that was submitted by hand
+
+A stage that has to stop before it is done is put back into the queue. While SFT runs, the forks
+that wait for one of its sweetspots are let go as soon as that checkpoint is whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuning import config as site
+from tuning.launchers import torchrun
+from tuning.launchers.processes import python_path, stage_command
+from tuning.launchers.slurm.client import Slurm
+from tuning.launchers.slurm.ledger import Jobs
+from tuning.launchers.supervisor import Here, Host, Supervisor
+from tuning.plan import Plan, Stage, require_format, sweetspot_ready
+from tuning.runs import atomic
+from tuning.runs.errors import EXIT_AGAIN, StageFailed, UserError
+from tuning.runs.interrupt import PARENT_VARIABLE
+from tuning.runs.lock import slurm_job
+
+WATCH_SECONDS = 2.0
+RETRY_SECONDS = 110.0
+"""How long a controller that does not answer is asked again; it may be starting anew."""
+TRIES = 5
+"""How often a fork is let go before it is left to wait for the end of SFT."""
+
+
+class Allocation:
+    """A SLURM job as the place where a supervisor runs."""
+
+    starts_again = False
+
+    def __init__(self, slurm: Slurm, job: str, release: Callable[[], None] | None = None) -> None:
+        self.slurm = slurm
+        self.job = job
+        self.release = release
+        self._next = 0.0
+
+    def watch(self) -> None:
+        """Let forks go whose sweetspot is there."""
+        if self.release is None or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + WATCH_SECONDS
+        try:
+            self.release()
+        except Exception as error:  # whatever it is, the stage is worth more
+            print(f"warning: forks are not looked after now ({error!r})", flush=True)
+            self._next += 30 * WATCH_SECONDS
+
+    def requeue(self, why: str, record: Callable[[str], None]) -> bool:
+        """Put this job back into the queue, unless SLURM is ending it for reasons of its own: a
+        cancelled job stays cancelled, a preempted one is requeued by SLURM unless it is set up to
+        end such jobs.
+        """
+        until = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                state = self.slurm.state(self.job)
+                if state != "RUNNING" and not self.slurm.preempted(self.job):
+                    record(f"{why}; SLURM says {state.lower() or 'nothing'}")
+                    return True
+                record(f"{why}; put back into the queue")
+                self.slurm.requeue(self.job)
+                return True
+            except (StageFailed, UserError) as error:
+                record(f"{why}; could not be put back into the queue: {error}")
+                if time.monotonic() > until:
+                    return True
+                time.sleep(2)
+
+
+class Forks:
+    """The stages that wait for a sweetspot of a run, and the jobs that they are."""
+
+    def __init__(self, slurm: Slurm, folder: Path, stage: str) -> None:
+        self.slurm = slurm
+        self.jobs = Jobs(folder)
+        self.folder = folder
+        self.stage = stage
+        self._let_go: set[tuple[str, tuple[int, int]]] = set()
+        self._tries: Counter[str] = Counter()
+
+    def release(self) -> None:
+        """Lift what the stages wait for whose checkpoint is whole; where the cluster forbids it,
+        they start when SFT has ended.
+        """
+        found = atomic.read_json(self.folder / "plan.json")
+        if found is None:
+            return
+        plan = Plan.from_json(found)
+        changed = self.jobs.changed()
+        waiting = [s for s in plan.stages if s.parent == self.stage and s.sweetspot is not None]
+        for stage in waiting:
+            task = self.jobs.task_of(stage.name)
+            if task is None or (task.id, changed) in self._let_go:
+                continue
+            if sweetspot_ready(plan, stage, site.home()):
+                self._tries[task.id] += 1
+                try:
+                    self.slurm.depend(task.number, [task.index], "")
+                    print(f"{stage.name}: its sweetspot is there; let go", flush=True)
+                except StageFailed as error:
+                    print(f"{stage.name}: not let go ({error})", flush=True)
+                    if self._tries[task.id] < TRIES:
+                        continue
+                self._let_go.add((task.id, changed))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of the stage; 75 when it is to be started again."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _prepare_environment()
+    return _submitted(Path(words[1])) if words[:1] == ["--tasks"] else _by_hand(words)
+
+
+def _prepare_environment() -> None:
+    """This code first, and no launcher as a parent."""
+    os.environ.pop(PARENT_VARIABLE, None)
+    os.environ["PYTHONPATH"] = python_path()
+
+
+def _take_all_cores() -> None:
+    """A stage that is alone in its job has the cores of the job."""
+    if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
+        os.environ.setdefault("OMP_NUM_THREADS", cores)
+
+
+def _submitted(tasks: Path) -> int:
+    """Run a task of an array."""
+    found: dict[str, Any] | None = atomic.read_json(tasks)
+    if found is None:
+        raise UserError(f"there is no file '{tasks}' that says what this job is.")
+    require_format(found, f"'{tasks}'")
+    stage = Stage.from_json(found["stages"][int(os.environ["SLURM_ARRAY_TASK_ID"])])
+    folder = Path(found["folder"])
+    slurm = Slurm()
+    _take_all_cores()
+    job = slurm_job(os.environ) or ""
+    forks = Forks(slurm, folder, stage.name) if stage.kind == "sft" else None
+    host = Allocation(slurm, job, forks.release if forks else None)
+    places = {
+        "record": folder / "stages" / f"{stage.name}.json",
+        "progress": folder / "stages" / "slurm" / f"{stage.name}.json",
+        "log": folder / "logs" / f"{stage.name}.txt",
+    }
+    command = stage_command(stage, folder, wandb=found["wandb"])
+    return _supervise(command, host, **places)
+
+
+def _by_hand(words: list[str]) -> int:
+    """Run a stage that somebody submitted with sbatch, or started here."""
+    if not words or words[0].startswith("-"):
+        raise UserError("name a stage: sbatch slurm/stage.sbatch tuning/run_sft.py --model ...")
+    script = Path(words[0])
+    script = script if script.is_absolute() else site.CHECKOUT / script
+    if not script.is_file():
+        raise UserError(f"there is no '{words[0]}' in {site.CHECKOUT}.")
+    if script.name != "run_sweetspot_pipeline.py":
+        _take_all_cores()
+    number = slurm_job(os.environ)
+    host: Host = Allocation(Slurm(), number) if number else Here()
+    folder = site.home() / "outputs" / "jobs" / (number or f"local-{os.getpid()}")
+    return _supervise(
+        [sys.executable, str(script), *words[1:]], host, record=folder / "record.json",
+        progress=folder / "progress.json", log=_standard_output() or folder / "log.txt",
+    )  # fmt: skip
+
+
+def _standard_output() -> Path | None:
+    """The file that standard output goes to, where it is one."""
+    target = Path(f"/proc/{os.getpid()}/fd/1").resolve()
+    if not target.is_file():
+        return None
+    fcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | os.O_APPEND)
+    return target
+
+
+def _supervise(command: list[str], host: Host, *, record: Path, progress: Path, log: Path) -> int:
+    node = torchrun.this_node()
+    in_slurm = isinstance(host, Allocation)
+    if node.joined:
+        several = in_slurm and node.nodes > 1 and "NODE_RANK" not in os.environ
+        stage = command[1:]
+        command = torchrun.on_all_nodes(node, stage) if several else torchrun.command(node, stage)
+    ending = Supervisor(
+        command, record, log, progress, host=host, joined=node.joined,
+        continues=in_slurm and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0,
+    ).run()  # fmt: skip
+    state = "to be continued" if ending.code == EXIT_AGAIN else ending.state
+    print(f"{record.stem}: {state}{': ' + ending.reason if ending.reason else ''}")
+    return ending.code
+
+
+if __name__ == "__main__":
+    from tuning.entry import run
+
+    run(main)

@@ -1,0 +1,234 @@
+"""What a stage asks SLURM for: slurm/cluster.yaml, read and validated, and what beats it.
+
+A flag beats an environment variable (sbatch's own: SBATCH_PARTITION, SBATCH_TIMELIMIT ...) beats
+what cluster.yaml says of a kind of stage beats its defaults. TUNING_CLUSTER names another file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tuning import config as site
+from tuning.flags import build, coerce
+from tuning.plan import KINDS, Stage
+from tuning.runs.errors import UserError, choose
+
+_FILE: dict[str, Any] = {"flag": False}
+
+
+def _variable(name: str) -> dict[str, Any]:
+    return {"variable": name}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one job asks for; the units are those of sbatch."""
+
+    partition: str | None = field(default=None, metadata=_variable("SBATCH_PARTITION"))
+    """Partition; several with commas."""
+    account: str | None = field(default=None, metadata=_variable("SBATCH_ACCOUNT"))
+    """Account that is charged."""
+    qos: str | None = field(default=None, metadata=_variable("SBATCH_QOS"))
+    """Quality of service."""
+    gres: str | None = field(default=None, metadata=_variable("SBATCH_GRES"))
+    """Generic resources a node, for example gpu:1."""
+    constraint: str | None = field(default=None, metadata=_variable("SBATCH_CONSTRAINT"))
+    """Features that nodes must have."""
+    cpus: int = 1
+    """Cores a node."""
+    mem: str | None = field(default=None, metadata=_variable("SBATCH_MEM_PER_NODE"))
+    """Memory a node, for example 32G."""
+    time: str | None = field(default=None, metadata=_variable("SBATCH_TIMELIMIT"))
+    """Time limit of one start (minutes, H:M:S or D-H:M:S); a stage that needs more is requeued."""
+    nodes: int = 1
+    """Nodes of pre-training and SFT on the engine; more than one are joined by torchrun."""
+    processes: int = 1
+    """Processes a node of the same, joined by torchrun; one a GPU."""
+    signal_seconds: int = 120
+    """How long before the time limit a stage is asked to save."""
+    throttle: int | None = None
+    """Tasks of one array that may run at the same time."""
+    python: str | None = None
+    """The Python of the jobs; none: the one that submits."""
+    offline: bool = True
+    """Jobs never ask the Hugging Face hub; `tuning prefetch` fetches before."""
+    setup: tuple[str, ...] = field(default=(), metadata=_FILE)
+    """Lines of bash that run before the stage: modules, a virtual environment."""
+    options: tuple[str, ...] = field(default=(), metadata=_FILE)
+    """More options of sbatch, for example --exclusive."""
+
+
+_DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Resources)}
+_JOINS = ("nodes", "processes")
+JOINED = ("pretrain", "sft")
+"""Kinds of stage that several processes can do together; SFT where it is done by the engine."""
+_REPORT = {"gres": None, "nodes": 1, "processes": 1, "cpus": 1, "time": "00:30:00"}
+"""A report needs no GPU, whatever the defaults are."""
+
+
+class Cluster:
+    """The resources of each kind of stage for one submission.
+
+    `flags` hold what the command line set; they apply to every kind but the report.
+    """
+
+    def __init__(
+        self,
+        flags: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self.path = path or cluster_path()
+        environ = os.environ if environ is None else environ
+        self._defaults, self._stages = _read(self.path)
+        self._above = _from_environment(environ) | dict(flags or {})
+        for kind in KINDS:
+            self.resources(kind)
+
+    def of(self, stage: Stage) -> Resources:
+        """What a stage asks for."""
+        return self.resources(stage.kind, joined=stage.joinable)
+
+    def resources(self, kind: str, *, joined: bool | None = None) -> Resources:
+        """What stages of a kind ask for; `joined`: whether several processes can do each of them
+        together (None: if any of that kind can).
+        """
+        joined = kind in JOINED if joined is None else joined
+        found = self._resources(kind, joined)
+        if not joined and found.nodes * found.processes > 1:
+            what = "sft with TRL" if kind == "sft" else kind
+            raise UserError(
+                f"stages of kind {what} are one process: nodes and processes must be 1, not "
+                f"{found.nodes} and {found.processes}. On several run: pretrain, and sft with "
+                "--trainer engine."
+            )
+        return found
+
+    def _resources(self, kind: str, joined: bool) -> Resources:
+        own = self._stages.get(kind, {})
+        if kind == "report":
+            above = {k: v for k, v in self._above.items() if k not in _REPORT}
+            report = build(Resources, self._defaults | _REPORT | own | above)
+            limit = seconds(report.time) or 2 * report.signal_seconds
+            return _checked(replace(report, signal_seconds=min(report.signal_seconds, limit // 2)))
+        above = {k: v for k, v in self._above.items() if k not in _JOINS or joined}
+        return _checked(build(Resources, self._defaults | own | above))
+
+
+def cluster_path() -> Path:
+    """slurm/cluster.yaml of the checkout, or what TUNING_CLUSTER names."""
+    named = os.environ.get("TUNING_CLUSTER")
+    return Path(named or site.CHECKOUT / "slurm" / "cluster.yaml").expanduser().resolve()
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What sbatch's own variables ask for."""
+    found = {}
+    for entry in fields(Resources):
+        value = environ.get(entry.metadata.get("variable", ""))
+        if value:
+            found[entry.name] = value
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Defaults and stages. Every value is read as text: YAML takes 12:00:00 for a number."""
+    import yaml
+
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"'{path}' cannot be read ({reason}).") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+    _mapping(raw, "the file", path)
+    for key in raw:
+        choose(f"key in {path.name}:", str(key), ("defaults", "stages"))
+    stages = _mapping(raw.get("stages") or {}, "stages", path)
+    for kind in stages:
+        choose(f"kind of stage in {path.name}:", str(kind), KINDS)
+    return _settings(raw.get("defaults"), "defaults", path), {
+        kind: _settings(values, f"stages: {kind}", path) for kind, values in stages.items()
+    }
+
+
+def _mapping(value: Any, where: str, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{path.name}: {where} is {value!r}; it must be a mapping.")
+    return value
+
+
+def _settings(values: Any, where: str, path: Path) -> dict[str, Any]:
+    """The settings of one section, typed; an empty value takes back what the defaults say."""
+    found: dict[str, Any] = {}
+    at = f"{path.name}, {where}"
+    for name, value in _mapping(values or {}, where, path).items():
+        choose(f"setting in {at}:", str(name), sorted(_DEFAULTS))
+        empty = value in ("", "null", "~", [])
+        found[name] = _DEFAULTS[name] if empty else coerce(Resources, name, value, f"{at}: ")
+    for name in ("setup", "options"):
+        _refuse_secrets(found.get(name, ()), f"{at}: {name}")
+    return found
+
+
+_SECRET = re.compile(
+    r"\b(\w*(?:KEY|TOKEN|SECRET|PASSW\w*))\s*=\s*[^\s$]|(--token\b|\blogin\b)\s+(?!--)\S|\b(hf_)\w{8}",
+    re.IGNORECASE,
+)
+
+
+def _refuse_secrets(lines: tuple[str, ...], where: str) -> None:
+    """Scripts are kept and shown: no secret may stand in one."""
+    for line in lines:
+        if found := _SECRET.search(line):
+            what = next(filter(None, found.groups()))
+            raise UserError(
+                f"{where} gives a secret ({what}); scripts are kept on disk and printed. Export it "
+                "in the shell that submits (jobs inherit it), or keep it in ~/.netrc."
+            )
+
+
+_TIME = re.compile(r"\d+|\d+:\d\d?(:\d\d?)?|\d+-\d+(:\d\d?){0,2}|infinite|unlimited", re.IGNORECASE)
+
+
+def seconds(time: str | None) -> int | None:
+    """A time limit as SLURM reads it, in seconds; None for no limit, or where it is no time."""
+    if time is None or not _TIME.fullmatch(time) or not time[0].isdigit():
+        return None
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, more = [*parts, 0, 0][:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + more
+    if len(parts) == 3:
+        return (parts[0] * 60 + parts[1]) * 60 + parts[2]
+    return parts[0] * 60 + (parts[1] if len(parts) > 1 else 0)
+
+
+def _checked(found: Resources) -> Resources:
+    """The same; UserError for what cannot be."""
+    for name in ("cpus", "nodes", "processes", "signal_seconds", "throttle"):
+        value = getattr(found, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1.")
+    if found.time is not None and not _TIME.fullmatch(found.time):
+        raise UserError(
+            f"time is '{found.time}'; write minutes, hours:minutes:seconds or "
+            "days-hours:minutes:seconds, in quotes in a YAML file."
+        )
+    limit = seconds(found.time)
+    if limit is not None and found.signal_seconds * 2 > limit:
+        raise UserError(
+            f"signal_seconds is {found.signal_seconds} and time {found.time}; a stage would be "
+            "asked to save before it has got anywhere. The limit must be twice as long at least."
+        )
+    for name in ("partition", "account", "qos", "gres", "constraint", "mem"):
+        if re.search(r"[\s'\"]", getattr(found, name) or ""):
+            raise UserError(f"{name} is '{getattr(found, name)}'; it must be one word.")
+    return found

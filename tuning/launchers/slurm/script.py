@@ -1,0 +1,85 @@
+"""From an array of stages and its resources to the text of a job script: a pure function."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tuning.launchers.slurm.resources import Resources
+
+COMMENT = "tuning:"
+"""What the comment of every job of ours begins with; its token follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayJob:
+    """Stages of one kind that one call of sbatch submits; task i runs the i-th of them."""
+
+    token: str
+    """Names the array among all that were ever submitted: `{experiment}.{number}.{kind}`."""
+    count: int
+    """Tasks."""
+    code: Path
+    """The snapshot of the code that it runs."""
+    tasks: Path
+    """The file that maps task numbers to stages."""
+    output: Path
+    """The folder for what the job says outside its stage."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def render(job: ArrayJob, resources: Resources) -> str:
+    """The script of an array: #SBATCH lines, the environment, set-up lines, the stage."""
+    directives = "\n".join(f"#SBATCH {option}" for option in options(job, resources))
+    exports = "\n".join(
+        f"export {name}={shlex.quote(value)}" for name, value in sorted(job.environment.items())
+    )
+    setup = "".join(f"{line}\n" for line in resources.setup)
+    if setup:
+        setup = f"\n# set-up lines of cluster.yaml\n{setup}"
+    return (
+        f"#!/usr/bin/env bash\n{directives}\nset -eo pipefail\n\n{exports}\n{setup}\n"
+        f'exec bash "$TUNING_CODE/slurm/stage.sbatch" --tasks {shlex.quote(str(job.tasks))}\n'
+    )
+
+
+def options(job: ArrayJob, resources: Resources) -> list[str]:
+    """The options of sbatch, as they stand behind #SBATCH."""
+    throttle = f"%{resources.throttle}" if resources.throttle else ""
+    asked = {
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "gres": resources.gres,
+        "constraint": resources.constraint,
+        "mem": resources.mem,
+        "time": resources.time,
+    }
+    output = str(job.output / f"{job.token}-%a.out")
+    return [
+        f"--job-name={job.token}",
+        f"--comment={COMMENT}{job.token}",
+        f"--array=0-{job.count - 1}{throttle}",
+        f"--output={_quoted(_escaped(job.output, output))}",
+        "--open-mode=append",
+        "--hold",
+        "--requeue",
+        "--kill-on-invalid-dep=yes",
+        f"--signal=B:USR1@{resources.signal_seconds}",
+        f"--nodes={resources.nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={resources.cpus}",
+        *(f"--{name}={value}" for name, value in asked.items() if value),
+        *resources.options,
+    ]
+
+
+def _escaped(folder: Path, path: str) -> str:
+    """A path in which only the last part may hold sbatch's % patterns."""
+    return str(folder).replace("%", "%%") + path[len(str(folder)) :]
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'

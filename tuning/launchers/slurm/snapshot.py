@@ -1,0 +1,84 @@
+"""The code that jobs run: the tree as it was when they were submitted.
+
+A job may start hours after it was submitted, and by then the checkout may have been edited. So a
+submission copies the tracked files, with their uncommitted changes, to
+TUNING_HOME/snapshots/{digest}; equal trees share one copy. Jobs find it by PYTHONPATH before any
+installed package.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tuning import config as site
+from tuning.runs import atomic, provenance
+from tuning.runs.log import logger
+
+DIGITS = 16
+FOLDERS = ("tuning", "slurm")
+"""What a copy holds where the code is no git checkout."""
+LEFT_OUT = ("__pycache__", "models", "outputs", "snapshots", "datasets", "tokens")
+
+
+def take() -> Path:
+    """Copy the code as it is now; the folder that holds it."""
+    root = site.CHECKOUT
+    tracked, untracked = _tracked(root)
+    files = tracked if tracked is not None else _found(root)
+    if forgotten := [name for name in untracked if name.endswith((".py", ".jinja", ".sbatch"))]:
+        logger.warning(f"not tracked by git and so not in the snapshot: {', '.join(forgotten)}")
+    found = hashlib.sha256()
+    for name in files:
+        found.update(f"\0{name}\0".encode() + (root / name).read_bytes())
+    target = site.home() / "snapshots" / found.hexdigest()[:DIGITS]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            os.utime(target)
+        else:
+            _copy(root, files, target)
+    return target
+
+
+def _copy(root: Path, files: list[str], target: Path) -> None:
+    with atomic.whole_directory(target) as folder:
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, folder / name)
+        revision = provenance.revision() or "unknown"
+        (folder / provenance.REVISION_FILE).write_text(revision + "\n", encoding="utf-8")
+
+
+def _tracked(root: Path) -> tuple[list[str] | None, list[str]]:
+    """(tracked files that exist, untracked ones); None where `root` is no git checkout."""
+    listed = _git(root, "ls-files", "-z")
+    if listed is None or not (root / ".git").exists():
+        return None, []
+    there = sorted({name for name in listed if (root / name).is_file()})
+    return there, _git(root, "ls-files", "-z", "--others", "--exclude-standard", *FOLDERS) or []
+
+
+def _git(root: Path, *words: str) -> list[str] | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return list(filter(None, done.stdout.split("\0"))) if done.returncode == 0 else None
+
+
+def _found(root: Path) -> list[str]:
+    """The files of the package where git cannot name them."""
+    return sorted(
+        str(path.relative_to(root))
+        for folder in FOLDERS
+        for path in (root / folder).rglob("*")
+        if path.is_file() and not set(path.relative_to(root).parts) & set(LEFT_OUT)
+    )

@@ -1,0 +1,326 @@
+"""From a plan to jobs: what is not done and not queued is submitted, once, whatever breaks.
+
+A job array a kind of stage, held; then each task is told what it waits for (afterok on the task of
+its parent, nothing where that is done); then all arrays are released. Everything that was begun is
+in jobs.json before it is begun: an interrupted submission is finished by the next one, which knows
+its arrays by their tokens.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from tuning import config as site
+from tuning.launchers.slurm import snapshot
+from tuning.launchers.slurm.client import WAITS, Job
+from tuning.launchers.slurm.ledger import REPORT, Array, Jobs, Task
+from tuning.launchers.slurm.resources import Cluster
+from tuning.launchers.slurm.script import ArrayJob, render
+from tuning.plan import KINDS, Plan, Stage, save_plan, standing, sweetspot_ready
+from tuning.runs import atomic
+from tuning.runs.errors import UserError
+from tuning.runs.identity import FORMAT
+from tuning.runs.lock import Lock
+
+
+class Door(Protocol):
+    """What a submission asks of SLURM; `tuning.launchers.slurm.client.Slurm` is one."""
+
+    def submit(self, script: Path) -> int: ...
+    def depend(self, number: int, indices: Sequence[int], condition: str) -> None: ...
+    def release(self, numbers: Sequence[int]) -> None: ...
+    def cancel(self, jobs: Sequence[str]) -> None: ...
+    def queue(self) -> list[Job]: ...
+    def max_array_size(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a plan is submitted."""
+
+    dependency: str | None = None
+    """What the first stages wait for, in sbatch's words."""
+    wandb: str = "off"
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a submission did: the tasks that are new and those that were queued already."""
+
+    new: dict[str, Task] = field(default_factory=dict)
+    queued: dict[str, Task] = field(default_factory=dict)
+    ended: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+class Submission:
+    """Submits a plan; `run()` may be called again at any time."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        cluster: Cluster,
+        slurm: Door,
+        options: Options | None = None,
+    ) -> None:
+        self.plan = plan
+        self.cluster = cluster
+        self.slurm = slurm
+        self.options = options or Options()
+        self.folder = site.reports_dir() / plan.experiment
+        self.jobs = Jobs(self.folder)
+        self._stages = {stage.name: stage for stage in plan.stages}
+
+    def run(self) -> Outcome:
+        """Submit what is neither done nor queued."""
+        with Lock(self.folder).holding():
+            arrays = self._found()
+            live = self._live(arrays)
+            outcome = self._sorted(live)
+            missing = self._to_submit(outcome)
+            broken = any(not array.released for array in arrays)
+            if missing or (broken and REPORT.name not in live):
+                save_plan(self.folder, self.plan)
+                self._drop_report(live)
+                arrays = self._submit(arrays, missing)
+                names = {stage.name for stage in missing}
+                latest = {task.stage: task for array in arrays for task in array.tasks}
+                outcome.new = {name: latest[name] for name in names}
+                live |= {REPORT.name: (latest[REPORT.name], _NEW)}
+            self._connect(arrays, live, outcome)
+            return outcome
+
+    def preview(self, max_array_size: int) -> list[tuple[Array, str]]:
+        """The arrays that would be submitted where nothing is queued, and their scripts."""
+        missing = self._to_submit(self._sorted({}))
+        if not missing:
+            return []
+        arrays = self._arrays([*missing, REPORT], max_array_size, number="1")
+        return [(array, self._script(array, Path("SNAPSHOT"))) for array in arrays]
+
+    def words(self, name: str) -> str:
+        """What a stage waits for, for a dry run."""
+        if name == REPORT.name:
+            return "after all others, however they end"
+        ended = self._sorted({}).ended
+        above = [parent for parent in self._above(self._stages[name]) if parent not in ended]
+        if not above or sweetspot_ready(self.plan, self._stages[name], site.home()):
+            return self.options.dependency or ""
+        spot = ", or as soon as its sweetspot is there" if self._stages[name].sweetspot else ""
+        return f"afterok {', '.join(above)}{spot}"
+
+    def _found(self) -> list[Array]:
+        """The arrays of jobs.json; one that sbatch never answered for is looked up by its token."""
+        arrays = self.jobs.arrays()
+        if all(array.number is not None for array in arrays):
+            return arrays
+        numbers = {job.token: job.number for job in self.slurm.queue() if job.live}
+        for array in arrays:
+            array.number = array.number or numbers.get(array.token)
+        kept = [array for array in arrays if array.number is not None]
+        self.jobs.write(kept)
+        return kept
+
+    def _live(self, arrays: Sequence[Array]) -> dict[str, tuple[Task, Job]]:
+        """{stage: its task that waits or runs, and how SLURM sees it}."""
+        if not arrays:
+            return {}
+        tokens = {array.token for array in arrays}
+        seen = {job.id: job for job in self.slurm.queue() if job.token in tokens}
+        doomed = [job.id for job in seen.values() if job.doomed]
+        if doomed:
+            self.slurm.cancel(doomed)
+        found = {}
+        for array in arrays:
+            for task in array.tasks:
+                job = seen.get(task.id)
+                if job is not None and job.live:
+                    found[task.stage] = (task, job)
+        return found
+
+    def _sorted(self, live: Mapping[str, tuple[Task, Job]]) -> Outcome:
+        """What is queued and what has ended; a task that waits for a job that is gone is neither,
+        and is cancelled.
+        """
+        outcome = Outcome()
+        for stage in self.plan.stages:
+            if stage.name in live:
+                task, job = live[stage.name]
+                self._require_same(stage, task)
+                if job.state not in WAITS or self._can_start(stage, outcome):
+                    outcome.queued[stage.name] = task
+                    continue
+                self.slurm.cancel([task.id])
+            found = standing(self.plan, stage, site.home())
+            if found.state in ("done", "skipped") or not stage.has_work:
+                outcome.ended[stage.name] = (found.state, found.reason)
+        return outcome
+
+    def _require_same(self, stage: Stage, task: Task) -> None:
+        if task.key != stage.key:
+            raise UserError(
+                f"'{stage.name}' is queued with other settings as job {task.id}; wait for it, or "
+                f"cancel it: tuning cancel {self.plan.experiment}"
+            )
+
+    def _can_start(self, stage: Stage, outcome: Outcome) -> bool:
+        """Whether what a stage waits for is done or still to come."""
+        known = outcome.queued.keys() | outcome.ended.keys()
+        return set(self._above(stage)) <= known or sweetspot_ready(self.plan, stage, site.home())
+
+    def _to_submit(self, outcome: Outcome) -> list[Stage]:
+        return [
+            stage
+            for stage in self.plan.stages
+            if stage.name not in outcome.queued and stage.name not in outcome.ended
+        ]
+
+    def _drop_report(self, live: Mapping[str, tuple[Task, Job]]) -> None:
+        """A report that was submitted before does not wait for what is new."""
+        if REPORT.name in live and live[REPORT.name][1].state in WAITS:
+            self.slurm.cancel([live[REPORT.name][0].id])
+
+    def _submit(self, arrays: list[Array], missing: Sequence[Stage]) -> list[Array]:
+        """Submit an array a kind of stage, held; each is written down before and after."""
+        code = snapshot.take()
+        before = (int(array.token.split(".")[-2].partition("-")[0]) for array in arrays)
+        number = f"{1 + max(before, default=0)}-{secrets.token_hex(3)}"
+        new = self._arrays([*missing, REPORT], self.slurm.max_array_size(), number)
+        for array in new:
+            array.code, array.time = str(code), time.time()
+            self._write_files(array, code)
+        everything = [*arrays, *new]
+        self.jobs.write(everything)
+        try:
+            for array in new:
+                array.number = self.slurm.submit(self._script_path(array))
+                self.jobs.write(everything)
+        except UserError:
+            self.slurm.cancel([str(array.number) for array in new if array.number is not None])
+            self.jobs.write(arrays)
+            raise
+        return everything
+
+    def _arrays(self, stages: Sequence[Stage], largest: int, number: str) -> list[Array]:
+        """Stages of a kind together, split where an array would be too large."""
+        found = []
+        for kind in KINDS:
+            mine = [stage for stage in stages if stage.kind == kind]
+            parts = [mine[start : start + largest] for start in range(0, len(mine), largest)]
+            for part, own in enumerate(parts, 1):
+                suffix = f"-{part}" if len(parts) > 1 else ""
+                found.append(
+                    Array(
+                        token=f"{self.plan.experiment}.{number}.{kind}{suffix}", kind=kind,
+                        stages=[stage.name for stage in own], keys=[stage.key for stage in own],
+                    )
+                )  # fmt: skip
+        return found
+
+    def _write_files(self, array: Array, code: Path) -> None:
+        """The script, and what maps its tasks to stages."""
+        by_name = self._stages | {REPORT.name: REPORT}
+        atomic.write_json(
+            self._tasks_path(array),
+            {
+                "format": FORMAT,
+                "folder": str(self.folder),
+                "wandb": self.options.wandb,
+                "stages": [asdict(by_name[name]) for name in array.stages],
+            },
+        )
+        atomic.write_text(self._script_path(array), self._script(array, code))
+
+    def _script_path(self, array: Array) -> Path:
+        return self.folder / "slurm" / f"{array.token}.sbatch"
+
+    def _tasks_path(self, array: Array) -> Path:
+        return self.folder / "slurm" / f"{array.token}.json"
+
+    def _script(self, array: Array, code: Path) -> str:
+        from tuning.launchers.prefetch import offline_environment
+
+        joined = all(self._stages.get(name, REPORT).joinable for name in array.stages)
+        resources = self.cluster.resources(array.kind, joined=joined)
+        environment = {
+            "TUNING_HOME": str(site.home()),
+            "TUNING_CODE": str(code),
+            "TUNING_PYTHON": resources.python or sys.executable,
+            "TUNING_PROCESSES": str(resources.processes),
+            **(offline_environment() if resources.offline else {}),
+        }
+        job = ArrayJob(
+            token=array.token, count=len(array.stages), code=code, tasks=self._tasks_path(array),
+            output=self.folder / "slurm", environment=environment,
+        )  # fmt: skip
+        return render(job, resources)
+
+    def _connect(
+        self, arrays: Sequence[Array], live: Mapping[str, tuple[Task, Job]], outcome: Outcome
+    ) -> None:
+        """Tell the tasks of all unreleased arrays what they wait for, then let them go.
+
+        Every task is told, also where it waits for nothing: that makes SLURM keep a record of its
+        own for it, without which it forgets a task that is cancelled early and takes it for done.
+        """
+        unreleased = [array for array in arrays if not array.released]
+        if not unreleased:
+            return
+        waiting = outcome.queued | outcome.new
+        if REPORT.name in live:
+            waiting[REPORT.name] = live[REPORT.name][0]
+        under_way = {task.id for task, job in live.values() if job is not _NEW and not job.held}
+        going = {task.id for task in waiting.values()} - under_way
+        self._cancel_strangers(live, going)
+        for array in unreleased:
+            conditions: dict[str, list[int]] = defaultdict(list)
+            for task in array.tasks:
+                if task.id in going:
+                    conditions[self._condition(task, waiting, arrays)].append(task.index)
+            for condition, indices in conditions.items():
+                self.slurm.depend(array.number or 0, indices, condition)
+        held = [a for a in unreleased if any(task.id in going for task in a.tasks)]
+        self.slurm.release([array.number or 0 for array in held])
+        for array in unreleased:
+            array.released = True
+        self.jobs.write(arrays)
+
+    def _cancel_strangers(self, live: Mapping[str, tuple[Task, Job]], going: set[str]) -> None:
+        """Held tasks of stages that the plan no longer has would be released with their array."""
+        left = [task.id for task, job in live.values() if job.held and task.id not in going]
+        if left:
+            self.slurm.cancel(left)
+
+    def _condition(self, task: Task, waiting: Mapping[str, Task], arrays: Sequence[Array]) -> str:
+        """What a task waits for, in SLURM's words; "" for nothing."""
+        if task.stage == REPORT.name:
+            numbers = sorted({t.number for t in waiting.values() if t.stage != REPORT.name})
+            return "afterany:" + ":".join(map(str, numbers)) if numbers else ""
+        stage = self._stages[task.stage]
+        if sweetspot_ready(self.plan, stage, site.home()):
+            return self.options.dependency or ""
+        alone = {array.number for array in arrays if len(array.stages) == 1}
+        above = [
+            str(parent.number) if parent.number in alone else parent.id
+            for name in self._above(stage)
+            if (parent := waiting.get(name)) is not None
+        ]
+        return "afterok:" + ":".join(above) if above else self.options.dependency or ""
+
+    def _above(self, stage: Stage) -> list[str]:
+        """The parents of a stage; those that only stand for a row are passed through."""
+        found = []
+        for name in stage.parents:
+            parent = self._stages[name]
+            found += [name] if parent.has_work else self._above(parent)
+        return list(dict.fromkeys(found))
+
+
+_NEW = Job(id="0_0", state="PENDING")
+"""Stands for what SLURM would say of a task that was just submitted."""

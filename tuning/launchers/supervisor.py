@@ -1,0 +1,336 @@
+"""Starts one stage command, outlives it, and decides what its end means. The same under every
+launcher; no torch.
+
+    python -m tuning.launchers.supervisor --record FILE --log FILE -- python tuning/run_sft.py ...
+
+Passes SIGTERM, SIGINT and SIGUSR1 on, and ends with its own parent. A stage is started again when
+it saved and stopped (75) without this process having been asked to stop, and when it was killed by
+signal 9 with progress since it began and no sign of memory exhaustion: here, or, inside a SLURM
+job, by putting the job back into the queue. Writes how the stage ended, and why, to the record and
+to the run's status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tuning.runs import atomic
+from tuning.runs.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR
+from tuning.runs.interrupt import EXIT_VARIABLE, PARENT_VARIABLE, STOP_VARIABLE
+from tuning.runs.lock import Lock, slurm_job
+from tuning.runs.progress import PROGRESS_VARIABLE
+from tuning.runs.rundir import RunDirectory
+
+POLL_SECONDS = 0.1
+MOST_ATTEMPTS = 100
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a stage ended: its state, the exit code to pass on, and why."""
+
+    state: str
+    code: int
+    reason: str = ""
+
+
+def decide(code: int, *, asked: bool, progressed: bool, out_of_memory: bool) -> str:
+    """`again`, or the state in which a stage is left, from its exit code (-N for signal N).
+
+    `asked`: whether this supervisor was asked to stop; `progressed`: since the stage was started.
+    """
+    if code == EXIT_DONE:
+        return "done"
+    if code == EXIT_AGAIN or -code in PASSED_ON:
+        if asked:
+            return "stopped"
+        return "again" if progressed else "failed"
+    if code == -signal.SIGKILL and not out_of_memory:
+        return "stopped" if asked else "again" if progressed else "failed"
+    return "failed"
+
+
+class Host(Protocol):
+    """The place where a supervisor runs, as far as it makes a difference."""
+
+    starts_again: bool
+    """Whether a stage is started again right here."""
+
+    def watch(self) -> None:
+        """Called several times a second while the stage runs."""
+
+    def requeue(self, why: str, record: Callable[[str], None]) -> bool:
+        """Have the stage started again later and elsewhere, if that is to be; `record` writes
+        down why, before the place ends.
+        """
+
+
+class Here:
+    """A process on a machine of which nobody wants the place back."""
+
+    starts_again = True
+
+    def watch(self) -> None:
+        """Nothing to look after."""
+
+    def requeue(self, why: str, record: Callable[[str], None]) -> bool:
+        """There is no queue."""
+        return False
+
+
+class Supervisor:
+    """One stage from its first start to its end.
+
+    `joined`: the command starts the stage's processes through torchrun, which does not pass signals
+    and exit codes on; they go by way of two files.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        record: Path,
+        log: Path,
+        progress: Path | None = None,
+        *,
+        host: Host | None = None,
+        joined: bool = False,
+        continues: bool = False,
+    ) -> None:
+        self.command = list(command)
+        self.record = record
+        self.progress_file = progress or record.with_suffix(".progress.json")
+        self.log = log
+        self.host = host or Here()
+        self.joined = joined
+        self.asked = 0
+        self._stop_file = self.progress_file.with_suffix(".stop")
+        self._exit_file = self.progress_file.with_suffix(".exit")
+        self._log_start = 0
+        before = (atomic.read_json(record) or {}) if continues else {}
+        self._attempts = int(before.get("attempts", 0))
+        self._idle = int(before.get("idle", 0))
+        self._furthest: dict[str, int] = dict(before.get("furthest", {}))
+        self._child: subprocess.Popen[bytes] | None = None
+        self._parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid())
+
+    def run(self) -> Ending:
+        """Run the stage to its end; the record is written whole."""
+        for number in PASSED_ON:
+            signal.signal(number, lambda number, _frame: self._pass_on(number))
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            self._attempts += 1
+            self._write(Ending(state="running", code=0))
+            memory = oom_kills()
+            code = self._attempt()
+            out_of_memory = oom_kills() > memory
+            verdict = self._verdict(code, out_of_memory=out_of_memory)
+            if verdict == "again" and self.host.starts_again:
+                continue
+            if verdict in ("again", "stopped") and self._requeued(code):
+                return Ending(state="pending", code=EXIT_AGAIN)
+            ending = self._ending(verdict, code, out_of_memory=out_of_memory)
+            self._write(ending)
+            self._mark_run(ending)
+            return ending
+
+    def _verdict(self, code: int, *, out_of_memory: bool) -> str:
+        """`decide()`, with the progress since the last start, here or in an earlier job."""
+        progressed = self._progressed()
+        if progressed:
+            self._idle = 0
+        elif not self._waited():
+            self._idle += 1
+        verdict = decide(
+            code,
+            asked=bool(self.asked),
+            progressed=progressed and not self._too_often(),
+            out_of_memory=out_of_memory,
+        )
+        return "failed" if verdict == "stopped" and self._stuck() else verdict
+
+    def _waited(self) -> bool:
+        """Whether the stage has waited for another process that has its run."""
+        return (atomic.read_json(self.progress_file) or {}).get("phase") == "waiting"
+
+    def _too_often(self) -> bool:
+        return self.host.starts_again and self._attempts >= MOST_ATTEMPTS
+
+    def _stuck(self) -> bool:
+        """Whether two starts in a row led nowhere where each costs a place in the queue."""
+        return not self.host.starts_again and self._idle > 1
+
+    def _requeued(self, code: int) -> bool:
+        why = f"killed by {signal.Signals(-code).name}" if code < 0 else "saved"
+        if self.asked:
+            why = f"asked to stop by {signal.Signals(self.asked).name}"
+        return self.host.requeue(
+            why,
+            lambda reason: self._write(Ending(state="pending", code=EXIT_AGAIN, reason=reason)),
+        )
+
+    def _write(self, ending: Ending) -> None:
+        """The record: how the stage stands, and what the next start needs to know."""
+        counts = {
+            "attempts": self._attempts, "idle": self._idle, "furthest": self._furthest,
+            "job": slurm_job(os.environ),
+        }  # fmt: skip
+        atomic.write_json(self.record, asdict(ending) | counts)
+
+    def _attempt(self) -> int:
+        """Start the stage and wait for it; its exit code, or -N for signal N."""
+        environment = os.environ | {
+            PARENT_VARIABLE: str(os.getpid()),
+            PROGRESS_VARIABLE: str(self.progress_file),
+            STOP_VARIABLE: str(self._stop_file),
+            EXIT_VARIABLE: str(self._exit_file),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._stop_file.parent.mkdir(parents=True, exist_ok=True)
+        for left in (self._stop_file, self._exit_file):
+            left.unlink(missing_ok=True)
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self._child = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
+        if self.asked:
+            self._tell_child(signal.SIGTERM)
+        while (code := self._child.poll()) is None:
+            if os.getppid() != self._parent and not self.asked:
+                self._pass_on(signal.SIGTERM)
+            self.host.watch()
+            time.sleep(POLL_SECONDS)
+        return self._told_exit(code)
+
+    def _told_exit(self, code: int) -> int:
+        """The exit code of a stage that torchrun started, as its first rank wrote it down.
+
+        It says 75 only where all ranks agreed to stop. A rank that was killed could write nothing:
+        torchrun says which signal it was that began it all.
+        """
+        told = self._exit_file.read_text() if self._exit_file.exists() else ""
+        self._exit_file.unlink(missing_ok=True)
+        self._stop_file.unlink(missing_ok=True)
+        if not self.joined or code == EXIT_DONE:
+            return code
+        if told:
+            return int(told)
+        killed = _ROOT_CAUSE.search(_said(self.log, self._log_start))
+        return int(killed[1]) if killed else code
+
+    def _pass_on(self, number: int) -> None:
+        self.asked = number
+        self._tell_child(signal.SIGTERM if number == signal.SIGINT else number)
+
+    def _tell_child(self, number: int) -> None:
+        if self._child is None or self._child.poll() is not None:
+            return
+        if self.joined:
+            self._stop_file.touch()
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._child.send_signal(number)
+
+    def _progressed(self) -> bool:
+        """Whether the stage got further than ever; a step that is done again does not count."""
+        found: dict[str, Any] = atomic.read_json(self.progress_file) or {}
+        if not found.get("directory"):
+            return False
+        place = f"{found['directory']}:{found['phase']}"
+        further = found["at"] > self._furthest.get(place, 0) or place not in self._furthest
+        self._furthest[place] = max(found["at"], self._furthest.get(place, 0))
+        return further
+
+    def _ending(self, verdict: str, code: int, *, out_of_memory: bool) -> Ending:
+        if verdict == "done":
+            said = last_line(self.log, self._log_start)
+            if said.startswith("skipped: "):
+                return Ending(state="skipped", code=0, reason=said.removeprefix("skipped: "))
+            return Ending(state="done", code=0)
+        if verdict == "stopped":
+            return Ending(state="pending", code=EXIT_AGAIN, reason="stopped on request")
+        if out_of_memory:
+            return Ending(state="failed", code=EXIT_FAILED, reason="out of memory")
+        if code < 0:
+            name = signal.Signals(-code).name
+            return Ending(state="failed", code=EXIT_FAILED, reason=f"killed by {name}")
+        if code == EXIT_AGAIN:
+            return Ending(state="failed", code=1, reason="stopped again and again without progress")
+        reason = last_line(self.log, self._log_start).removeprefix("error: ")
+        return Ending(
+            state="failed", code=code if code == EXIT_USER_ERROR else EXIT_FAILED, reason=reason
+        )
+
+    def _mark_run(self, ending: Ending) -> None:
+        """A stage that was killed could not say so itself."""
+        found = atomic.read_json(self.progress_file) or {}
+        if ending.state != "failed" or not found.get("directory"):
+            return
+        directory = RunDirectory(Path(found["directory"]))
+        if directory.status["state"] == "running" and Lock(directory.path).holder() is None:
+            directory.write_status("failed", ending.reason)
+
+
+def last_line(log: Path, start: int = 0) -> str:
+    """What was said last behind byte `start`: an error if there is one, no progress bar."""
+    lines = [part.strip() for part in re.split(r"[\r\n]+", _said(log, start))]
+    said = [line for line in (_BAR.sub("", line) for line in lines) if line]
+    errors = [line for line in said if line.startswith("error: ")]
+    return (errors or said or [""])[-1]
+
+
+def _said(log: Path, start: int) -> str:
+    """The end of a log behind byte `start`."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(start, file.tell() - 8192))
+        return file.read().decode(errors="replace")
+    return ""
+
+
+_ROOT_CAUSE = re.compile(r"Root Cause.*?exitcode\s*:\s*(-\d+)", re.DOTALL)
+_BAR = re.compile(r"^[^|]*\d+%\|[^|]*\| *\d+/\d+ *\[[^\]]*\]?")
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for memory in this process's cgroup; 0 where it cannot be
+    told.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        group = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].partition("::")[2]
+        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text().split()
+        return int(events[events.index("oom_kill") + 1])
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of the stage, as decided."""
+    from tuning.flags import Parser
+
+    parser = Parser(prog="python -m tuning.launchers.supervisor", description=__doc__)
+    parser.add_argument("--record", type=Path, required=True, help="where to write how it ended")
+    parser.add_argument("--log", type=Path, required=True, help="where the stage's output goes")
+    parser.add_argument("--progress", type=Path, help="where the stage says how far it is")
+    words = list(sys.argv[1:] if argv is None else argv)
+    split = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:split])
+    return Supervisor(words[split + 1 :], args.record, args.log, args.progress).run().code
+
+
+if __name__ == "__main__":
+    from tuning.entry import run
+
+    run(main)

@@ -1,0 +1,173 @@
+"""Looking at experiments and steering them: status, logs, cancel, clean."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tuning import config as site
+from tuning.launchers.slurm.client import Job, Slurm
+from tuning.launchers.slurm.ledger import REPORT, Jobs
+from tuning.manage.status import ENDED, StageStatus, stages_of, table
+from tuning.plan import Plan, descendants
+from tuning.runs.errors import EXIT_FAILED, StageFailed, UserError, nearest
+from tuning.runs.lock import Lock
+
+WATCH_SECONDS = 5.0
+POLL_SECONDS = 0.5
+LINES = 10_000
+
+
+def status(plan: Plan, *, watch: bool, as_json: bool) -> int:
+    """Print how the stages stand; with `watch` again and again until all have ended."""
+    while True:
+        found = stages_of(plan, site.home())
+        if as_json:
+            print(json.dumps([asdict(entry) for entry in found], indent=2))
+        else:
+            if watch and sys.stdout.isatty():
+                print("\033[2J\033[H", end="")
+            print(_page(plan, found), flush=True)
+        if not watch or all(entry.state in ENDED for entry in found):
+            failed = any(entry.state == "failed" for entry in found)
+            return EXIT_FAILED if failed and watch else 0
+        time.sleep(WATCH_SECONDS)
+
+
+def _page(plan: Plan, found: Sequence[StageStatus]) -> str:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    counts = {state: sum(e.state == state for e in found) for state in dict.fromkeys(
+        entry.state for entry in found)}  # fmt: skip
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    report = site.reports_dir() / plan.experiment / "report.html"
+    lines = [f"experiment {plan.experiment}: {summary}", "", table(found, width)]
+    if report.exists():
+        lines += ["", f"report: {report}"]
+    return "\n".join(lines)
+
+
+def logs(plans: Sequence[Plan], run: str, *, follow: bool) -> int:
+    """Print what a stage said; the newest experiment that has it goes first."""
+    plan, stage = _named(plans, run)
+    folder = site.reports_dir() / plan.experiment
+    log = folder / "logs" / f"{stage}.txt"
+    task = Jobs(folder).task_of(stage)
+    output = folder / "slurm" / f"{task.token}-{task.index}.out" if task else None
+    places = [path for path in (log, output) if path is not None and path.exists()]
+    if not places and not follow:
+        raise UserError(f"'{stage}' has said nothing yet; look again later, or follow it with -f.")
+    for path in places:
+        print(f"==> {path}", file=sys.stderr)
+        text = path.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+        sys.stdout.write("\n".join(text.split("\n")[-LINES:]))
+    sys.stdout.flush()
+    if follow:
+        _follow(log, plan, stage)
+    return 0
+
+
+def _follow(log: Path, plan: Plan, stage: str) -> None:
+    """Print what is added to a log until the stage has ended."""
+    at = log.stat().st_size if log.exists() else 0
+    look = time.monotonic()
+    while True:
+        if log.exists() and log.stat().st_size > at:
+            with log.open("rb") as file:
+                file.seek(at)
+                added = file.read()
+            at += len(added)
+            sys.stdout.write(added.decode(errors="replace").replace("\r", "\n"))
+            sys.stdout.flush()
+        elif time.monotonic() > look:
+            look = time.monotonic() + WATCH_SECONDS
+            found = {entry.stage: entry.state for entry in stages_of(plan, site.home())}
+            if found.get(stage) in ENDED:
+                return
+        time.sleep(POLL_SECONDS)
+
+
+def _named(plans: Sequence[Plan], run: str) -> tuple[Plan, str]:
+    """The stage that a name, or enough of one, means."""
+    for plan in reversed(plans):
+        names = [stage.name for stage in plan.stages if stage.has_work]
+        matches = [name for name in names if run in name]
+        if run in names or len(matches) == 1:
+            return plan, run if run in names else matches[0]
+        if matches:
+            raise UserError(f"'{run}' may mean: {', '.join(matches)}. Give more of the name.")
+    known = [stage.name for plan in plans for stage in plan.stages if stage.has_work]
+    raise UserError(f"no experiment has a stage '{run}'.{nearest(run, known)} See: tuning status")
+
+
+def cancel(plan: Plan, stage: str | None) -> int:
+    """Cancel the jobs of an experiment, or of a stage and all that stands on it; ours only."""
+    folder = site.reports_dir() / plan.experiment
+    with Lock(folder).holding():
+        return _cancel(plan, folder, stage)
+
+
+def _cancel(plan: Plan, folder: Path, stage: str | None) -> int:
+    jobs = Jobs(folder)
+    queued = _live(Slurm()) if jobs.arrays() else {}
+    numbers = {job.token: job.number for job in queued.values()}
+    for array in jobs.arrays():
+        array.number = array.number or numbers.get(array.token)  # a submission that broke
+    tasks = jobs.latest()
+    if stage is not None:
+        name = _named([plan], stage)[1]
+        chosen = {name, *descendants(plan.stages, name)}
+        tasks = {key: task for key, task in tasks.items() if key in chosen}
+    live = [task for task in tasks.values() if task.id in queued]
+    if not live:
+        print(f"experiment {plan.experiment}: no job is queued or running")
+        return 0
+    order = {name: at for at, name in enumerate([*(s.name for s in plan.stages), REPORT.name])}
+    last_first = sorted(live, key=lambda task: order.get(task.stage, 0), reverse=True)
+    slurm = Slurm()
+    slurm.cancel([task.id for task in last_first])
+    for task in reversed(last_first):
+        print(f"cancelled {task.id:>8}  {task.stage}")
+    left = _live(slurm)
+    if kept := [task.id for task in live if task.id in left and left[task.id].state == "PENDING"]:
+        raise StageFailed(f"SLURM did not cancel {', '.join(kept)}.")
+    print("what was running saves what it has; `tuning submit` with the same flags goes on with it")
+    return 0
+
+
+def _live(slurm: Slurm) -> dict[str, Job]:
+    return {job.id: job for job in slurm.queue() if job.live}
+
+
+def clean(*, dry_run: bool, orphans: bool) -> int:
+    """Remove what nothing needs, or say what would go."""
+    from tuning.manage import clean as cleaning
+
+    found = cleaning.removable(site.home(), _snapshots_in_use())
+    if orphans:
+        found = [*found, *cleaning.orphans(site.home())]
+    for left in found:
+        print(f"{left.bytes / 1e6:10.1f} MB  {left.path}  ({left.why})")
+    total = sum(left.bytes for left in found) / 1e6
+    if dry_run or not found:
+        print(f"{len(found)} things, {total:.1f} MB, could go; nothing was removed")
+        return 0
+    print(f"removed {cleaning.remove(found) / 1e6:.1f} MB")
+    return 0
+
+
+def _snapshots_in_use() -> set[str]:
+    """The snapshots that a job in the queue runs."""
+    arrays = [
+        array
+        for path in site.reports_dir().glob("*/slurm/jobs.json")
+        for array in Jobs(path.parent.parent).arrays()
+    ]
+    if not arrays:
+        return set()
+    tokens = {job.token for job in _live(Slurm()).values()}
+    return {Path(array.code).name for array in arrays if array.token in tokens}

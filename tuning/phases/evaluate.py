@@ -1,0 +1,117 @@
+"""The inference and evaluation phases of a stage: a model's answers to a test pool, and scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tuning import config as site
+from tuning.data import train_dataset
+from tuning.evaluation.config import EvaluationRunConfig
+from tuning.phases.options import Options
+from tuning.phases.train import use_one_device
+from tuning.runs import disk, interrupt
+from tuning.runs.errors import UserError
+from tuning.runs.log import logger
+from tuning.runs.rundir import RunDirectory, claim, locate
+from tuning.sweetspots.store import find_sweetspot
+from tuning.tasks import base as tasks
+from tuning.weights.config import ModelLoadConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """Weights that can be evaluated: of a base (no run), a run, or a checkpoint of one."""
+
+    model: ModelLoadConfig
+    run: RunDirectory | None = None
+    checkpoint: Path | None = None
+
+    def load(self) -> tuple[Any, Any]:
+        """The model and its tokenizer."""
+        from tuning.weights import loading
+
+        loaded = loading.load_artifact(self.model, self.run, self.checkpoint)
+        return loaded, loading.load_tokenizer(self.model)
+
+
+def artifact_of(config: EvaluationRunConfig) -> Artifact:
+    """The weights that an evaluation is about.
+
+    Raises Skipped where a finished run has no such sweetspot, and UserError for weights that are
+    not there.
+    """
+    if config.run is None:
+        return Artifact(model=config.base)
+    run = RunDirectory(locate(site.models_dir(), config.run, config.run_hash or ""))
+    if config.sweetspot is not None:
+        checkpoint = find_sweetspot(run, config.sweetspot).path
+        return Artifact(model=config.base, run=run, checkpoint=checkpoint)
+    if not run.done("train"):
+        state = run.status["state"]
+        raise UserError(f"run '{config.run}' is not trained yet; it is {state}.")
+    return Artifact(model=config.base, run=run)
+
+
+def check_test_pool(config: EvaluationRunConfig) -> None:
+    """Raise UserError for a test pool that cannot be scored, before anything is trained for it."""
+    train_dataset.require(config.data.entry, "test", config.sampling.prompts, "prompts")
+    accepts = tasks.task(config.task).accepts
+    for number, row in enumerate(config.data.rows("test", config.sampling.prompts), 1):
+        if not accepts(row["answer"]):
+            raise UserError(
+                f"test row {number} of '{config.dataset}': task '{config.task}' cannot check the "
+                f"answer '{row['answer']}'."
+            )
+
+
+def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) -> None:
+    """Do the phases that are asked for and not done."""
+    root = site.outputs_dir(config.task)
+    wanted = [("infer", options.do_inference), ("evaluate", options.do_evaluation)]
+    standing = RunDirectory(locate(root, config.run_name, config.hash))
+    if all(standing.done(phase) for phase, asked in wanted if asked) and not options.force:
+        logger.info(f"{standing.name}: already evaluated")
+        return
+    use_one_device()
+    with claim(
+        root, config.identity(parent=config.evaluates), wait=options.wait,
+        force=options.force and options.do_inference, check=interrupt.check,
+    ) as directory:  # fmt: skip
+        if options.do_inference and not directory.done("infer"):
+            with (
+                directory.phase("infer", last=not options.do_evaluation),
+                disk.reporting_full(directory.path, directory.path),
+            ):
+                _infer(directory, config, artifact)
+        if options.do_evaluation:
+            _score(directory, config)
+
+
+def evaluate_run(config: EvaluationRunConfig, directory: RunDirectory, options: Options) -> None:
+    """The same for a run that was just trained; its directory may have a longer name than the plan
+    knew.
+    """
+    config = replace(config, artifact=directory.name, run=directory.name)
+    evaluate(config, artifact_of(config), options)
+
+
+def _infer(directory: RunDirectory, config: EvaluationRunConfig, artifact: Artifact) -> None:
+    from tuning.inference.hf_engine import HFGenerator
+    from tuning.inference.sampling import sample
+
+    sample(directory, config, HFGenerator(*artifact.load()))
+
+
+def _score(directory: RunDirectory, config: EvaluationRunConfig) -> None:
+    if not directory.done("infer"):
+        raise UserError(f"{directory.name} has no responses to evaluate; add --do_inference.")
+    with directory.phase("evaluate"):
+        from tuning.evaluation.scoring import score
+
+        scores = score(directory, config)
+    first = scores["pass_at_k"]["1"]
+    interval = f"{first['estimate']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
+    on = f"{scores['prompts']} prompts x {scores['samples']} samples"
+    logger.info(f"{directory.name}: pass@1 {interval} on {on}")

@@ -1,0 +1,92 @@
+"""Which phases a stage process does, and how: the flags that every stage has."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuning.flags import Parser
+from tuning.runs.errors import UserError, choose
+
+WANDB_MODES = ("off", "offline", "online")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which phases a stage does, and how."""
+
+    do_training: bool = False
+    do_inference: bool = False
+    do_evaluation: bool = False
+    wait: bool = True
+    force: bool = False
+    wandb: str = "off"
+    output_dir: Path | None = None
+    """The run's own directory, in place of the one that its name has under TUNING_HOME/models."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether models are sampled or scored."""
+        return self.do_inference or self.do_evaluation
+
+
+def add_data(parser: Parser, *, model: bool = True) -> None:
+    """The flags for the model, the dataset and the task."""
+    if model:
+        parser.add_argument(
+            "--model", required=True, help="collections.yaml key, hub id or local folder"
+        )
+    parser.add_argument("--dataset", required=True, help="a dataset of the task")
+    parser.add_argument("--task", required=True, help="math or instruction (gsm8k, ifeval)")
+
+
+def add_options(parser: Parser, *, training: bool = True) -> None:
+    """The flags of every stage."""
+    group = parser.add_argument_group("what to do")
+    if training:
+        group.add_argument("--do_training", action="store_true", help="train, or resume training")
+    group.add_argument(
+        "--do_inference", action="store_true", help="sample answers to the test prompts"
+    )
+    group.add_argument("--do_evaluation", action="store_true", help="check the answers and score")
+    add_claim_flags(group)
+    if training:
+        add_wandb(group)
+
+
+def add_claim_flags(group: argparse._ActionsContainer) -> None:
+    """What to do where the run is done, or in use."""
+    group.add_argument("--force", action="store_true", help="redo even if already done")
+    group.add_argument(
+        "--no_wait", action="store_true", help="fail instead of waiting if another process has it"
+    )
+
+
+def add_wandb(group: argparse._ActionsContainer) -> None:
+    """Where training is reported to."""
+    group.add_argument(
+        "--wandb", default="off", metavar="|".join(WANDB_MODES),
+        help="report training to Weights & Biases (default: off)",
+    )  # fmt: skip
+
+
+def wandb_mode(value: str) -> str:
+    """One of WANDB_MODES, or a UserError."""
+    return choose("--wandb mode", value, WANDB_MODES)
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """The options of a command line; UserError where nothing is asked for."""
+    chosen = Options(
+        do_training=getattr(args, "do_training", False),
+        do_inference=args.do_inference,
+        do_evaluation=args.do_evaluation,
+        wait=not args.no_wait,
+        force=args.force,
+        wandb=wandb_mode(getattr(args, "wandb", "off")),
+    )
+    if not (chosen.do_training or chosen.evaluates):
+        flags = "--do_training, --do_inference and --do_evaluation"
+        raise UserError(f"nothing to do: give one or more of {flags}.")
+    return chosen

@@ -1,0 +1,116 @@
+"""Watches a measure while SFT runs, whoever trains: each measurement becomes a line of metrics and
+is shown to the rules; each rule that fires becomes a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tuning.data.budget import data_points_seen, data_used
+from tuning.runs import atomic, manifest, ranks
+from tuning.runs.log import logger
+from tuning.runs.rundir import RunDirectory
+from tuning.sweetspots.config import PerplexityConfig
+from tuning.sweetspots.rules import Rule, Rules
+from tuning.sweetspots.store import METADATA, checkpoint_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a probe found: the value that rules look at, and all that metrics.jsonl gets."""
+
+    value: float
+    metrics: dict[str, float]
+
+
+class Probe(Protocol):
+    """Measures a model that is being trained, and leaves it as it was."""
+
+    def measure(self, model: Any) -> Measurement: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """What a run spends: examples seen and used after a number of optimizer steps."""
+
+    train_size: int
+    batch_size: int
+
+    def seen(self, step: int) -> int:
+        """Examples consumed, repeats included."""
+        return data_points_seen(step, self.train_size, self.batch_size)
+
+    def used(self, step: int) -> int:
+        """Different examples consumed."""
+        return data_used(step, self.train_size, self.batch_size)
+
+
+class Monitor:
+    """Takes in measurements and writes sweetspots into the directory of a run."""
+
+    def __init__(
+        self,
+        config: PerplexityConfig,
+        spending: Spending,
+        directory: RunDirectory,
+        run_hash: str,
+    ) -> None:
+        self.config = config
+        self.rules = Rules(config.rules)
+        self.spending = spending
+        self.directory = directory
+        self.run_hash = run_hash
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether to measure after `step` of `steps` optimizer steps: before the first one, every
+        `eval_steps`, and after the last.
+        """
+        return step % self.config.eval_steps == 0 or step >= steps
+
+    def observe(self, step: int, measured: Measurement) -> list[Rule]:
+        """Take in what was measured after `step` optimizer steps; the rules that fire with it."""
+        if ranks.is_first():
+            seen = {"data_points_seen": self.spending.seen(step)}
+            self.directory.log_metrics({"step": step, **measured.metrics, **seen})
+        fired = self.rules.observe(step, measured.value)
+        if step == 0:
+            for label, value in self.rules.met_by_base.items():
+                logger.info(f"{label}: met by the base, {value:.3g}; it makes no fork")
+        for rule in fired:
+            found = f"{rule.measure.title} {measured.value:.4g}"
+            logger.info(f"step {step}: {found}, sweetspot {rule.label}")
+        return fired
+
+    @property
+    def stops(self) -> bool:
+        """Whether there is nothing left to train for."""
+        return self.config.early_stop and self.rules.finished
+
+    def missing(self, fired: list[Rule]) -> list[Rule]:
+        """Those of the rules whose sweetspot is not on disk yet."""
+        return [rule for rule in fired if not manifest.is_whole(self.target(rule))]
+
+    def target(self, rule: Rule) -> Path:
+        """The directory of a rule's sweetspot."""
+        return self.directory.path / checkpoint_name(rule.label)
+
+    def save(self, rule: Rule, step: int, write: Callable[[Path], None]) -> None:
+        """Save the sweetspot of the newest measurement; `write` puts the weights into a folder."""
+        with atomic.whole_directory(self.target(rule)) as folder:
+            write(folder)
+            atomic.write_json(folder / METADATA, self._metadata(rule, step))
+            manifest.write_manifest(folder)
+
+    def _metadata(self, rule: Rule, step: int) -> dict[str, Any]:
+        return {
+            **rule.metadata(),
+            rule.measure.title: self.rules.history[-1],
+            "global_step": step,
+            "data_points_seen": self.spending.seen(step),
+            "sft_data_used": self.spending.used(step),
+            "checkpoint_path": str(Path(self.directory.name) / self.target(rule).name),
+            "config_hash": self.run_hash,
+        }

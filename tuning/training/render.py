@@ -1,0 +1,91 @@
+"""Configs as the commands that a person would type for them. For people only: nothing of ours reads
+them back.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+
+from tuning.engine.run_config import PRETRAIN_PARTS, PretrainRunConfig, pretrain_config
+from tuning.evaluation.config import EvaluationRunConfig, PassAtKConfig, sampling_config
+from tuning.flags import command_line
+from tuning.training.config_training import PTRunConfig, SFTRunConfig, model_config
+from tuning.weights.config import ModelLoadConfig
+
+
+def pretrain_words(config: PretrainRunConfig) -> list[str]:
+    """The pre-training of a model of collections.yaml."""
+    default = pretrain_config(config.model)
+    parts = ("shape", "data", "training", "engine")
+    assert len(parts) == len(PRETRAIN_PARTS)
+    pairs = [(getattr(config, part), getattr(default, part)) for part in parts]
+    return ["run_pretrain.py", "--model", config.model, *command_line(pairs)]
+
+
+def sft_words(config: SFTRunConfig) -> list[str]:
+    """An SFT run, without its phases."""
+    default, names = config.default(), ["model", "lora", "training", "perplexity", "engine"]
+    if config.trainer == "engine":  # settings of the other trainer are refused
+        names.remove("lora")
+        micro = default.training.micro_batch_size
+        config = replace(config, training=replace(config.training, micro_batch_size=micro))
+    pairs = [(getattr(config, part), getattr(default, part)) for part in names]
+    return [
+        "run_sft.py", "--model", config.model.model, "--dataset", config.dataset.dataset,
+        "--task", config.task, "--train_size", str(config.train_size), *command_line(pairs),
+    ]  # fmt: skip
+
+
+def preference_words(config: PTRunConfig) -> list[str]:
+    """A preference run, without its phases."""
+    default = config.default()
+    words = [
+        "run_dpo.py", "--model", config.model.model, "--dataset", config.dataset.dataset,
+        "--task", config.task, "--pft_method", config.pft_method,
+    ]  # fmt: skip
+    if config.dataset.train_size is not None:
+        words += ["--train_size", str(config.dataset.train_size)]
+    if config.parent:
+        words += ["--parent_run", config.parent.run_name]
+        if config.parent.sweetspot:
+            words += ["--sweetspot", config.parent.sweetspot]
+            words += ["--total_data", str(config.parent.total_data)]
+    names = ["model", "training"] if config.continues_adapter else ["model", "lora", "training"]
+    return words + command_line([(getattr(config, n), getattr(default, n)) for n in names])
+
+
+def evaluation_words(config: EvaluationRunConfig) -> list[str]:
+    """The evaluation of a base model, of a run, or of a sweetspot of one, without its phases."""
+    if config.run is None:
+        which = ["--model", config.base.model, *_base_words(config.base)]
+    else:
+        which = ["--run", config.run]
+        which += ["--sweetspot", config.sweetspot] if config.sweetspot else []
+    return [
+        "run_inference.py", *which, "--dataset", config.dataset, "--task", config.task,
+        *sampling_words(config.base.model, config.sampling),
+    ]  # fmt: skip
+
+
+def sampling_words(model: str, sampling: PassAtKConfig) -> list[str]:
+    """How a model is sampled."""
+    return command_line([(sampling, sampling_config(model))])
+
+
+def _base_words(model: ModelLoadConfig) -> list[str]:
+    """How run_inference.py loads a base model as a run does."""
+    default = model_config(model.model)
+    return command_line([(replace(model, max_seq_length=default.max_seq_length), default)])
+
+
+def sft_command(config: SFTRunConfig) -> str:
+    """The command that makes an SFT run."""
+    script, *flags = sft_words(config)
+    return shlex.join(["python", f"tuning/{script}", *flags, "--do_training"])
+
+
+def preference_command(config: PTRunConfig) -> str:
+    """The command that makes a preference run."""
+    script, *flags = preference_words(config)
+    return shlex.join(["python", f"tuning/{script}", *flags, "--do_training"])

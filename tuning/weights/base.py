@@ -1,0 +1,46 @@
+"""Where a base model comes from: a run of this project, a local folder, or the hub. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tuning import config as site
+from tuning.runs.content import weights_hash
+from tuning.runs.errors import UserError
+from tuning.runs.rundir import RunDirectory, locate
+from tuning.weights.config import ModelLoadConfig
+
+MODEL = "model"
+"""The folder of a run that holds its final weights."""
+
+
+def base_directory(model: ModelLoadConfig) -> RunDirectory | None:
+    """The run that makes the base model; None for a model from elsewhere."""
+    kind, _, name = model.source.partition(":")
+    if kind != "run":
+        return None
+    return RunDirectory(locate(site.models_dir(), name, model.base_hash or ""))
+
+
+def require_base(model: ModelLoadConfig) -> None:
+    """Raise UserError where the base is a run of this project that is not done, or a folder whose
+    files changed since the run was configured.
+    """
+    directory = base_directory(model)
+    if directory is not None and not directory.done("train"):
+        raise UserError(
+            f"model '{model.model}' has not been pre-trained yet; make it with: "
+            f"python tuning/run_pretrain.py --model {model.source.partition(':')[2]}"
+        )
+    if model.path is not None and weights_hash(Path(model.path)) != model.base_hash:
+        raise UserError(
+            f"the files of '{model.path}' were changed since this run was configured; restore "
+            "them, or start the experiment anew."
+        )
+
+
+def base_location(model: ModelLoadConfig) -> str:
+    """A folder or hub id that from_pretrained takes; UserError where it is not there."""
+    require_base(model)
+    directory = base_directory(model)
+    return str(directory.path / MODEL) if directory else model.path or model.source

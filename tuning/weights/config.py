@@ -1,0 +1,79 @@
+"""Which base model a run starts from, how it is loaded, and the adapter that is trained over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tuning.settings import hashed_settings, identity_hash, require, setting
+
+ATTENTION_AND_MLP = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+)  # fmt: skip
+
+
+def _in_a_run(part: Any, run: Any) -> bool:
+    """A setting of runs, and not of the base model by itself."""
+    return run is not part
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLoadConfig:
+    """Which base model, and how it is loaded."""
+
+    model: str = setting(flag=False, hashed=False)
+    """A key of collections.yaml, a hub id (`org/name`) or an absolute path."""
+    source: str = setting(flag=False)
+    """Where the weights come from: a hub id, `run:NAME`, or `local` for a folder."""
+    path: str | None = setting(None, flag=False, hashed=False)
+    """The folder of a local model."""
+    base_hash: str | None = setting(None, flag=False)
+    """The hash of the run that made the base model, or of a local folder's files."""
+    chat_template: str | None = None
+    """A file of tuning/data/chat_templates without its ending (default: the tokenizer's own)."""
+    max_seq_length: int = setting(1024, hashed=_in_a_run)
+    """Maximum length of prompt and response together, in tokens."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights; auto: bfloat16 on CUDA, float32 elsewhere."""
+
+    def __post_init__(self) -> None:
+        require(self, "max_seq_length", self.max_seq_length > 1, "above 1")
+
+    @property
+    def label(self) -> str:
+        """The model in run names."""
+        is_path = self.model.startswith("/")
+        return self.model.rpartition("/")[2] if is_path else self.model.replace("/", "--")
+
+    @property
+    def hashed(self) -> dict[str, Any]:
+        """Weights, chat template and precision of the base model as it is evaluated."""
+        found: dict[str, Any] = hashed_settings(self)
+        return found
+
+    @property
+    def identity_hash(self) -> str:
+        """Over the weights, the chat template and the precision of the base model."""
+        return identity_hash("base", self.hashed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The adapter that is trained over the frozen base model."""
+
+    lora_r: int = 32
+    """Rank of the update matrices."""
+    lora_alpha: int = 32
+    """Scale: the update is multiplied by lora_alpha / lora_r."""
+    lora_dropout: float = 0.0
+    """Dropout probability on the adapter's input."""
+    target_modules: tuple[str, ...] = ATTENTION_AND_MLP
+    """Linear layers that get an adapter."""
+    full_modules: tuple[str, ...] = ()
+    """Modules that are trained in full (peft's modules_to_save)."""
+
+    def __post_init__(self) -> None:
+        for name in ("lora_r", "lora_alpha"):
+            require(self, name, getattr(self, name) > 0, "above zero")
+        require(self, "lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)")
+        require(self, "target_modules", bool(self.target_modules), "one or more layer names")
