@@ -9,7 +9,7 @@ import pytest
 from tests.run_configs import pt, sft
 from tests.small_site import use
 from tuning.runs.errors import UserError
-from tuning.training.config import check_thresholds, parse_patience
+from tuning.sweetspots.config import check_thresholds, parse_patience
 from tuning.training.config_training import (
     preference_config,
     sft_config,

@@ -56,9 +56,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     if saved:
         monitor.rules.load(saved["extra"][RULES])
     perplexity = PoolPerplexity(pool, batches, spread, t)
-    sweetspots = _Sweetspots(
-        monitor, perplexity, steps, tokenizer, loading.dtype_of(config.model)
-    )
+    sweetspots = _Sweetspots(monitor, perplexity, steps, tokenizer, loading.dtype_of(config.model))
     # What was stopped early, and then killed before it was done, has no step left.
     left = saved["step"] if monitor.stops else steps
     name = config.run_name.removesuffix(f"-{config.hash[:SHORT]}")
