@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from tuning.config import PACKAGE
+from tuning.config import PACKAGE, DatasetEntry
 from tuning.runs import log
 
 COLLECTIONS = Path(__file__).parent / "collections.yaml"
+ARITH = DatasetEntry(name="arith", loader="arith")
 
 
 def environment(home: Path) -> dict[str, str]:
