@@ -259,7 +259,7 @@ def test_asked_to_stop_the_stages_save_and_the_next_launch_goes_on(experiment):
     assert json.loads(output) == {"a": ["pending", ""], "b": ["pending", ""]}
     assert "stopping a: it saves what it has" in errors
     assert (run.status["state"], run.status["reason"]) == (
-        "pending", "stopped on request; the same command continues"
+        "pending", "stopped on request; the same command resumes"
     )  # fmt: skip
     experiment.stages[0] = replace(
         experiment.stages[0], command=(*experiment.stages[0].command[:-1], "1")
