@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from fake_experiment import REALISTIC, Fake, fake
 
+from tuning.report.answer import answer
 from tuning.report.build import write_report
 from tuning.report.comparisons import about, compare
-from tuning.report.rows import gather
+from tuning.report.labels import Labels
+from tuning.report.read import gather
 from tuning.report.svg import spread
-from tuning.report.table import COLUMNS
-from tuning.report.words import answer
+from tuning.report.text_table import COLUMNS
 from tuning.runs.rundir import RunDirectory
 from tuning.runs.stages import Stage
 
@@ -190,7 +191,7 @@ def test_the_headline_follows_the_numbers(
     made.write()
     told = write_report(made.plan, home)
     rows = gather(made.plan, home)
-    assert answer(rows, compare(rows)).title.startswith(title)
+    assert answer(rows, compare(rows), Labels.of(rows)).title.startswith(title)
     assert f"<h1>{title}" in html(home) and title in " ".join(told.split())
 
 
@@ -268,7 +269,7 @@ def test_the_page_needs_no_other_file(home: Path) -> None:
 def test_what_others_wrote_is_escaped(home: Path) -> None:
     made = fake(home, experiment="trial")
     evil = "<script>alert('x')</script> & $more$"
-    made.plan.about["model"] = evil
+    made.plan.about["models"] = [evil]
     made.settings = {"note": evil}
     made.write("pretrain", "base", "sft", "sweetspot")
     states = {forks(made)[0].name: ("failed", evil)}

@@ -20,6 +20,11 @@ METADATA = "sweetspot_metadata.json"
 class Skipped(Exception):
     """A stage that is not to be: its sweetspot was never reached, or no budget is left for it."""
 
+    def __init__(self, reason: str, cause: str = "") -> None:
+        super().__init__(reason)
+        self.cause = cause
+        """met_by_base, unreached or no_budget_left."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sweetspot:
@@ -38,7 +43,8 @@ class Sweetspot:
         """The budget that is left for a fork; Skipped where there is none."""
         left = total_data - self.data_used
         if left <= 0:
-            raise Skipped(f"SFT used {self.data_used} of {total_data} examples; none is left")
+            reason = f"SFT used {self.data_used} of {total_data} examples; none is left"
+            raise Skipped(reason, "no_budget_left")
         return left
 
 
@@ -74,7 +80,7 @@ def find_sweetspot(parent: RunDirectory, label: str) -> Sweetspot:
             f"run '{parent.name}' has no sweetspot '{label}'; it has: "
             f"{', '.join(outcomes) or 'none'}.{nearest(label, outcomes)}"
         )
-    raise Skipped(missing_reason(label, outcomes[label]))
+    raise Skipped(missing_reason(label, outcomes[label]), outcomes[label]["state"])
 
 
 def missing_reason(label: str, outcome: dict[str, Any]) -> str:
