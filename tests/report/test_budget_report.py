@@ -263,5 +263,10 @@ def test_experiments_of_both_kinds_have_one_report(home: Path) -> None:
     assert {row.model for row in rows} == {"tiny"}
     assert {row.total_budget for row in rows if row.role in ("fork", "pt")} == {1000}
     write_report(plan, home)
-    assert "Several experiments" in html(home)
+    page = html(home)
+    assert "Several experiments" in page
     assert len(csv_rows(home)) == len(plan.stages) - 1
+    assert "of 5 ways to spend 1,000 examples" in " ".join(page.split())
+    for label in ("DPO from ppl 2.0", "SFT 250, then DPO 750"):
+        assert re.search(rf"<title>{label}: \d", page)
+    assert "the rest of the budget unspent" in page

@@ -162,8 +162,8 @@ def _card(key: Budget, ways: Sequence[Row], labels: Labels) -> Finding:
 
 def _share(row: Row) -> str:
     """`25% SFT`; of a fork, the sweetspot at which SFT stopped."""
-    if row.role == "fork":
-        return _sft_to(row)
+    if row.rule is not None:
+        return f"SFT to {row.rule.name}"
     share = 100 * (row.sft_share or 0) / (row.total_budget or 1)
     return f"{share:.3g}% SFT" if 0 < share < 100 else f"all {row.method or 'SFT'}"
 

@@ -15,10 +15,12 @@ from tuning.report.rows import Row, of_role
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """The names of rows; which of their properties are part of a name."""
+    """The names of rows; its fields choose what is part of a name."""
 
     sizes: bool
     """Whether names have numbers of examples: `SFT 3,000` instead of `SFT, whole budget`."""
+    totals: bool
+    """Whether forks are named with their budget, of which there are several."""
     models: bool
     """Whether names have the base model."""
     seeds: bool
@@ -30,6 +32,7 @@ class Labels:
         found = {row.total_budget for row in rows if row.total_budget is not None}
         labels = cls(
             sizes=bool(of_role(rows, "pt")) or len(found) > 1,
+            totals=len(found) > 1,
             models=len({row.model for row in rows}) > 1,
             seeds=False,
         )
@@ -40,7 +43,7 @@ class Labels:
 
     def within_budget(self) -> Labels:
         """The names among the ways to spend one budget, which has one model and pooled seeds."""
-        return replace(self, models=False, seeds=False)
+        return replace(self, totals=False, models=False, seeds=False)
 
     def label(self, row: Row) -> str:
         """The name in tables and figures."""
@@ -75,7 +78,8 @@ class Labels:
         if row.role == "base":
             return "base model"
         if row.role == "fork":
-            return f"{row.method} from {spot}"
+            total = f", {count(row.total_budget)} in all" if self.totals else ""
+            return f"{row.method} from {spot}{total}"
         if row.role == "sweetspot":
             return f"SFT to {spot}"
         if row.role == "pt":
