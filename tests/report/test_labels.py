@@ -69,6 +69,8 @@ def test_splits_and_several_budgets_are_named_by_numbers() -> None:
         "base model", "SFT 250", "SFT 250, then KTO 750", "SFT 1,000",
     ]  # fmt: skip
     assert [labels.step(row) for row in SPLITS] == ["tiny", "SFT 250", "KTO 750", "SFT 1,000"]
+    patience = replace(SPOTS[3], rule=Rule.parse("ppl-2@0.02"))
+    assert labels.step(patience) == "DPO from 2@0.02"
     assert labels.prose(SPLITS[2]) == "SFT on 250 then KTO on 750 examples"
     assert labels.budget(1000) == "1,000 examples"
     two = [*SPOTS, replace(SPOTS[3], total_budget=900), replace(SPOTS[4], total_budget=900)]

@@ -55,6 +55,8 @@ class Labels:
         if row.role == "base":
             return row.model or self._name(row)
         name = _sized(row) if row.role == "pt" else self._name(row)
+        if row.role == "fork" and row.rule:
+            name = f"{row.method} from {row.rule.short_name}"
         return ", ".join(filter(None, (name, self._seed(row))))
 
     def prose(self, row: Row) -> str:

@@ -148,7 +148,8 @@ def _chain(rows: Sequence[Row], labels: Labels, palette: Palette) -> Figure | No
 def _figures(rows: Sequence[Row], labels: Labels, palette: Palette) -> list[Figure]:
     """The plots that there are, numbered in order."""
     spots = of_role(rows, "sweetspot")
-    rings = _RINGS if any(row.scores for row in spots) else ""
+    unspent = of_role(rows, "sft", "sweetspot")
+    rings = _RINGS if any(row.scores and row.total_budget for row in unspent) else ""
     perplexity = _PERPLEXITY.format(_FROM_SPOTS if spots else _FROM_ENDS)
     drawn = [
         ("How to spend the budget", share_figure(rows, labels, palette), _SHARE + rings + _BARS),

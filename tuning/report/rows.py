@@ -39,6 +39,11 @@ class Rule:
         return f"{'patience' if self.threshold is None else 'ppl'} {self.text}"
 
     @property
+    def short_name(self) -> str:
+        """`ppl 2.0` or `2@0.02`."""
+        return self.text if self.threshold is None else self.name
+
+    @property
     def long_name(self) -> str:
         """`perplexity 2.0` or `patience 2@0.02`."""
         return f"{'patience' if self.threshold is None else 'perplexity'} {self.text}"
