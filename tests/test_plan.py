@@ -102,7 +102,8 @@ def test_sweetspots_and_forks_wait_for_their_parent(tmp_path):
 def test_an_unreached_sweetspot_skips_its_fork_too(tmp_path, outcome, reason):
     sft(tmp_path, outcome=outcome)
     for stage in (SPOT, FORK):
-        assert stands(stage, tmp_path) == Standing(state="skipped", reason=reason)
+        found = stands(stage, tmp_path)
+        assert found == Standing(state="skipped", reason=reason, cause=outcome["state"])
 
 
 def test_a_fork_without_a_budget_is_skipped_and_its_sweetspot_is_not(tmp_path):
@@ -111,6 +112,7 @@ def test_a_fork_without_a_budget_is_skipped_and_its_sweetspot_is_not(tmp_path):
     found = stands(FORK, tmp_path)
     assert found.state == "skipped"
     assert found.reason == "SFT used 100 of 100 examples; none is left"
+    assert found.cause == "no_budget_left"
 
 
 def test_a_fork_finds_its_size_and_is_done_with_all_its_phases(tmp_path):

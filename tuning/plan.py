@@ -106,6 +106,8 @@ class Standing:
     run: RunDirectory | None = None
     evaluation: RunDirectory | None = None
     train_size: int | None = None
+    cause: str = ""
+    """Of a skipped stage: met_by_base, unreached or no_budget_left."""
 
 
 @dataclass(kw_only=True)
@@ -183,7 +185,7 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
                 name = name.replace(f"{REMAINING}-of-{stage.total_data}", REMAINING)
                 name = name.replace(REMAINING, str(size))
         except Skipped as reason:
-            return Standing(state="skipped", reason=str(reason))
+            return Standing(state="skipped", reason=str(reason), cause=reason.cause)
         except (StageFailed, UserError):
             return Standing(state="pending")
     run = RunDirectory(locate(home / "models", name, stage.hash)) if stage.trains else None

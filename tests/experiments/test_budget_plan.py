@@ -479,7 +479,9 @@ def test_a_name_cannot_stand_for_two_things(others, message):
 
 def test_forks_of_one_sweetspot_with_different_budgets_are_told_apart():
     first, second = sweetspots(), sweetspots(total_data=900, references=False)
-    forks = [s for s in merged([first, second], "both").stages if s.role == "fork"]
+    both = merged([first, second], "both")
+    forks = [s for s in both.stages if s.role == "fork"]
+    assert set(both.about["model_of"]) == {stage.name for stage in both.stages}
     assert len(forks) == len({s.name for s in forks})
     for fork in forks:
         assert f"-remaining-of-{fork.total_data}" in fork.name

@@ -17,11 +17,12 @@ METADATA = "sweetspot_metadata.json"
 
 
 class Skipped(Exception):
-    """A stage that has nothing to do, and why: `met_by_base`, `unreached` or `spent`."""
+    """A stage that has nothing to do, and its cause: `met_by_base`, `unreached` or
+    `no_budget_left`."""
 
-    def __init__(self, reason: str, why: str) -> None:
+    def __init__(self, reason: str, cause: str) -> None:
         super().__init__(reason)
-        self.why = why
+        self.cause = cause
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Sweetspot:
         left = total_data - self.data_used
         if left <= 0:
             reason = f"SFT used {self.data_used} of {total_data} examples; none is left"
-            raise Skipped(reason, "spent")
+            raise Skipped(reason, "no_budget_left")
         return left
 
 
