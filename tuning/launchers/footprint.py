@@ -16,7 +16,6 @@ from typing import Any
 
 from tuning.data.budget import total_steps
 from tuning.engine.run_config import shape_of
-from tuning.launchers.prefetch import snapshot_folder
 from tuning.phases.work import evaluation_of, run_of
 from tuning.plan import Plan, Stage, standing
 from tuning.runs import manifest, provenance
@@ -25,6 +24,7 @@ from tuning.sweetspots.store import checkpoint_name
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
 from tuning.weights.base import MODEL, base_directory
 from tuning.weights.config import LoraConfig, ModelLoadConfig
+from tuning.weights.hub import snapshot_folder
 from tuning.weights.shape import BFLOAT16, FLOAT32, Adapter, Shape, adapter_of, read_shape
 
 KEPT = 2
