@@ -187,8 +187,8 @@ def _config(
     return made
 
 
-def shape_of(config: ModelConfig, tokenizer: int) -> Shape:
-    """The shape of a model that is pre-trained here, with a tokenizer of so many bytes."""
+def shape_of(config: ModelConfig) -> Shape:
+    """The shape of a model that is pre-trained here."""
     return Shape(
         layers=config.num_layer,
         linears=linears(
@@ -205,7 +205,6 @@ def shape_of(config: ModelConfig, tokenizer: int) -> Shape:
         vocabulary=config.vocab_size,
         hidden=config.hidden_size,
         tied=config.tied_lm_head,
-        tokenizer=tokenizer,
     )
 
 
