@@ -102,6 +102,7 @@ def _launcher() -> str:
 
 def _run_here(plan: Plan, options: Launch) -> int:
     """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
+    from tuning.launchers import footprint
     from tuning.launchers.local import LocalLauncher
     from tuning.report.build import write_report
 
@@ -110,6 +111,9 @@ def _run_here(plan: Plan, options: Launch) -> int:
     launcher = LocalLauncher(
         plan, max_parallel=options.max_parallel, wait=options.wait, wandb=options.wandb
     )
+    found = footprint.estimate(plan, site.home(), parallel=launcher.slots)
+    if found.stays or found.unknown:
+        _to_stderr(footprint.describe(found))
     states = launcher.launch()
     print(write_report(plan, site.home(), states))
     failed = [name for name, (state, _) in states.items() if state in ("failed", "blocked")]

@@ -12,12 +12,13 @@ from tuning import config as site
 from tuning.data import train_dataset
 from tuning.engine.config import DataConfig, EngineConfig, ModelConfig, PretrainConfig
 from tuning.engine.sources import kind_of
-from tuning.flags import build, override
+from tuning.flags import build
 from tuning.runs import provenance, ranks
 from tuning.runs.content import file_hash, weights_hash
 from tuning.runs.errors import UserError, choose
 from tuning.runs.identity import digest
 from tuning.runs.rundir import SHORT
+from tuning.schema import mapping, override, read_yaml
 from tuning.settings import RunConfig, hashed_settings
 from tuning.weights.shape import Shape, linears
 
@@ -115,7 +116,7 @@ def pretrain_config(model: str, values: Mapping[str, Any] | None = None) -> Pret
             f"model '{model}' is not pre-trained here; a model is where collections.yaml says "
             f"'from_run: {model}' under its name."
         )
-    where = f"collections.yaml, models: {model}: settings: pretrain"
+    where = f"collections.yaml: models: {model}: settings: pretrain"
     given = dict(entry.settings.get("pretrain", {}))
     chosen = preset(given.pop("preset", None)) | override(PRETRAIN_PARTS, given, where)
     template = entry.chat_template or "chatml"
@@ -147,10 +148,8 @@ def beside(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]
 
 
 @cache
-def _presets() -> dict[str, dict[str, Any]]:
-    import yaml
-
-    return yaml.safe_load(PRESETS.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+def _presets() -> dict[str, Any]:
+    return mapping(read_yaml(PRESETS), PRESETS.name)
 
 
 def preset(name: str | None) -> dict[str, Any]:
@@ -188,8 +187,8 @@ def _config(
     return made
 
 
-def shape_of(config: ModelConfig, tokenizer: int) -> Shape:
-    """The shape of a model that is pre-trained here, with a tokenizer of so many bytes."""
+def shape_of(config: ModelConfig) -> Shape:
+    """The shape of a model that is pre-trained here."""
     return Shape(
         layers=config.num_layer,
         linears=linears(
@@ -206,7 +205,6 @@ def shape_of(config: ModelConfig, tokenizer: int) -> Shape:
         vocabulary=config.vocab_size,
         hidden=config.hidden_size,
         tied=config.tied_lm_head,
-        tokenizer=tokenizer,
     )
 
 

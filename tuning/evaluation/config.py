@@ -9,9 +9,10 @@ from typing import Any
 
 from tuning import config as site
 from tuning.data.config import DatasetConfig, dataset_config
-from tuning.flags import build, override
+from tuning.flags import build
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import SHORT
+from tuning.schema import override
 from tuning.settings import RunConfig, hashed_settings, require, setting
 from tuning.sweetspots.store import sweetspot_hash, sweetspot_name
 from tuning.weights.config import ModelLoadConfig
@@ -102,7 +103,7 @@ class EvaluationRunConfig(RunConfig):
 def sampling_config(model: str, values: Mapping[str, Any] | None = None) -> PassAtKConfig:
     """How a model is sampled: defaults, then collections.yaml, then `values`."""
     entry = site.collections().model(model)
-    where = f"collections.yaml, models: {entry.name}: settings: evaluation"
+    where = f"collections.yaml: models: {entry.name}: settings: evaluation"
     chosen = override((PassAtKConfig,), entry.settings.get("evaluation", {}), where)
     return build(PassAtKConfig, chosen | dict(values or {}))
 

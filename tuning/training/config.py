@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -122,6 +123,16 @@ class DPOTrainingConfig(TrainingArgumentsConfig):
     """Sampling temperature (grpo)."""
     grpo_beta: float = setting(0.0, **_only("grpo"))
     """Weight of the KL term to the reference model (grpo)."""
+
+
+def optimizer_on(name: str, cuda: bool) -> str:
+    """The optimizer of a run on such a machine; auto is AdamW, in 8 bits where a GPU and
+    bitsandbytes are there.
+    """
+    if name != "auto":
+        return name
+    eight_bit = cuda and importlib.util.find_spec("bitsandbytes") is not None
+    return "adamw_8bit" if eight_bit else "adamw_torch"
 
 
 def method_settings(method: str) -> list[str]:

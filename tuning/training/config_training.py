@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 from tuning import config as site
 from tuning.data.config import DatasetConfig, dataset_config
 from tuning.engine.run_config import PretrainRunConfig, pretrain_config
-from tuning.flags import build, override
+from tuning.flags import build
 from tuning.plan import REMAINING
 from tuning.runs.content import weights_hash
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import SHORT
+from tuning.schema import override
 from tuning.settings import RunConfig, setting
 from tuning.sweetspots.config import PerplexityConfig
 from tuning.sweetspots.monitor import Spending
@@ -298,7 +299,7 @@ def _model_settings(model: str, stages: Sequence[str], parts: Sequence[type]) ->
     if entry.chat_template:
         chosen["chat_template"] = entry.chat_template
     for stage in stages:
-        where = f"collections.yaml, models: {entry.name}: settings: {stage}"
+        where = f"collections.yaml: models: {entry.name}: settings: {stage}"
         chosen |= override(parts, entry.settings.get(stage, {}), where)
     return chosen
 

@@ -4,7 +4,6 @@ the end.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from tuning.runs import interrupt
 from tuning.runs.errors import Interrupted
 from tuning.runs.rundir import RunDirectory
 from tuning.training.checkpoints import Resume, RunCallback
+from tuning.training.config import optimizer_on
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
 from tuning.weights.base import MODEL
 from tuning.weights.loading import save
@@ -32,10 +32,6 @@ def arguments(
     t = config.training
     micro = largest_divisor(batch, t.micro_batch_size)
     cuda = torch.cuda.is_available()
-    optimizer = t.optimizer
-    if optimizer == "auto":
-        eight_bit = cuda and importlib.util.find_spec("bitsandbytes") is not None
-        optimizer = "adamw_8bit" if eight_bit else "adamw_torch"
     return {
         "output_dir": str(directory.path),
         "run_name": directory.name,
@@ -48,7 +44,7 @@ def arguments(
         "warmup_steps": 0 if t.lr_scheduler == "constant" else t.warmup_ratio,
         "weight_decay": t.weight_decay,
         "max_grad_norm": t.max_grad_norm,
-        "optim": optimizer,
+        "optim": optimizer_on(t.optimizer, cuda),
         "seed": t.seed,
         "data_seed": t.seed,
         "save_strategy": "steps",
