@@ -7,28 +7,26 @@ something is only decided later: every sweetspot is reached, all runs are under 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning.data.budget import total_steps
 from tuning.engine.run_config import shape_of
 from tuning.launchers.prefetch import snapshot_folder
 from tuning.phases.work import evaluation_of, run_of
 from tuning.plan import Plan, Stage, standing
 from tuning.runs import manifest, provenance
+from tuning.runs.manifest import KEPT
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.store import checkpoint_name
+from tuning.training.config import optimizer_name
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
 from tuning.weights.base import MODEL, base_directory
-from tuning.weights.config import LoraConfig, ModelLoadConfig
+from tuning.weights.config import LoraConfig, ModelLoadConfig, in_half
 from tuning.weights.shape import BFLOAT16, FLOAT32, Adapter, Shape, adapter_of, read_shape
 
-KEPT = 2
-"""Whole checkpoints that a run keeps (`manifest.prune`); there is one more while it is written."""
 OPTIMIZER_BYTES = {
     "adamw_torch": 8.0, "adamw_torch_fused": 8.0, "paged_adamw_32bit": 8.0, "adamw_8bit": 2.1,
     "paged_adamw_8bit": 2.1, "adafactor": 0.5, "sgd": 0.0,
@@ -201,7 +199,7 @@ class _Counter:
         config = run_of(stage)
         shape = shape_of(config.shape, _TOKEN * config.data.tokenizer_vocab_size)
         weights = FLOAT32 * shape.parameters
-        count = _at_a_time(config.training.max_steps, config.engine.save_every_steps)
+        count = _at_a_time(config.training.max_steps, config.output.save_every_steps)
         return {"full_models": (weights + shape.tokenizer,), "checkpoints": count * 3 * weights}
 
     def _sft(self, stage: Stage, run: RunDirectory | None) -> dict[str, Any] | None:
@@ -241,10 +239,7 @@ class _Counter:
     ) -> dict[str, Any]:
         """The model of a run, and its checkpoints at most at a time."""
         t, steps = config.training, _steps(config, stage)
-        optimizer = t.optimizer
-        if optimizer == "auto":
-            eight_bit = self.cuda and importlib.util.find_spec("bitsandbytes") is not None
-            optimizer = "adamw_8bit" if eight_bit else "adamw_torch"
+        optimizer = optimizer_name(t.optimizer, cuda=self.cuda)
         one = checkpoint_bytes(shape, made, optimizer, steps)
         found: dict[str, Any] = {"checkpoints": _at_a_time(steps, t.save_steps) * one}
         if config.artifact_form == "adapter":
@@ -261,9 +256,7 @@ class _Counter:
 
     def _each(self, config: SFTRunConfig | PTRunConfig) -> int:
         """Bytes of a weight as the base model is loaded."""
-        dtype = config.model.dtype
-        half = dtype == "bfloat16" or (dtype == "auto" and self.cuda)
-        return BFLOAT16 if half else FLOAT32
+        return BFLOAT16 if in_half(config.model.dtype, cuda=self.cuda) else FLOAT32
 
     def _shape(self, model: ModelLoadConfig) -> Shape | None:
         """The shape of a base model: of its folder where it is here, or of its settings."""
@@ -288,8 +281,9 @@ class _Counter:
 
 def _steps(config: SFTRunConfig | PTRunConfig, stage: Stage) -> int:
     """Optimizer steps of a stage; of a fork, at most."""
-    size, t = stage.train_size or stage.total_data or 1, config.training
-    return total_steps(size, min(t.effective_batch_size, size), t.num_train_epochs)
+    if isinstance(config, SFTRunConfig):
+        return config.steps
+    return config.steps(stage.train_size or stage.total_data or 1)
 
 
 def _at_a_time(steps: int | None, save_steps: int) -> int:
