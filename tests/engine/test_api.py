@@ -103,7 +103,7 @@ def test_the_package_has_what_it_names_and_nothing_else() -> None:
         ({"learning_rate": -1.0}, "max_lr is -1.0; it must be above zero"),
         ({"learning_rate": "fast"}, "max_lr is 'fast'; it must be a number"),
         ({"max_steps": 2.5}, "max_steps is '2.5'; it must be a whole number"),
-        ({"batch_size": None}, "batch_size is None; give it a value or leave it out"),
+        ({"max_epochs": None}, "max_epochs is None; give it a value or leave it out"),
         ({"lr_scheduler": "cosin"}, "Did you mean 'cosine'?"),
         ({"validation_split": 1.5}, "validation_split is 1.5"),
         ({"sep_size": 0}, "sep_size is 0; it must be at least 1"),

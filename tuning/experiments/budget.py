@@ -311,6 +311,7 @@ def _check(budget: Budget, splits: Sequence[Split]) -> None:
     dataset = collections.dataset(budget.dataset, collections.task(budget.task))
     for method in budget.pft_methods:
         collections.method(method)
+    budget.require_used(budget.pft_methods)
     if not (budget.do_training or budget.do_inference or budget.do_evaluation):
         raise UserError(
             "nothing to do: ask for training, inference or evaluation (DO_TRAINING=y, "

@@ -82,7 +82,7 @@ class StageMaker:
         return preference_config(
             model=self.model, dataset=c.dataset, task=c.task, pft_method=method,
             train_size=size, parent=parent,
-            values={**c.model_values, **self.seed, **c.pft_values},
+            values={**c.model_values, **self.seed, **c.pft_values_of(method)},
         )  # fmt: skip
 
     def pretrain_stage(self) -> Stage | None:

@@ -145,6 +145,7 @@ def _check(wanted: Wanted) -> None:
         raise UserError(f"pft_method names a method twice: {' '.join(wanted.methods)}.")
     for method in wanted.methods:
         collections.method(method)
+    wanted.require_used(wanted.methods)
     check_thresholds(wanted.sft_values.get("perplexity_thresholds", ()))
     train_dataset.require(dataset, "validation", 1, "the validation pool")
     train_dataset.require(dataset, "sft", wanted.sft_data, "sft_data")

@@ -12,16 +12,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuning.data.budget import total_steps
 from tuning.engine.run_config import shape_of
 from tuning.phases.work import evaluation_of, run_of
 from tuning.plan import Plan, Stage, standing
 from tuning.runs import manifest, provenance
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.store import checkpoint_name
-from tuning.training.config import optimizer_on
+from tuning.training.config import optimizer_name
 from tuning.weights.base import MODEL, base_directory
-from tuning.weights.config import ModelLoadConfig
+from tuning.weights.config import ModelLoadConfig, in_half
 from tuning.weights.hub import snapshot_folder
 from tuning.weights.shape import BFLOAT16, FLOAT32, Shape, adapter_of, parameters_of, read_shape
 
@@ -142,13 +141,13 @@ def _share(plan: Plan, stage: Stage, run: RunDirectory | None, cuda: bool) -> Sh
     """
     config = run_of(stage)
     if stage.kind == "pretrain":
-        weights, e = FLOAT32 * shape_of(config.shape).parameters, config.engine
-        count = _at_a_time(config.training.max_steps, e.save_every_steps, e.keep_checkpoints)
+        weights, o = FLOAT32 * shape_of(config.shape).parameters, config.output
+        count = _at_a_time(config.training.max_steps, o.save_every_steps, o.keep_checkpoints)
         return Share(model=weights, checkpoints=count * 3 * weights)
     if (shape := _shape_of_base(plan, config.model)) is None:
         return None
     t, adapter = config.training, adapter_of(shape, config.lora)
-    half = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and cuda)
+    half = in_half(config.model.dtype, cuda=cuda)
     model = (BFLOAT16 if half else FLOAT32) * shape.parameters
     checkpoint = FLOAT32 * adapter.saved + _state_bytes(t.optimizer, cuda) * adapter.trained
     if config.artifact_form == "adapter":
@@ -160,7 +159,7 @@ def _share(plan: Plan, stage: Stage, run: RunDirectory | None, cuda: bool) -> Sh
     rules = config.rules if stage.kind == "sft" else []
     reached = [r for r in rules if run and manifest.is_whole(run.path / checkpoint_name(r.label))]
     size = stage.train_size or stage.total_data or 1
-    steps = total_steps(size, min(t.effective_batch_size, size), t.num_train_epochs)
+    steps = config.steps if stage.kind == "sft" else config.steps(size)
     return Share(
         model=model,
         sweetspots=(model,) * (len(rules) - len(reached)),
@@ -170,7 +169,7 @@ def _share(plan: Plan, stage: Stage, run: RunDirectory | None, cuda: bool) -> Sh
 
 def _state_bytes(optimizer: str, cuda: bool) -> int:
     """Of a trained parameter: two moments of four bytes, or of one."""
-    name = optimizer_on(optimizer, cuda)
+    name = optimizer_name(optimizer, cuda=cuda)
     return 0 if name in ("sgd", "adafactor") else 2 if "8bit" in name else 8
 
 

@@ -45,9 +45,7 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
     prepared = preference.prepare(config, directory, start)
     t = config.training
     train_dataset.require_answers(config.dataset.entry)
-    whole_batches = start.train_size // prepared.batch
-    steps = max(1, round(t.num_train_epochs * whole_batches))
-    arguments = trainers.arguments(config, directory, report_to, steps, prepared.batch)
+    arguments = trainers.arguments(config, directory, report_to, prepared.steps, prepared.batch)
     arguments["per_device_train_batch_size"] *= t.num_generations
     arguments["include_num_input_tokens_seen"] = "no"
     reward = task(config.task).reward

@@ -13,7 +13,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from tuning.data.budget import data_points_seen, total_steps
+from tuning.data.budget import data_points_seen
 from tuning.runs.rundir import RunDirectory
 from tuning.training import trainers
 from tuning.training.checkpoints import Resume, RunCallback, resume_point
@@ -38,7 +38,6 @@ class Prepared:
 
 def prepare(config: PTRunConfig, directory: RunDirectory, start: Start) -> Prepared:
     """Load the policy and the first `train_size` rows of the preference pool."""
-    batch = min(config.training.effective_batch_size, start.train_size)
     resume = resume_point(directory)
     trainers.seeded(config)
     model, new_adapter = _policy(config, start)
@@ -49,8 +48,8 @@ def prepare(config: PTRunConfig, directory: RunDirectory, start: Start) -> Prepa
         tokenizer=loading.load_tokenizer(config.model),
         resume=resume,
         callback=RunCallback(directory, resume),
-        batch=batch,
-        steps=total_steps(start.train_size, batch, config.training.num_train_epochs),
+        batch=config.batch(start.train_size),
+        steps=config.steps(start.train_size),
     )
 
 

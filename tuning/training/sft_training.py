@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
-from tuning.data.budget import total_steps
-from tuning.data.encoding import Encoded
+from tuning.data.encoding import IGNORED, Encoded
+from tuning.engine.losses import loss_function
 from tuning.evaluation.perplexity import PerplexityProbe
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.monitor import Monitor
@@ -26,7 +30,7 @@ class _Trainer(WholeCheckpoints, SFTTrainer):
 def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -> None:
     """Train, or continue, the run in `directory` and leave its model there."""
     size, batch = config.train_size, config.training.effective_batch_size
-    steps = total_steps(size, batch, config.training.num_train_epochs)
+    loss = _loss(config)
     tokenizer = loading.load_tokenizer(config.model)
     rows, pool = sft_pools(config, tokenizer)
 
@@ -40,13 +44,14 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     trainer = _Trainer(
         model=_adapted(config),
         args=SFTConfig(
-            **trainers.arguments(config, directory, report_to, steps, batch),
+            **trainers.arguments(config, directory, report_to, config.steps, batch),
             max_length=None,
             loss_type="nll",
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
         train_dataset=Dataset.from_list([_labelled(row) for row in rows]),
         processing_class=tokenizer,
+        compute_loss_func=loss,
         callbacks=[perplexity, callback],
     )
     trainer.directory = directory
@@ -58,6 +63,26 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         base_perplexity=rules.history[0],
         sweetspots=rules.outcome(),
     )  # fmt: skip
+
+
+def _loss(config: SFTRunConfig) -> Callable[..., torch.Tensor] | None:
+    """The loss as the Trainer calls it: a sum over the tokens of a micro-batch, divided by the
+    number of tokens with a loss in the whole step. None for cross-entropy, which TRL has itself.
+    """
+    if config.loss.loss == "cross_entropy":
+        return None
+    function = loss_function(config.loss)
+
+    def compute(
+        outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        targets = labels[:, 1:]
+        counted = targets != IGNORED
+        losses = function(outputs.logits[:, :-1][counted].float(), targets[counted])
+        total = counted.sum() if num_items_in_batch is None else num_items_in_batch
+        return losses.sum() / torch.as_tensor(total, device=losses.device).clamp(min=1)
+
+    return compute
 
 
 def _adapted(config: SFTRunConfig) -> PeftModel:

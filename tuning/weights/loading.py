@@ -16,7 +16,7 @@ from tuning.runs.errors import UserError, choose
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.store import checkpoint_name
 from tuning.weights.base import MODEL, base_location
-from tuning.weights.config import LoraConfig, ModelLoadConfig
+from tuning.weights.config import LoraConfig, ModelLoadConfig, in_half
 from tuning.weights.reading import pretrained
 
 if TYPE_CHECKING:
@@ -73,10 +73,8 @@ def dtype_of(model: ModelLoadConfig) -> torch.dtype:
     """The precision in which weights are loaded on this machine."""
     import torch
 
-    if model.dtype == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    found: torch.dtype = getattr(torch, model.dtype)
-    return found
+    half = in_half(model.dtype, cuda=torch.cuda.is_available())
+    return torch.bfloat16 if half else torch.float32
 
 
 def foundation(
