@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tuning.methods import METHODS
 from tuning.runs.errors import UserError, choose
 
 PACKAGE = Path(__file__).resolve().parent
@@ -161,8 +162,6 @@ def _load(path: Path) -> Collections:
 
 
 POOLS = ("sft", "preference", "validation", "test")
-METHODS = ("dpo", "kto", "grpo")
-STAGES = ("pretrain", "sft", "pft", *METHODS, "evaluation")
 _TOP = ("datasets", "models", "perplexity_thresholds", "pft_methods", "sft_ratio", "tasks")
 _MODEL_KEYS = (
     "chat_template", "from_run", "full_modules", "hub", "path", "perplexity_thresholds", "settings",
@@ -261,8 +260,9 @@ class _Reader:
 
     def _settings(self, value: Any, where: str) -> dict[str, dict[str, Any]]:
         stages = self._mapping(value or {}, f"{where}: settings")
+        known = ("pretrain", "sft", "pft", *METHODS, "evaluation")
         for stage in stages:
-            choose(f"stage under settings of {where} in {self.path.name}:", stage, STAGES)
+            choose(f"stage under settings of {where} in {self.path.name}:", stage, known)
         return {
             stage: self._mapping(entry or {}, f"{where}: settings: {stage}")
             for stage, entry in stages.items()

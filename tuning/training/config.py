@@ -124,9 +124,9 @@ class DPOTrainingConfig(TrainingArgumentsConfig):
     """Weight of the KL term to the reference model (grpo)."""
 
 
-def method_settings(method: str) -> list[str]:
-    """The settings of DPOTrainingConfig that this preference method alone, or with others, has."""
-    return [f.name for f in fields(DPOTrainingConfig) if method in f.metadata.get("methods", ())]
+def method_settings(method: str, config: type = DPOTrainingConfig) -> list[str]:
+    """The settings that this preference method alone, or with others, has."""
+    return [f.name for f in fields(config) if method in f.metadata.get("methods", ())]
 
 
 def check_engine(
@@ -156,22 +156,3 @@ def refuse_other_trainer(trainer: str, given: Iterable[str]) -> None:
         why += "--max_tokens_per_gpu"
     for name in sorted(others & set(given)):
         raise UserError(f"{name} {why}.")
-
-
-def check_preference(t: DPOTrainingConfig, method: str) -> None:
-    """Raise UserError for settings that a preference method cannot have; those of the other
-    methods are not looked at.
-    """
-    if method in ("dpo", "kto"):
-        require(t, "beta", 0 < t.beta < math.inf, "above zero and finite")
-    if method == "dpo":
-        require(t, "sft_loss_weight", 0 <= t.sft_loss_weight < math.inf, "zero or more")
-    if method == "kto":
-        rows = 2 * t.effective_batch_size
-        fits = t.kl_batch_size > 0 and t.kl_batch_size % 2 == 0 and rows % t.kl_batch_size == 0
-        require(t, "kl_batch_size", fits, f"even and divide the {rows} rows of a step")
-    if method == "grpo":
-        require(t, "num_generations", t.num_generations >= 2, "2 or more: answers are compared")
-        require(t, "max_completion_length", t.max_completion_length > 0, "above zero")
-        require(t, "grpo_temperature", 0 < t.grpo_temperature < math.inf, "above zero and finite")
-        require(t, "grpo_beta", 0 <= t.grpo_beta < math.inf, "zero or more")

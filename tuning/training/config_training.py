@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuning import config as site
+from tuning import methods
 from tuning.data.config import DatasetConfig, dataset_config
 from tuning.engine.run_config import PretrainRunConfig, pretrain_config
 from tuning.flags import build, override
@@ -31,7 +32,6 @@ from tuning.training.config import (
     EngineSFTConfig,
     TrainingArgumentsConfig,
     check_engine,
-    check_preference,
     refuse_other_trainer,
 )
 from tuning.weights.config import LoraConfig, ModelLoadConfig
@@ -142,7 +142,7 @@ class PTRunConfig(RunConfig):
     """Whether all that its name does not show is the model's default."""
 
     def __post_init__(self) -> None:
-        check_preference(self.training, self.pft_method)
+        methods.method(self.pft_method).check(self.training)
         self.training.require_whole_micro_batches()
 
     @property
