@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -99,21 +100,33 @@ def test_an_unknown_method_names_the_nearest():
         method("dop")
 
 
-def test_an_added_method_is_trained_through_the_command_line(mine, monkeypatch, tmp_path, capsys):
-    data = ["--model", "big", "--dataset", "arith", "--task", "math", "--train_size", "24"]
+def write_pools(root: Path, preference: list[dict[str, str]]) -> None:
+    pools = {"sft": [], "va": [], "te": [], "pt": preference}
+    for name, rows in pools.items():
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_an_added_method_is_trained_through_the_command_line(mine, tmp_path):
+    write_pools(tmp_path, [{"prompt": f"p{n}", "liked": "yes"} for n in range(24)])
+    data = ["--model", "big", "--dataset", "mine", "--task", "math", "--train_size", "24"]
     assert run_dpo.main([*data, "--pft_method", "mine", "--do_training"]) == 0
     (path,) = (tmp_path / "home/models").glob("*/result.json")
-    assert path.parent.name == "big_pt-arith-24_mine"
+    assert path.parent.name == "big_pt-mine-24_mine"
     assert json.loads(path.read_text()) == {
         "method": "mine", "rate": 3e-3, "train_size": 24, "report_to": [],
     }  # fmt: skip
+    with pytest.raises(UserError, match=r"pt\.jsonl:1 lacks chosen, rejected; dpo needs"):
+        run_dpo.main([*data, "--do_training"])
+
+
+def test_an_added_method_is_in_the_help(mine, capsys):
     with pytest.raises(SystemExit):
         run_dpo.parser().parse_args(["--help"])
     assert "dpo, kto, grpo, mine" in capsys.readouterr().out
 
 
 def test_its_settings_are_checked_and_count_for_it_alone(mine):
-    plain = pt("mine")
+    plain = replace(pt("dpo"), pft_method="mine")
     run = replace(plain, training=with_margin(plain.training))
     assert method_settings("mine", WithMargin) == ["margin"]
     other = replace(run, training=with_margin(plain.training, 0.7))

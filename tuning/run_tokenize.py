@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pool = choose("pool", args.pool, POOLS)
     entry = site.collections().dataset(args.dataset, args.task)
     model = model_config(args.model, given(args, (ModelLoadConfig,)))
+    train_dataset.require_columns(entry, pool, train_dataset.SFT_COLUMNS, "SFT")
     rows = train_dataset.rows(entry, pool, args.size)
     require_base(model)
     output = _free(Path(args.output).expanduser(), force=args.force)

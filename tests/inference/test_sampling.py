@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_site import use
-from tuning.config import CHAT_TEMPLATES
+from tuning.config import CHAT_TEMPLATES, DatasetEntry
 from tuning.data import arith, train_dataset
 from tuning.engine.config import ModelConfig
 from tuning.engine.model import build
@@ -20,6 +20,7 @@ from tuning.inference.sampling import batch_seed, sample
 from tuning.runs import interrupt
 from tuning.runs.errors import Interrupted
 from tuning.runs.rundir import RunDirectory
+from tuning.training.config_training import model_config
 
 pytestmark = pytest.mark.unit
 
@@ -27,6 +28,7 @@ SHAPE = ModelConfig(
     block_size=128, vocab_size=300, num_layer=1, num_attention_heads=2, num_key_value_heads=1,
     hidden_size=16, intermediate_size=32,
 )  # fmt: skip
+ARITH = DatasetEntry(name="arith", loader="arith")
 SAMPLING = {"prompts": 10, "n_samples": 3, "k_values": (1,), "max_new_tokens": 6, "batch_size": 4}
 
 
@@ -73,7 +75,7 @@ def generator(engine) -> Counting:
 
 def config(**changes):
     return evaluation_config(
-        model="tiny", artifact="run", artifact_hash="a", dataset="arith", task="math",
+        model_config("tiny"), run="run", run_hash="a", dataset="arith", task="math",
         sampling=sampling_config("tiny", SAMPLING | changes),
     )  # fmt: skip
 
@@ -86,7 +88,7 @@ def sampled(folder: Path, generator: Counting, **changes) -> bytes:
 
 def test_every_prompt_has_its_answers_in_order(tmp_path, generator):
     rows = [json.loads(line) for line in sampled(tmp_path, generator).splitlines()]
-    test = train_dataset.rows("arith", "test", 10)
+    test = train_dataset.rows(ARITH, "test", 10)
     assert [row["index"] for row in rows] == list(range(10))
     assert [row["prompt"] for row in rows] == [train_dataset.prompt_text(row) for row in test]
     assert [row["answer"] for row in rows] == [row["answer"] for row in test]
@@ -169,7 +171,7 @@ def test_an_answer_ends_with_its_turn_whatever_the_base_model_ends_with(engine):
         return generated[-1]
 
     model.generate = generate
-    rows = train_dataset.rows("arith", "test", 4)
+    rows = train_dataset.rows(ARITH, "test", 4)
     sampling = sampling_config("tiny", {**SAMPLING, "n_samples": 64, "max_new_tokens": 64})
     generator.generate([row["prompt"] for row in rows], sampling, seed=1)
     answers = generated[0][:, -64:].tolist()

@@ -18,6 +18,7 @@ from tuning.evaluation.config import EvaluationRunConfig
 from tuning.inference.generator import Generator
 from tuning.runs import atomic, interrupt
 from tuning.runs.rundir import RunDirectory, read_lines
+from tuning.tasks.registry import task
 
 
 def batch_seed(run_hash: str, sampling_seed: int, batch: int) -> int:
@@ -33,6 +34,7 @@ def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Gene
     from tqdm import tqdm
 
     rows = config.data.rows("test", config.sampling.prompts)
+    columns = task(config.task).columns
     size = config.sampling.batch_size
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     path = directory.path / "responses.jsonl"
@@ -44,18 +46,25 @@ def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Gene
             prompts = [row["prompt"] for row in batches[number]]
             seed = batch_seed(config.hash, config.sampling.sampling_seed, number)
             answers = generator.generate(prompts, config.sampling, seed)
-            _append(path, number * size, batches[number], answers)
+            _append(path, number * size, batches[number], answers, columns)
             bar.update(1)
     directory.progress("infer", len(batches), len(batches), final=True)
 
 
-def _append(path: Path, start: int, rows: list[dict[str, Any]], answers: list[list[str]]) -> None:
+def _append(
+    path: Path,
+    start: int,
+    rows: list[dict[str, Any]],
+    answers: list[list[str]],
+    columns: tuple[str, ...],
+) -> None:
+    """Write a line a prompt, with the `columns` that its responses are graded by."""
     lines = [
         json.dumps(
             {
                 "index": start + i,
                 "prompt": train_dataset.prompt_text(row),
-                "answer": row["answer"],
+                **{column: row[column] for column in columns},
                 "responses": texts,
             }
         )

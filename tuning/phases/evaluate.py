@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tuning import config as site
-from tuning.data import train_dataset
 from tuning.evaluation.config import EvaluationRunConfig
+from tuning.evaluation.prompts import require_test_pool
 from tuning.phases.options import Options
 from tuning.phases.train import use_one_device
 from tuning.runs import disk, interrupt
@@ -16,7 +16,6 @@ from tuning.runs.errors import UserError
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory, claim, locate
 from tuning.sweetspots.store import find_sweetspot
-from tuning.tasks import base as tasks
 from tuning.weights.config import ModelLoadConfig
 
 
@@ -55,15 +54,8 @@ def artifact_of(config: EvaluationRunConfig) -> Artifact:
 
 
 def check_test_pool(config: EvaluationRunConfig) -> None:
-    """Raise UserError for a test pool that cannot be scored, before anything is trained for it."""
-    train_dataset.require(config.data.entry, "test", config.sampling.prompts, "prompts")
-    accepts = tasks.task(config.task).accepts
-    for number, row in enumerate(config.data.rows("test", config.sampling.prompts), 1):
-        if not accepts(row["answer"]):
-            raise UserError(
-                f"test row {number} of '{config.dataset}': task '{config.task}' cannot check the "
-                f"answer '{row['answer']}'."
-            )
+    """Raise UserError for a test pool that cannot be graded, before anything is trained for it."""
+    require_test_pool(config.data.entry, config.task, config.sampling.prompts)
 
 
 def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) -> None:

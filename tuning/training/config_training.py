@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from tuning import config as site
 from tuning import methods
+from tuning.data import train_dataset
 from tuning.data.config import DatasetConfig, dataset_config
 from tuning.engine.run_config import PretrainRunConfig, pretrain_config
 from tuning.flags import build, override
@@ -27,6 +28,7 @@ from tuning.settings import RunConfig, setting
 from tuning.sweetspots.config import PerplexityConfig
 from tuning.sweetspots.monitor import Spending
 from tuning.sweetspots.rules import Rule
+from tuning.tasks import registry as tasks
 from tuning.training.config import (
     DPOTrainingConfig,
     EngineSFTConfig,
@@ -270,9 +272,11 @@ def preference_config(
     lora, training = build(LoraConfig, chosen), _fitting(build(DPOTrainingConfig, chosen))
     if parent is not None and parent.lora is not None and not training.merge_parent:
         lora = parent.lora
+    data = dataset_config(dataset, task, "pt", train_size)
+    train_dataset.require_columns(data.entry, "preference", columns_of(method, task), method)
     made = PTRunConfig(
         model=_model(model, chosen),
-        dataset=dataset_config(dataset, task, "pt", train_size),
+        dataset=data,
         task=task,
         pft_method=method,
         lora=lora,
@@ -280,6 +284,12 @@ def preference_config(
         parent=parent,
     )
     return made if not values else replace(made, is_default=made.hashed == made.default().hashed)
+
+
+def columns_of(pft_method: str, task: str) -> tuple[str, ...]:
+    """The columns of the preference pool that a method reads."""
+    method = methods.method(pft_method)
+    return method.reads(tasks.task(task).columns if method.rewarded else ())
 
 
 def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:
