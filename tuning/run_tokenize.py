@@ -72,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.data.encoding import encode
     from tuning.runs import atomic
     from tuning.weights import loading
+    from tuning.weights.artifact import artifact_of
 
     bar = tqdm(rows, desc="tokenizing", unit="row", mininterval=1.0, delay=2.0)
-    encoded = encode(loading.load_tokenizer(model), bar, model.max_seq_length)
+    encoded = encode(loading.open_tokenizer(artifact_of(model)), bar, model.max_seq_length)
     made = [labelled(row) for row in encoded]
     atomic.write_text(output, "".join(json.dumps(row) + "\n" for row in made))
     print(f"{output}: {_counts(made)}")

@@ -29,7 +29,8 @@ from tuning.sweetspots.monitor import Monitor
 from tuning.training.config_training import SFTRunConfig
 from tuning.training.pools import sft_pools
 from tuning.weights import loading, reading
-from tuning.weights.base import MODEL, base_location
+from tuning.weights.artifact import artifact_of
+from tuning.weights.base import MODEL
 
 RULES = "sweetspot_rules"
 """Where a checkpoint has how far the rules are."""
@@ -39,13 +40,13 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     """Train, or continue, the run in `directory` and leave its model there."""
     steps = _steps(config)
     t, engine = training_config(config, steps), engine_config(config)
-    tokenizer = loading.load_tokenizer(config.model)
+    base = artifact_of(config.model)
+    tokenizer = loading.open_tokenizer(base)
     rows, pool = sft_pools(config, tokenizer)
     layout = ranks.layout(engine.sep_size)
-    source = base_location(config.model)
     spread, cost = open_model(
-        lambda: reading.read(source, torch.float32),
-        lambda: model.skeleton(reading.read_config(source), torch.float32),
+        lambda: reading.read(base.base, torch.float32),
+        lambda: model.skeleton(reading.read_config(base.base), torch.float32),
         t, engine, layout,
     )  # fmt: skip
     size = config.training.effective_batch_size
@@ -57,7 +58,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         monitor.rules.load(saved["extra"][RULES])
     perplexity = PoolPerplexity(pool, batches, spread, t)
     sweetspots = _Sweetspots(
-        monitor, perplexity, steps, tokenizer, loading.dtype_of(config.model)
+        monitor, perplexity, steps, tokenizer, loading.dtype_of(base.dtype)
     )
     # What was stopped early, and then killed before it was done, has no step left.
     left = saved["step"] if monitor.stops else steps
@@ -166,7 +167,7 @@ def _finish(
     tokenizer: Any,
 ) -> None:  # fmt: skip
     """Write the model and result.json; checkpoints stay until the run is done."""
-    dtype = loading.dtype_of(config.model)
+    dtype = loading.dtype_of(config.model.dtype)
     save_model(state.spread, directory.path / MODEL, dtype, tokenizer)
     if not _first():
         return
