@@ -14,13 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tuning.methods import METHODS
 from tuning.runs.errors import UserError, choose
 from tuning.schema import KEY, from_mapping, read_yaml
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
 CHAT_TEMPLATES = PACKAGE / "data" / "chat_templates"
-METHODS = ("dpo", "kto", "grpo")
 SECTIONS = ("pretrain", "sft", "pft", *METHODS, "evaluation")
 """Sections of a model's settings; pft is for all preference methods."""
 

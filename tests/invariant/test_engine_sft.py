@@ -105,11 +105,12 @@ def test_sweetspots_are_whole_models_with_the_perplexity_that_was_measured(
     from tuning.flags import restore
     from tuning.training.config_training import SFTRunConfig
     from tuning.training.pools import sft_pools
-    from tuning.weights import loading as models
+    from tuning.weights.artifact import artifact_of
+    from tuning.weights.loading import open_model, open_tokenizer
 
     config: Any = restore(SFTRunConfig, (straight.config or {})["settings"])
-    _, pool = sft_pools(config, models.load_tokenizer(config.model))
-    base = measure(models.load_base(config.model), pool)
+    _, pool = sft_pools(config, open_tokenizer(artifact_of(config.model)))
+    base = measure(open_model(artifact_of(config.model)), pool)
     assert base.token_level == pytest.approx(straight.result["base_perplexity"], rel=1e-5)
     assert base.sample_mean == pytest.approx(measured(straight)[0][2], rel=1e-5)
     for label in LABELS:
@@ -117,9 +118,9 @@ def test_sweetspots_are_whole_models_with_the_perplexity_that_was_measured(
         whole = AutoModelForCausalLM.from_pretrained(spot(straight, label))
         found = measure(whole, pool)
         assert found.token_level == pytest.approx(metadata(straight, label)["perplexity"], rel=1e-5)
-        loaded = models.load_artifact(config.model, straight, spot(straight, label))
+        loaded = open_model(artifact_of(config.model, straight, spot(straight, label)))
         assert small.same(loaded.state_dict(), whole.state_dict())
-    final = measure(models.load_artifact(config.model, straight), pool)
+    final = measure(open_model(artifact_of(config.model, straight)), pool)
     assert final.token_level == pytest.approx(straight.result["perplexity"], rel=1e-5)
 
 
@@ -127,8 +128,9 @@ def test_a_fork_has_a_new_adapter_over_the_whole_sweetspot(
     straight: RunDirectory, here: Path
 ) -> None:
     from tuning.flags import restore
-    from tuning.weights import loading as models
+    from tuning.weights.artifact import artifact_of
     from tuning.weights.config import ModelLoadConfig
+    from tuning.weights.loading import open_model
 
     flags = ("--parent_run", straight.name, "--sweetspot", "4.0", "--total_data", 88)
     check(run_entry(here, "run_dpo.py", *DATA, *flags, "--sft_loss_weight", 0, *ALL))
@@ -139,7 +141,7 @@ def test_a_fork_has_a_new_adapter_over_the_whole_sweetspot(
     losses = [line["loss"] for line in fork.metrics() if "loss" in line]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-3), "the reference is the sweetspot"
     model: Any = restore(ModelLoadConfig, fork.config["settings"]["model"])
-    under = models.load_artifact(model, fork).unload().state_dict()
+    under = open_model(artifact_of(model, fork)).unload().state_dict()
     whole = load_file(spot(straight, "4.0") / "model.safetensors")
     assert all(torch.equal(under[name], whole[name]) for name in whole)
     scores = json.loads((here / "outputs/math" / path.name / "scores.json").read_text())

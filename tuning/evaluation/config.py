@@ -9,8 +9,9 @@ from typing import Any
 
 from tuning import config as site
 from tuning.data.config import DatasetConfig, dataset_config
+from tuning.evaluation.generators import GENERATORS
 from tuning.flags import build
-from tuning.runs.errors import UserError
+from tuning.runs.errors import UserError, choose
 from tuning.runs.rundir import SHORT
 from tuning.schema import override
 from tuning.settings import RunConfig, hashed_settings, require, setting
@@ -40,8 +41,11 @@ class PassAtKConfig:
     """Prompts sampled together; part of what makes a sample reproducible."""
     sampling_seed: int = 0
     """Of the sampling; each batch is seeded by it, the run and its own number."""
+    backend: str = setting("hf", before="hf")
+    """The inference engine that samples; hf is transformers."""
 
     def __post_init__(self) -> None:
+        choose("backend", self.backend, GENERATORS)
         for name in ("prompts", "n_samples", "max_new_tokens", "batch_size"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         if not 0 < self.temperature < math.inf:

@@ -156,8 +156,6 @@ def _check(wanted: Wanted) -> None:
         )
     if wanted.do_dpo:
         train_dataset.require(dataset, "preference", wanted.total_data, "total_data")
-    if wanted.do_dpo and "grpo" in wanted.methods:
-        train_dataset.require_answers(dataset)
     if wanted.do_sft and wanted.references:
         hint = "The SFT reference run takes them all; --no_references leaves it out."
         train_dataset.require(dataset, "sft", wanted.total_data, "total_data", hint)

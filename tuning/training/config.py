@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tuning.engine.config import ComputeConfig, OSFTConfig
 from tuning.flags import build
+from tuning.methods import METHODS
 from tuning.runs.errors import UserError, choose
 from tuning.settings import require, setting
 from tuning.weights.config import LoraConfig, ModelLoadConfig
@@ -107,9 +108,9 @@ class DPOTrainingConfig(TrainingArgumentsConfig):
     """Weight of the KL term to the reference model (grpo)."""
 
 
-def method_settings(method: str) -> list[str]:
-    """The settings of DPOTrainingConfig that this preference method alone, or with others, has."""
-    return [f.name for f in fields(DPOTrainingConfig) if method in f.metadata.get("methods", ())]
+def method_settings(method: str, config: type = DPOTrainingConfig) -> list[str]:
+    """The settings that this preference method alone, or with others, has."""
+    return [f.name for f in fields(config) if method in f.metadata.get("methods", ())]
 
 
 def _names(*parts: type) -> frozenset[str]:
@@ -120,9 +121,10 @@ _ON_TRL = _names(LoraConfig) | {"micro_batch_size", "gradient_checkpointing"}
 USED: dict[str, frozenset[str]] = {
     "trl": _ON_TRL,
     "engine": _names(OSFTConfig, ComputeConfig) - {"micro_batch_size"},
-    "dpo": _ON_TRL,
-    "kto": _ON_TRL - {"micro_batch_size"},
-    "grpo": _ON_TRL,
+    **{
+        method.name: _ON_TRL if method.micro_batches else _ON_TRL - {"micro_batch_size"}
+        for method in METHODS.values()
+    },
 }
 """The settings of LoraConfig, OSFTConfig and ComputeConfig that each trainer of SFT, and each
 preference method, uses."""
@@ -130,9 +132,6 @@ _REFUSED = {
     "trl": "is for --trainer engine; the trainer is trl",
     "engine": "is for --trainer trl; the engine trains all weights, in passes of "
     "--max_tokens_per_gpu",
-    "dpo": "is for SFT with --trainer engine; dpo trains with TRL",
-    "kto": "is not used by kto, which trains with TRL in passes of --kl_batch_size rows",
-    "grpo": "is for SFT with --trainer engine; grpo trains with TRL",
 }
 
 
@@ -144,7 +143,10 @@ def unused(trainer: str) -> frozenset[str]:
 def refuse_unused(trainer: str, given: Iterable[str]) -> None:
     """Raise UserError for a setting, asked for by name, that the trainer does not use."""
     for name in sorted(unused(trainer) & set(given)):
-        raise UserError(f"{name} {_REFUSED[trainer]}.")
+        why = _REFUSED.get(trainer, f"is for SFT with --trainer engine; {trainer} trains with TRL")
+        if trainer in METHODS and name == "micro_batch_size":
+            why = f"is not used by {trainer}: its micro-batch is part of its result"
+        raise UserError(f"{name} {why}.")
 
 
 def compute_config(trainer: str, values: Mapping[str, Any], effective_batch: int) -> ComputeConfig:
@@ -192,22 +194,3 @@ def check_engine(
             f"optimizer is {training.optimizer}; the engine trains with AdamW: with --trainer "
             "engine use --optimizer auto."
         )
-
-
-def check_preference(t: DPOTrainingConfig, method: str) -> None:
-    """Raise UserError for settings that a preference method cannot have; those of the other
-    methods are not looked at.
-    """
-    if method in ("dpo", "kto"):
-        require(t, "beta", 0 < t.beta < math.inf, "above zero and finite")
-    if method == "dpo":
-        require(t, "sft_loss_weight", 0 <= t.sft_loss_weight < math.inf, "zero or more")
-    if method == "kto":
-        rows = 2 * t.effective_batch_size
-        fits = t.kl_batch_size > 0 and t.kl_batch_size % 2 == 0 and rows % t.kl_batch_size == 0
-        require(t, "kl_batch_size", fits, f"even and divide the {rows} rows of a step")
-    if method == "grpo":
-        require(t, "num_generations", t.num_generations >= 2, "2 or more: answers are compared")
-        require(t, "max_completion_length", t.max_completion_length > 0, "above zero")
-        require(t, "grpo_temperature", 0 < t.grpo_temperature < math.inf, "above zero and finite")
-        require(t, "grpo_beta", 0 <= t.grpo_beta < math.inf, "zero or more")

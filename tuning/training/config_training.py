@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tuning import config as site
+from tuning import methods
+from tuning.data import train_dataset
 from tuning.data.budget import total_steps
 from tuning.data.config import DatasetConfig, dataset_config
 from tuning.engine.config import ComputeConfig, LossConfig, loss_name
@@ -29,13 +31,13 @@ from tuning.settings import RunConfig, setting
 from tuning.sweetspots.config import PerplexityConfig
 from tuning.sweetspots.monitor import Spending
 from tuning.sweetspots.rules import Rule
+from tuning.tasks import registry as tasks
 from tuning.training.config import (
     USED,
     DPOTrainingConfig,
     EngineSFTConfig,
     TrainingArgumentsConfig,
     check_engine,
-    check_preference,
     compute_config,
     refuse_unused,
     require_whole_micro_batches,
@@ -155,7 +157,7 @@ class PTRunConfig(RunConfig):
     """Whether all that its name does not show is the model's default."""
 
     def __post_init__(self) -> None:
-        check_preference(self.training, self.pft_method)
+        methods.method(self.pft_method).check(self.training)
         if "micro_batch_size" in USED[self.pft_method]:
             require_whole_micro_batches(self.compute, self.training.effective_batch_size)
 
@@ -164,9 +166,9 @@ class PTRunConfig(RunConfig):
         return min(self.training.effective_batch_size, train_size)
 
     def steps(self, train_size: int) -> int:
-        """Optimizer steps on `train_size` examples; GRPO takes whole batches of prompts only."""
+        """Optimizer steps on `train_size` examples."""
         batch, epochs = self.batch(train_size), self.training.num_train_epochs
-        if self.pft_method == "grpo":
+        if methods.method(self.pft_method).whole_batches:
             return max(1, round(epochs * (train_size // batch)))
         return total_steps(train_size, batch, epochs)
 
@@ -295,9 +297,11 @@ def preference_config(
     lora, training = build(LoraConfig, chosen), build(DPOTrainingConfig, chosen)
     if parent is not None and parent.lora is not None and not training.merge_parent:
         lora = parent.lora
+    data = dataset_config(dataset, task, "pt", train_size)
+    train_dataset.require_columns(data.entry, "preference", columns_of(method, task), method)
     made = PTRunConfig(
         model=_model(model, chosen),
-        dataset=dataset_config(dataset, task, "pt", train_size),
+        dataset=data,
         task=task,
         pft_method=method,
         lora=lora,
@@ -306,6 +310,12 @@ def preference_config(
         parent=parent,
     )
     return made if not values else replace(made, is_default=made.hashed == made.default().hashed)
+
+
+def columns_of(pft_method: str, task: str) -> tuple[str, ...]:
+    """The columns of the preference pool that a method reads."""
+    method = methods.method(pft_method)
+    return method.reads(tasks.task(task).columns if method.rewarded else ())
 
 
 def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:

@@ -28,7 +28,8 @@ from tuning.sweetspots.monitor import Monitor
 from tuning.training.config_training import SFTRunConfig
 from tuning.training.pools import sft_pools
 from tuning.weights import loading, reading
-from tuning.weights.base import MODEL, base_location
+from tuning.weights.artifact import artifact_of
+from tuning.weights.base import MODEL
 
 RULES = "sweetspot_rules"
 """The key under which a checkpoint holds the state of the rules."""
@@ -38,13 +39,13 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     """Train, or resume, the run in `directory` and write its model there."""
     steps, compute, loss = config.steps, config.compute, loss_function(config.loss)
     settings = loop_config(config, steps)
-    tokenizer = loading.load_tokenizer(config.model)
+    base = artifact_of(config.model)
+    tokenizer = loading.open_tokenizer(base)
     rows, pool = sft_pools(config, tokenizer)
     layout = ranks.layout(compute.sep_size)
-    source = base_location(config.model)
     spread, cost = open_model(
-        lambda dtype: reading.read(source, dtype),
-        lambda dtype: model.skeleton(reading.read_config(source), dtype),
+        lambda dtype: reading.read(base.base, dtype),
+        lambda dtype: model.skeleton(reading.read_config(base.base), dtype),
         layout, compute, osft_config=config.engine, precision=settings.precision,
     )  # fmt: skip
     size = config.training.effective_batch_size
@@ -57,7 +58,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     if saved:
         monitor.rules.load(saved["extra"][RULES])
     perplexity = PoolPerplexity(pool, batches, spread, settings.precision)
-    sweetspots = _Sweetspots(monitor, perplexity, steps, tokenizer, loading.dtype_of(config.model))
+    sweetspots = _Sweetspots(monitor, perplexity, steps, tokenizer, loading.dtype_of(base.dtype))
     # A run that the rules had ended before it was killed has no step left.
     left = saved["step"] if monitor.stops else steps
     name = config.run_name.removesuffix(f"-{config.hash[:SHORT]}")
@@ -149,7 +150,7 @@ def _finish(
     tokenizer: Any,
 ) -> None:  # fmt: skip
     """Write the model and result.json; checkpoints are deleted when the run is marked done."""
-    dtype = loading.dtype_of(config.model)
+    dtype = loading.dtype_of(config.model.dtype)
     save_model(state.spread, directory.path / MODEL, dtype, tokenizer)
     if not _first():
         return

@@ -21,6 +21,7 @@ from tuning.training.config_training import SFTRunConfig
 from tuning.training.perplexity_callback import PerplexityStoppingCallback
 from tuning.training.pools import sft_pools
 from tuning.weights import loading
+from tuning.weights.artifact import Artifact, artifact_of
 
 
 class _Trainer(WholeCheckpoints, SFTTrainer):
@@ -31,7 +32,8 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     """Train, or continue, the run in `directory` and leave its model there."""
     size, batch = config.train_size, config.training.effective_batch_size
     loss = _loss(config)
-    tokenizer = loading.load_tokenizer(config.model)
+    base = artifact_of(config.model)
+    tokenizer = loading.open_tokenizer(base)
     rows, pool = sft_pools(config, tokenizer)
 
     resume = resume_point(directory)
@@ -42,7 +44,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     callback = RunCallback(directory, resume, stateful=rules)
     perplexity = PerplexityStoppingCallback(monitor, PerplexityProbe(pool))
     trainer = _Trainer(
-        model=_adapted(config),
+        model=_adapted(config, base),
         args=SFTConfig(
             **trainers.arguments(config, directory, report_to, config.steps, batch),
             max_length=None,
@@ -85,12 +87,12 @@ def _loss(config: SFTRunConfig) -> Callable[..., torch.Tensor] | None:
     return compute
 
 
-def _adapted(config: SFTRunConfig) -> PeftModel:
+def _adapted(config: SFTRunConfig, base: Artifact) -> PeftModel:
     """The base model with a new adapter, initialised from the run's seed."""
     trainers.seeded(config)
-    base = loading.load_base(config.model)
-    loading.require_modules(base, config.lora)
-    adapted = get_peft_model(base, loading.peft_config(config.lora))
+    model: Any = loading.open_model(base)
+    loading.require_modules(model, config.lora)
+    adapted = get_peft_model(model, loading.peft_config(config.lora))
     assert isinstance(adapted, PeftModel)
     return adapted
 
