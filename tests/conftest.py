@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tuning.config import PACKAGE
 
 COLLECTIONS = Path(__file__).parent / "collections.yaml"
@@ -34,11 +35,20 @@ def run_entry(
     home: Path, script: str, *flags: object, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """Run an entry point of tuning/ to its end."""
-    return subprocess.run(
-        [sys.executable, str(PACKAGE / script), *map(str, flags)],
-        env=environment(home), capture_output=True, text=True, timeout=timeout, check=False,
-        cwd=home.anchor,
-    )  # fmt: skip
+    return run_script(home, PACKAGE / script, *flags, cwd=home.anchor, timeout=timeout)
+
+
+def run_script(
+    home: Path, script: Path, *words: object, cwd: str | Path, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of Python to its end."""
+    return warm.run([str(script), *map(str, words)], environment(home), cwd, timeout)
+
+
+def start_entry(home: Path, script: str, *flags: object, anew: bool = False) -> warm.Process:
+    """An entry point of tuning/ in the background, unheard; `anew` is a real start in any case."""
+    words = [str(PACKAGE / script), *map(str, flags)]
+    return warm.start(words, environment(home), home.anchor, anew=anew)
 
 
 Entry = Callable[..., subprocess.CompletedProcess[str]]

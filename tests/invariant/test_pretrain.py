@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,19 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import check, environment, run_entry, torchrun
+from tests.conftest import check, environment, run_entry, start_entry, torchrun
+from tests.warm import Process
 from tuning.config import PACKAGE
 from tuning.runs import manifest
 
 TINY = ("--model", "tiny")
 
 
-def start_until(home: Path, step: int) -> subprocess.Popen[bytes]:
+def start_until(home: Path, step: int, anew: bool) -> Process:
     """Pre-training in the background, once it has done `step` steps."""
-    process = subprocess.Popen(
-        [sys.executable, str(PACKAGE / "run_pretrain.py"), *TINY, "--save_every_steps", "20"],
-        env=environment(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = start_entry(home, "run_pretrain.py", *TINY, "--save_every_steps", "20", anew=anew)
     told = home / "models/tiny/progress.json"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -36,12 +33,12 @@ def start_until(home: Path, step: int) -> subprocess.Popen[bytes]:
 
 
 def test_stopped_and_killed_is_straight(trained_home: Path, home: Path) -> None:
-    stopped = start_until(home, 25)
+    stopped = start_until(home, 25, anew=True)
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(timeout=60) == 75
     assert manifest.newest_whole(home / "models/tiny") is not None
 
-    killed = start_until(home, 70)
+    killed = start_until(home, 70, anew=False)
     killed.kill()
     killed.wait(timeout=60)
 
