@@ -10,7 +10,6 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,8 +54,10 @@ Entry = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def torchrun(processes: int, *words: object) -> list[str]:
-    """A command that starts a program in several processes, which find each other by themselves."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    """What follows `python` in a command that starts a program in several processes, which find
+    each other by themselves. The processes are real starts.
+    """
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     return [*start, str(processes), *map(str, words)]
 
 
@@ -102,6 +103,10 @@ def copy_home(source: Path, target: Path) -> Path:
     """The models of a TUNING_HOME in another one."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("lock.json", ".lock"))
     return target
+
+
+def pytest_unconfigure() -> None:
+    warm.end()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -98,8 +98,19 @@ class _Server:
             socket.send_fds(self.control, told, [*files, theirs.fileno()])
         return Forked(ours)
 
+    def end(self) -> None:
+        """The process ends; what it has forked does not."""
+        self.control.close()
+        self.process.wait()
+
 
 _servers: list[_Server] = []
+
+
+def end() -> None:
+    """No command will follow."""
+    while _servers:
+        _servers.pop().end()
 
 
 def _fixed(environment: Mapping[str, str]) -> dict[str, str]:

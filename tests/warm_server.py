@@ -19,6 +19,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import socket
 import types
@@ -27,7 +28,8 @@ from typing import Any
 
 LIBRARIES = (
     "numpy", "torch", "transformers", "datasets", "peft", "trl", "wandb", "numba",
-    "torch.distributed.checkpoint", "torch.distributed.optim", "torch.profiler",
+    "torch.distributed.checkpoint", "torch.distributed.optim", "torch.distributed.run",
+    "torch.profiler",
     "torch.utils.serialization", "transformers.models.qwen3.modeling_qwen3",
     "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer",
     "trl.trainer.grpo_trainer", "peft.utils.transformers_weight_conversion",
@@ -102,18 +104,24 @@ def put(files: list[int]) -> None:
 
 
 def become(request: dict[str, Any]) -> None:
-    """Run a script as `python script ...` would."""
+    """Run a script as `python script ...` would, or a module as `python -m module ...`."""
     import numpy
 
-    script, *_ = request["words"]
+    words: list[str] = request["words"]
+    sys.orig_argv[:] = [sys.executable, *words]
     os.environ.clear()
     os.environ.update(request["environment"])
-    path = os.environ.get("PYTHONPATH", "")
     os.chdir(request["cwd"])
     numpy.random.seed()
-    sys.argv[:] = request["words"]
-    sys.orig_argv[:] = [sys.executable, *request["words"]]
-    sys.path[:0] = [str(Path(script).parent), *filter(None, path.split(os.pathsep))]
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if words[0] == "-m":
+        sys.path[:0] = [str(Path.cwd()), *filter(None, given)]
+        sys.argv[:] = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        return
+    script = words[0]
+    sys.path[:0] = [str(Path(script).parent), *filter(None, given)]
+    sys.argv[:] = words
     main = types.ModuleType("__main__")
     main.__file__ = script
     sys.modules["__main__"] = main

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import warm
 from tests.conftest import check, environment, run_entry, run_script, torchrun
 from tuning import engine, run_pretrain
 from tuning.config import CHECKOUT
@@ -66,11 +67,8 @@ def program(home: Path, code: str, *words: object, processes: int = 1) -> str:
     file.write_text(code)
     if processes == 1:
         return check(run_script(home, file, *words, cwd=home.parent)).stdout
-    done = subprocess.run(
-        torchrun(processes, file, *words), env=environment(home), capture_output=True, text=True,
-        check=False, timeout=300, cwd=home.parent,
-    )  # fmt: skip
-    return check(done).stdout
+    command = torchrun(processes, file, *words)
+    return check(warm.run(command, environment(home), home.parent, timeout=300)).stdout
 
 
 LIGHT = """

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import warm
 from tests.conftest import (
     COLLECTIONS,
     check,
@@ -170,9 +170,7 @@ def test_two_processes_reach_the_same_sweetspots(
     """And one of them samples and scores what both have trained."""
     home = copy_home(trained_home, tmp_path / "home")
     command = torchrun(2, PACKAGE / "run_sft.py", *SETTINGS, *more, *ALL)
-    done = subprocess.run(
-        command, env=environment(home), capture_output=True, text=True, check=False, timeout=300
-    )
+    done = warm.run(command, environment(home), home, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     run = only_run(home)
     assert run.hash == straight.hash

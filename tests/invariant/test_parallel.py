@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests import warm
 from tests.conftest import torchrun
 from tests.engine import small
 
@@ -65,11 +65,9 @@ NAMES = [(world, name) for world, cases in CASES.items() for name in cases]
 
 def together(world: int, out: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Run cases in `world` processes."""
-    done = subprocess.run(
-        torchrun(world, PROGRAM, out, json.dumps(cases)),
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
+    command = torchrun(world, PROGRAM, out, json.dumps(cases))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = warm.run(command, environment, ROOT, timeout=600)
     assert done.returncode == 0, done.stderr[-6000:]
 
 

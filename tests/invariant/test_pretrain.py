@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import warm
 from tests.conftest import check, environment, run_entry, start_entry, torchrun
 from tests.warm import Process
 from tuning.config import PACKAGE
@@ -51,11 +51,11 @@ def test_stopped_and_killed_is_straight(trained_home: Path, home: Path) -> None:
     assert "already trained" in check(run_entry(home, "run_pretrain.py", *TINY)).stdout
 
 
-def together(home: Path, *flags: str) -> subprocess.Popen[bytes]:
+def together(home: Path, *flags: str) -> Process:
     """Pre-training by two processes, in the background; stops when TUNING_STOP appears."""
     command = torchrun(2, PACKAGE / "run_pretrain.py", *flags)
     told = {"TUNING_STOP": str(home.parent / "stop"), "TUNING_EXIT": str(home.parent / "exit")}
-    return subprocess.Popen(command, env=environment(home) | told)
+    return warm.start(command, environment(home) | told, home.parent)
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
@@ -94,13 +94,11 @@ def test_two_processes_stop_together_and_resume_bit_for_bit(tmp_path: Path) -> N
 
 
 def test_runs_of_one_process_refuse_torchrun(tiny_home: Path) -> None:
-    done = subprocess.run(
-        torchrun(
-            2, PACKAGE / "run_sft.py", "--model", "tiny", "--dataset", "arith", "--task", "math",
-            "--train_size", "32", "--do_training",
-        ),
-        env=environment(tiny_home), capture_output=True, text=True, check=False, timeout=120,
+    command = torchrun(
+        2, PACKAGE / "run_sft.py", "--model", "tiny", "--dataset", "arith", "--task", "math",
+        "--train_size", "32", "--do_training",
     )  # fmt: skip
+    done = warm.run(command, environment(tiny_home), tiny_home, timeout=120)
     assert done.returncode != 0
     assert "error: sft runs are trained by one process; torchrun started 2." in done.stderr
     assert not list(tiny_home.glob("models/*sft*"))
