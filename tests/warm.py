@@ -18,6 +18,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Thread
@@ -26,7 +28,8 @@ from typing import IO, Any
 from tuning.entry import QUIET
 
 SERVER = Path(__file__).with_name("warm_server.py")
-FREE = ("TUNING_", "PYTEST_", "PYTHONPATH")
+PLACE = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
+FREE = ("TUNING_", "PYTEST_", "PYTHONPATH", *PLACE)
 """Variables with these beginnings are read by no library when it is imported."""
 
 
@@ -167,6 +170,40 @@ def run(
         for reader in readers:
             reader.join()
     return subprocess.CompletedProcess([sys.executable, *words], code, *told)
+
+
+def run_together(
+    processes: int, words: Sequence[str], environment: Mapping[str, str], cwd: str | Path,
+    timeout: float,
+) -> tuple[int, str]:  # fmt: skip
+    """`python *words` in several processes that meet as those of torchrun do, at a store that this
+    process holds: the exit code of the first that fails, or 0, and all errors.
+    """
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {
+        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    with tempfile.TemporaryFile("w+") as told:
+        started = [
+            start(words, {**environment, **place, "RANK": rank, "LOCAL_RANK": rank}, cwd,
+                  stderr=told.fileno())
+            for rank in map(str, range(processes))
+        ]  # fmt: skip
+        deadline = time.monotonic() + timeout
+        codes: list[int | None] = [None]
+        while None in codes and not any(codes) and time.monotonic() < deadline:
+            time.sleep(0.02)
+            codes = [process.poll() for process in started]
+        for process in started:
+            process.kill()
+            process.wait()
+        told.seek(0)
+        codes += [process.returncode for process in started]
+        return next((code for code in codes if code), 0), told.read()
 
 
 def _read(told: list[str], number: int, pipe: int) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import sys
 
-sys.path.pop(0)  # This folder: nothing may be imported from it.
+if __name__ == "__main__":
+    sys.path.pop(0)  # This folder: nothing may be imported from it.
 
 import contextlib
 import gc
@@ -36,6 +37,12 @@ LIBRARIES = (
 )  # fmt: skip
 THREADS = {"jemalloc_bg_thd"}
 """Threads that survive a fork: the allocator of pyarrow starts its own again."""
+
+
+def import_libraries() -> None:
+    """What commands would import one by one."""
+    for library in LIBRARIES:
+        importlib.import_module(library)
 
 
 def unfit() -> str:
@@ -131,8 +138,7 @@ def become(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     connection = socket.socket(fileno=int(sys.argv[1]))
-    for library in LIBRARIES:
-        importlib.import_module(library)
+    import_libraries()
     reason = unfit()
     connection.send(reason.encode() or b"ready")
     gc.collect()

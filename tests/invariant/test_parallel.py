@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from tests import warm
-from tests.conftest import torchrun
 from tests.engine import small
 
 PROGRAM = Path(small.__file__)
@@ -65,10 +64,10 @@ NAMES = [(world, name) for world, cases in CASES.items() for name in cases]
 
 def together(world: int, out: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Run cases in `world` processes."""
-    command = torchrun(world, PROGRAM, out, json.dumps(cases))
+    command = (str(PROGRAM), str(out), json.dumps(cases))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = warm.run(command, environment, ROOT, timeout=600)
-    assert done.returncode == 0, done.stderr[-6000:]
+    code, errors = warm.run_together(world, command, environment, ROOT, timeout=600)
+    assert code == 0, errors[-6000:]
 
 
 @pytest.fixture(scope="module")
