@@ -26,12 +26,7 @@ LONGEST = (
 )  # fmt: skip
 """The files that take longest, by name."""
 MEMORY = Path("/dev/shm")
-ENOUGH = 8 << 30
-
-# Runs are made safe against a crash of the machine by thousands of calls that wait for the disk;
-# in memory, they do not. What a test leaves is removed there unless it fails.
-if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ENOUGH:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+ENOUGH = 4 << 30
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -116,6 +111,18 @@ def copy_home(source: Path, target: Path) -> Path:
     """The models of a TUNING_HOME in another one."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("lock.json", ".lock"))
     return target
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary files in memory, where there is enough.
+
+    Runs are made safe against a crash of the machine by thousands of calls that wait for a disk.
+    What a test leaves is removed unless it fails. SLURM's daemons keep to the disk.
+    """
+    slurm = any("slurm" in Path(argument).parts for argument in config.args)
+    usable = not slurm and MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
+    if usable and shutil.disk_usage(MEMORY).free >= ENOUGH:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_unconfigure() -> None:
