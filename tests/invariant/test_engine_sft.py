@@ -8,8 +8,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import COLLECTIONS, check, copy_home, environment, run_entry, torchrun
+from tests import warm
+from tests.conftest import (
+    COLLECTIONS,
+    check,
+    copy_home,
+    environment,
+    run_entry,
+    start_entry,
+    torchrun,
+)
 from tests.engine import small
 from tuning.config import PACKAGE
 from tuning.runs import manifest
@@ -165,9 +172,7 @@ def test_two_processes_reach_the_same_sweetspots(
     """And one of them samples and scores what both have trained."""
     home = copy_home(trained_home, tmp_path / "home")
     command = torchrun(2, PACKAGE / "run_sft.py", *SETTINGS, *more, *ALL)
-    done = subprocess.run(
-        command, env=environment(home), capture_output=True, text=True, check=False, timeout=300
-    )
+    done = warm.run(command, environment(home), home, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     run = only_run(home)
     assert run.hash == straight.hash
@@ -187,8 +192,8 @@ def test_stopped_and_killed_is_straight(
     straight: RunDirectory, trained_home: Path, tmp_path: Path
 ) -> None:
     home = copy_home(trained_home, tmp_path / "home")
-    stop(home, signal.SIGTERM, 75)
-    stop(home, signal.SIGKILL, -signal.SIGKILL)
+    stop(home, signal.SIGTERM, 75, anew=True)
+    stop(home, signal.SIGKILL, -signal.SIGKILL, anew=False)
     check(run_entry(home, "run_sft.py", *SETTINGS, "--do_training"))
     run = only_run(home)
     assert measured(run) == measured(straight)
@@ -203,14 +208,11 @@ def test_stopped_and_killed_is_straight(
         assert weights[0] == weights[1], folder
 
 
-def stop(home: Path, number: signal.Signals, code: int) -> None:
+def stop(home: Path, number: signal.Signals, code: int, anew: bool) -> None:
     """Start the run, and send a signal once it has saved a checkpoint more."""
     before = saved(home)
-    process = subprocess.Popen(
-        [sys.executable, str(PACKAGE / "run_sft.py"), *SETTINGS, "--do_training",
-         "--save_steps", "3"],
-        env=environment(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    flags = (*SETTINGS, "--do_training", "--save_steps", "3")
+    process = start_entry(home, "run_sft.py", *flags, anew=anew)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if saved(home) > before:
