@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tuning.config import PACKAGE
+from tuning.runs import log
 
 COLLECTIONS = Path(__file__).parent / "collections.yaml"
 
@@ -56,6 +57,12 @@ def check(
     """Fail with the output unless a command ended with `code`."""
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logging_is_configured() -> None:
+    """What the project logs is printed, as its entry points have it."""
+    log.configure()
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.unit
 STAGE = """
 import os, sys, time
 from pathlib import Path
-from tuning.runs.rundir import tell
+from tuning.runs.progress import tell
 count = Path(sys.argv[1])
 attempt = int(count.read_text()) + 1 if count.exists() else 1
 count.write_text(str(attempt))

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.unit
 
 def stage(name: str, *parents: str, **values) -> Stage:
     """A stage that trains."""
-    values = {"role": "sft", "command": ("x.py",), "phases": ("train",), **values}
+    values = {"role": "sft", "script": "x.py", "phases": ("train",), **values}
     return Stage(name=name, hash=name[0] * 64, parents=parents, **values)
 
 
@@ -37,7 +37,7 @@ PLAN = Plan(
     experiment="trial",
     stages=(
         stage("a"), stage("b", "a"), stage("c", "b"),
-        stage("row", "a", command=(), phases=(), trains=False),
+        stage("row", "a", script="", phases=(), trains=False),
     ),
 )  # fmt: skip
 
@@ -69,8 +69,8 @@ class Experiment:
 
     def submit(self) -> None:
         """Tasks 7_0, 7_1 and 7_2."""
-        names = [s.name for s in PLAN.stages if s.command]
-        keys = [s.key for s in PLAN.stages if s.command]
+        names = [s.name for s in PLAN.stages if s.has_work]
+        keys = [s.key for s in PLAN.stages if s.has_work]
         Jobs(self.folder).write([Array(token="trial.1.sft", kind="sft", stages=names, keys=keys,
                                        number=7, released=True)])  # fmt: skip
 
@@ -463,7 +463,7 @@ def test_looking_writes_nothing(submitted, tmp_path):
 
 def test_status_imports_nothing_heavy(tmp_path):
     plan = Plan(experiment="light", stages=(Stage(name="a", role="sft", hash="0" * 64,
-                command=("run_sft.py",), phases=("train",)),))  # fmt: skip
+                script="run_sft.py", phases=("train",)),))  # fmt: skip
     atomic.write_json(tmp_path / "outputs/reports/light/plan.json", plan.to_json())
     code = (
         "import sys; from tuning import cli; cli.main(['status', 'light']); "

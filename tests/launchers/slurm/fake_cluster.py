@@ -33,6 +33,7 @@ from tuning.launchers.slurm.ledger import REPORT
 from tuning.plan import Plan, Stage, standing, sweetspot_ready
 from tuning.runs import manifest
 from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.identity import FORMAT
 from tuning.sweetspots.store import METADATA, checkpoint_name
 
 LIVE = ("PENDING", "RUNNING", "COMPLETING")
@@ -454,7 +455,7 @@ class FakeStages:
             return
         for name in stage.parents:
             above = self.plan.stage(name)
-            if not above.command:
+            if not above.has_work:
                 self._require_input(above)
             elif standing(self.plan, above, self.home).state not in ("done", "skipped"):
                 raise BadInput(f"{stage.name} runs and {name} is not done")
@@ -527,7 +528,7 @@ class FakeStages:
         ):  # fmt: skip
             if directory is not None:
                 directory.path.mkdir(parents=True, exist_ok=True)
-                _write(directory.path / "config.json", {"hash": hash_})
+                _write(directory.path / "config.json", {"format": FORMAT, "hash": hash_})
                 _write(directory.path / "result.json", {"sweetspots": outcomes})
                 state = "done" if phases == stage.phases else "failed"
                 _write(

@@ -51,7 +51,7 @@ class Graph:
         return Plan(experiment="trial", stages=tuple(self.stages))
 
     def _add(self, role: str, name: str, **values) -> Stage:
-        values = {"command": (f"run_{role}.py", "--x"), "phases": ("train",), **values}
+        values = {"script": f"run_{role}.py", "phases": ("train",), **values}
         stage = Stage(name=name, role=role, hash=digest(name), task="math", **values)
         self.stages.append(stage)
         return stage
@@ -80,7 +80,7 @@ class Graph:
                   phases=("infer", "evaluate"), evaluation_hash=digest(name))  # fmt: skip
 
     def _row(self) -> None:
-        self._add("base", self._name(), parents=self._some(2), trains=False, phases=(), command=())
+        self._add("base", self._name(), parents=self._some(2), trains=False, phases=(), script="")
 
     def _fork(self) -> None:
         if above := self._sft_stage():
@@ -133,11 +133,11 @@ class World:
         """Submit; nothing that had ended before may be submitted."""
         if not self.cluster.live:
             self._forget_late_ends()
-        ended = {name for name in self.with_command if self.stands(name) in ENDED}
+        ended = {name for name in self.with_work if self.stands(name) in ENDED}
         count = len(self.cluster.submitted)
         self.cluster._note("-- tuning submit")
         try:
-            return Submission(self.plan, self.settings, self.cluster, say=self.cluster._note).run()
+            return Submission(self.plan, self.settings, self.cluster).run()
         finally:
             again = ended & set(self.cluster.submitted[count:])
             assert not again, f"{again} had ended and are submitted again"
@@ -180,9 +180,9 @@ class World:
         return standing(self.plan, self.plan.stage(name), self.home).state
 
     @property
-    def with_command(self) -> list[str]:
+    def with_work(self) -> list[str]:
         """The stages that have something to do."""
-        return [stage.name for stage in self.plan.stages if stage.command]
+        return [stage.name for stage in self.plan.stages if stage.has_work]
 
     def check(self) -> None:
         """What must hold when a submission went through and the cluster came to rest."""
@@ -190,18 +190,18 @@ class World:
         assert not stuck, f"stuck for ever: {stuck}"
         self.check_states()
         stopping = {
-            name for name in self.with_command
+            name for name in self.with_work
             if self.stages.last.get(name) in ("failed", "killed", "cancelled", "late")
         }  # fmt: skip
         for stage in self.plan.stages:
-            if stage.command and self.stands(stage.name) not in ENDED:
+            if stage.has_work and self.stands(stage.name) not in ENDED:
                 reason = stopping & {stage.name, *self._ancestors(stage)}
                 assert reason, f"{stage.name} did not run, and nothing above it failed"
 
     def check_states(self) -> None:
         """What has failed is not called done, by the directories or by the status."""
         told = {entry.stage: entry.state for entry in stages_of(self.plan, self.home, self.cluster)}
-        for name in self.with_command:
+        for name in self.with_work:
             stands = self.stands(name)
             assert (stands == "done") == (name in self.stages.done), name
             assert (told[name] == "done") == (name in self.stages.done), name
@@ -237,9 +237,9 @@ class World:
             self.run()
             self.cluster.run_down()
             self.check()
-            if all(self.stands(name) in ENDED for name in self.with_command):
+            if all(self.stands(name) in ENDED for name in self.with_work):
                 break
-        left = {name: self.stands(name) for name in self.with_command}
+        left = {name: self.stands(name) for name in self.with_work}
         assert set(left.values()) <= set(ENDED), f"never done: {left}"
         count = len(self.cluster.calls)
         outcome = self.run()
@@ -267,7 +267,7 @@ def memory() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """No job runs any code here, so none is copied."""
-    monkeypatch.setattr(snapshot, "take", lambda say: Path("/code"))
+    monkeypatch.setattr(snapshot, "take", lambda: Path("/code"))
 
 
 def world(seed: int, root: Path, settings: Cluster, monkeypatch: pytest.MonkeyPatch) -> World:
@@ -297,7 +297,7 @@ def test_whatever_happens_submitting_again_finishes_an_experiment(
 
 def stage(name: str, *parents: str, role: str = "pt", **values) -> Stage:
     """A stage that trains and nothing else."""
-    values = {"command": ("run.py", "--x"), "phases": ("train",), **values}
+    values = {"script": "run.py", "phases": ("train",), **values}
     return Stage(name=name, role=role, hash=digest(name), parents=parents, **values)
 
 
@@ -314,9 +314,7 @@ class Small:
 
     def submit(self, plan: Plan | None = None, **options) -> Outcome:
         """As `tuning submit` does."""
-        return Submission(
-            plan or self.plan, self.settings, self.cluster, Options(**options), say=str
-        ).run()
+        return Submission(plan or self.plan, self.settings, self.cluster, Options(**options)).run()
 
     def steps(self, count: int) -> None:
         """Let some moments pass."""
@@ -346,7 +344,7 @@ def small(memory: Path, settings: Cluster, monkeypatch: pytest.MonkeyPatch):
 CHAIN = (stage("a"), stage("b", "a"), stage("c", "b"))
 MIXED = (
     stage("a", role="pretrain"), stage("b", "a", role="sft"), stage("d", "a", "b"),
-    stage("row", "b", command=(), phases=(), trains=False), stage("c", "row"),
+    stage("row", "b", script="", phases=(), trains=False), stage("c", "row"),
     stage("e", role="reference_sft"),
 )  # fmt: skip
 

@@ -182,8 +182,8 @@ def test_a_bad_flag_or_variable_is_said_in_one_line(path):
     assert said.startswith("time is 'soon'")
 
 
-def sft_stage(*flags: str) -> Stage:
-    return Stage(name="x", role="sft", hash="x", command=("run_sft.py", "--model", "tiny", *flags))
+def sft_stage(trainer: str) -> Stage:
+    return Stage(name="x", role="sft", hash="x", script="run_sft.py", joinable=trainer == "engine")
 
 
 def test_only_what_the_engine_trains_may_have_several_processes(path, asked):
@@ -192,16 +192,16 @@ def test_only_what_the_engine_trains_may_have_several_processes(path, asked):
     assert said.startswith("stages of kind pft are one process: nodes and processes must be 1")
     path.write_text("stages: {sft: {processes: 4}}")
     made = Cluster(environ={}, path=path)
-    assert made.of(sft_stage("--trainer", "engine")).processes == 4
+    assert made.of(sft_stage("engine")).processes == 4
     with pytest.raises(UserError, match="stages of kind sft with TRL are one process"):
-        made.of(sft_stage())
+        made.of(sft_stage("trl"))
 
 
 def test_a_flag_for_several_processes_is_for_stages_that_they_can_do_together(path):
     path.write_text("")
     made = Cluster({"processes": 4}, {}, path)
-    assert made.of(sft_stage("--trainer", "engine")).processes == 4
-    assert made.of(sft_stage("--trainer", "trl")).processes == 1
+    assert made.of(sft_stage("engine")).processes == 4
+    assert made.of(sft_stage("trl")).processes == 1
     assert made.resources("pretrain").processes == 4
     assert made.resources("evaluation").processes == 1
 

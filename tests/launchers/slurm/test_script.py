@@ -120,7 +120,7 @@ def test_an_option_of_the_users_own_comes_last_and_so_wins():
 def plan() -> Plan:
     """A stage of every kind that a script is rendered for."""
     roles = ("pretrain", "base", "sft", "pt")
-    stages = tuple(Stage(name=r, role=r, hash="0", command=("x.py",), phases=("train",))
+    stages = tuple(Stage(name=r, role=r, hash="0", script="x.py", phases=("train",))
                    for r in roles)  # fmt: skip
     return Plan(experiment="trial", stages=stages)
 
