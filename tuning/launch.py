@@ -164,10 +164,11 @@ def _say_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
         state = "submitted" if stage.name in outcome.new else "queued" if task else "done"
         print(f"  {state:>9}  {task.id if task else '':>8}  {stage.name}")
     if outcome.new:
-        asked = {plan.stage(name).kind: cluster.of(plan.stage(name)) for name in outcome.new}
-        for kind, resources in asked.items():
+        new = [plan.stage(name) for name in outcome.new]
+        asked = dict.fromkeys((stage.kind, cluster.of(stage)) for stage in new)
+        for kind, resources in asked:
             print(f"  {kind}: {describe(resources)}")
-        cuda = any("gpu" in (resources.gres or "") for resources in asked.values()) or None
+        cuda = any("gpu" in (resources.gres or "") for _, resources in asked) or None
         print(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
     print(f"follow it with: tuning status {plan.experiment} --watch")
 
@@ -176,6 +177,7 @@ def describe(resources: Any) -> str:
     """What a job asks for, in a line."""
     parts = [
         f"{resources.nodes} nodes" if resources.nodes > 1 else "",
+        f"{resources.processes} processes a node" if resources.processes > 1 else "",
         f"{resources.cpus} cores",
         resources.gres or "no GPU",
         resources.mem or "",

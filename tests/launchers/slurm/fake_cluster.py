@@ -60,6 +60,8 @@ class FakeTask:
     """Whether it is the only one of its array."""
     lost: bool = False
     """Whether only the number of its array is left of it."""
+    processes: int = 1
+    """Processes a node, as its script asks for."""
     conditions: list[tuple[str, int, int | None]] = field(default_factory=list)
     doomed: bool = False
     begins: int = 0
@@ -191,7 +193,9 @@ class FakeCluster:
         raise Broken(name)
 
     def _submit(self, script: Path) -> int:
-        options, tasks = read_script(script.read_text(encoding="utf-8"))
+        text = script.read_text(encoding="utf-8")
+        options, tasks = read_script(text)
+        processes = int(re.search(r"^export TUNING_PROCESSES=(\d+)$", text, re.MULTILINE)[1])
         assert "--hold" in options, (
             "an array that is not held may start before it knows its parents"
         )
@@ -216,6 +220,7 @@ class FakeCluster:
                     stage,
                     throttle=int(throttle or len(stages)),
                     alone=len(stages) == 1,
+                    processes=processes,
                 )
             )
         self.submitted += [stage.name for stage in stages]

@@ -65,7 +65,8 @@ class Graph:
         return tuple(stage.name for stage in self.rng.sample(self.stages, count))
 
     def _sft(self) -> None:
-        stage = self._add("sft", self._name(), parents=self._some(2))
+        joinable = self.rng.random() < 0.5
+        stage = self._add("sft", self._name(), parents=self._some(2), joinable=joinable)
         for label in LABELS:
             at = self.rng.choice((None, 1, 2, 3, 4))
             self.spots[stage.name, label] = Spot(at=at, used=self.rng.choice((10, 50, 50, 100)))
@@ -141,6 +142,7 @@ class World:
         finally:
             again = ended & set(self.cluster.submitted[count:])
             assert not again, f"{again} had ended and are submitted again"
+            require_own_resources(self.cluster)
 
     def _forget_late_ends(self) -> None:
         """What was killed when all was written stops nothing that is submitted from now on."""
@@ -252,7 +254,7 @@ def settings(tmp_path: Path) -> Cluster:
     """A cluster without settings, and one kind of stage of which two run at a time."""
     path = tmp_path / "cluster.yaml"
     path.write_text("stages: {pft: {throttle: 2}}\n")
-    return Cluster(environ={}, path=path)
+    return Cluster({"processes": 2}, environ={}, path=path)
 
 
 @pytest.fixture
@@ -268,6 +270,12 @@ def memory() -> Iterator[Path]:
 def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """No job runs any code here, so none is copied."""
     monkeypatch.setattr(snapshot, "take", lambda: Path("/code"))
+
+
+def require_own_resources(cluster: FakeCluster) -> None:
+    """Fail unless what several processes can train has two, and everything else one."""
+    wrong = [t.id for t in cluster.tasks if t.processes != (2 if t.stage.joinable else 1)]
+    assert not wrong, f"{wrong} have the resources of other stages"
 
 
 def world(seed: int, root: Path, settings: Cluster, monkeypatch: pytest.MonkeyPatch) -> World:
@@ -347,6 +355,22 @@ MIXED = (
     stage("row", "b", script="", phases=(), trains=False), stage("c", "row"),
     stage("e", role="reference_sft"),
 )  # fmt: skip
+
+
+@pytest.mark.unit
+def test_stages_of_a_kind_that_ask_for_different_resources_are_different_arrays(small):
+    """SFT by the engine gets the processes that were asked for, also beside SFT with TRL."""
+    sft = [stage(name, role="sft", joinable=name[0] == "e") for name in ("t1", "e1", "t2", "e2")]
+    one = small(*sft, stage("p", "t1", "e1"))
+    outcome = one.submit()
+    require_own_resources(one.cluster)
+    arrays = {outcome.new[name].number for name in ("t1", "t2")}
+    assert len(arrays) == 1 and arrays.isdisjoint({outcome.new[name].number for name in ("e1",)})
+    tokens = sorted({task.token for task in one.cluster.tasks})
+    number = outcome.new["t1"].token.split(".")[1]
+    assert tokens == [f"small.{number}.{part}" for part in ("pft", "report", "sft-1", "sft-2")]
+    one.cluster.run_down()
+    assert set(one.states().values()) == {"done"}
 
 
 @pytest.mark.unit
