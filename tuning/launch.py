@@ -87,7 +87,6 @@ def launch(plan: Plan, options: Launch) -> int:
     site.require_writable_home()
     if launcher == "slurm":
         return _submit(plan, options)
-    save_plan(site.reports_dir() / plan.experiment, plan)
     return _run_here(plan, options)
 
 
@@ -106,10 +105,12 @@ def _run_here(plan: Plan, options: Launch) -> int:
     from tuning.report.build import write_report
 
     folder = site.reports_dir() / plan.experiment
-    print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)
     launcher = LocalLauncher(
-        plan, max_parallel=options.max_parallel, wait=options.wait, wandb=options.wandb
-    )
+        plan, max_parallel=options.max_parallel, processes=options.resources.get("processes"),
+        wait=options.wait, wandb=options.wandb,
+    )  # fmt: skip
+    save_plan(folder, plan)
+    print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)
     states = launcher.launch()
     print(write_report(plan, site.home(), states))
     failed = [name for name, (state, _) in states.items() if state in ("failed", "blocked")]

@@ -220,18 +220,18 @@ from pathlib import Path
 from tuning.launchers.local import LocalLauncher
 from tuning.plan import Plan
 plan = Plan.from_json(json.loads(Path(sys.argv[1]).read_text()))
-launcher = LocalLauncher(plan, max_parallel=2)
+launcher = LocalLauncher(plan, max_parallel=2, processes=int(sys.argv[2]) or None)
 states = launcher.launch()
 print(json.dumps(states))
 sys.exit(75 if launcher.stopping else 0)
 """
 
 
-def launch_elsewhere(experiment: Experiment) -> subprocess.Popen[str]:
+def launch_elsewhere(experiment: Experiment, processes: int = 0) -> subprocess.Popen[str]:
     path = site.home().parent / "plan.json"
     atomic.write_json(path, experiment.plan.to_json())
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, str(path)], stdout=subprocess.PIPE,
+        [sys.executable, "-c", LAUNCH, str(path), str(processes)], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -258,7 +258,7 @@ def test_asked_to_stop_the_stages_save_and_the_next_launch_goes_on(experiment):
     output, errors = launcher.communicate(timeout=30)
     assert launcher.returncode == 75
     assert json.loads(output) == {"a": ["pending", ""], "b": ["pending", ""]}
-    assert "stopping a: it saves what it has" in errors
+    assert "stopping a: saving its state" in errors
     assert (run.status["state"], run.status["reason"]) == (
         "pending", "stopped on request; the same command continues"
     )  # fmt: skip

@@ -88,10 +88,11 @@ class Experiment:
             directory.write_status(state, "", done)
         return directory.path
 
-    def record(self, name: str, state: str, reason: str = "") -> None:
+    def record(self, name: str, state: str, reason: str = "", signal: str = "") -> None:
         """What its supervisor wrote."""
         atomic.write_json(
-            self.folder / "stages" / f"{name}.json", {"state": state, "code": 1, "reason": reason}
+            self.folder / "stages" / f"{name}.json",
+            {"state": state, "code": 1, "reason": reason, "signal": signal},
         )
 
     def output(self, index: int, text: str) -> None:
@@ -481,6 +482,6 @@ def test_status_imports_nothing_heavy(tmp_path):
     [("slurmstepd: error: Detected 1 oom_kill event", "out of memory"), ("", "killed by SIGKILL")],
 )
 def test_slurm_may_know_what_killed_a_stage(submitted, words, reason):
-    submitted.record("a", "failed", "killed by SIGKILL")
+    submitted.record("a", "failed", "killed by SIGKILL", signal="SIGKILL")
     submitted.output(0, words)
     assert submitted.told()["a"] == ("failed", reason)

@@ -14,9 +14,9 @@ from typing import Any
 from tuning.plan import Plan, Stage, Standing, standing
 from tuning.report.row import Cost, Row, Scores
 from tuning.runs import atomic
-from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.errors import Skipped, StageFailed, UserError
 from tuning.runs.rundir import RunDirectory
-from tuning.sweetspots.store import Skipped, Sweetspot, find_sweetspot
+from tuning.sweetspots.store import Sweetspot, find_sweetspot
 
 States = Mapping[str, tuple[str, str]]
 

@@ -20,6 +20,16 @@ class StageFailed(Exception):
     """A stage cannot go on for a reason that is known; printed as one line, exit code 1."""
 
 
+class Skipped(Exception):
+    """A stage that has nothing to do, and why: `met_by_base`, `unreached` or `spent`; printed as
+    one line, exit code 0.
+    """
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(reason)
+        self.why = why
+
+
 class Interrupted(Exception):
     """Everything is on disk and the process was asked to stop; exit code 75."""
 
