@@ -7,7 +7,6 @@ smaller evaluations. Several pytest processes share one training through a lock 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import warm
+from tests.logged import logged
 from tuning.config import PACKAGE, DatasetEntry
 from tuning.runs import log
 
@@ -81,25 +81,16 @@ def check(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def logged() -> None:
-    """What the project's code logs is shown, as its entry points show it."""
+def logging_is_configured() -> None:
+    """What the project logs is printed, as its entry points have it."""
     log.configure()
 
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """What the project's code logs in this test; warnings begin with `warning: `."""
-    messages: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            mark = "warning: " if record.levelno >= logging.WARNING else ""
-            messages.append(mark + record.getMessage())
-
-    handler = Handler()
-    log.logger.addHandler(handler)
-    yield messages
-    log.logger.removeHandler(handler)
+    with logged() as lines:
+        yield lines
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from tuning.sweetspots.store import METADATA, checkpoint_name
 pytestmark = pytest.mark.unit
 
 SFT = Stage(
-    name="sft", role="sft", hash="a" * 64, command=("run_sft.py", "--x"), phases=("train",),
+    name="sft", role="sft", hash="a" * 64, script="run_sft.py", run={"x": 1.5}, phases=("train",),
     parents=("tiny",), task="math", train_size=100, seed=3,
 )  # fmt: skip
 SPOT = Stage(
@@ -65,7 +65,7 @@ def test_a_plan_comes_back_from_its_file(tmp_path):
     again = Plan.from_json(atomic.read_json(tmp_path / "plan.json"))
     assert again == PLAN
     assert again.stage("sft") == SFT
-    assert json.loads(json.dumps(PLAN.to_json()))["stages"][0]["command"] == ["run_sft.py", "--x"]
+    assert json.loads(json.dumps(PLAN.to_json()))["stages"][0]["run"] == {"x": 1.5}
 
 
 def test_nothing_there_is_pending_and_nothing_is_written(tmp_path):
@@ -96,7 +96,7 @@ def test_sweetspots_and_forks_wait_for_their_parent(tmp_path):
     ("outcome", "reason"),
     [
         ({"state": "unreached", "best": 2.31}, "perplexity never reached 2.0 (best 2.31)"),
-        ({"state": "met_by_base", "perplexity": 1.9}, "met by the base, 1.9"),
+        ({"state": "met_by_base", "value": 1.9}, "met by the base, 1.9"),
     ],
 )
 def test_an_unreached_sweetspot_skips_its_fork_too(tmp_path, outcome, reason):

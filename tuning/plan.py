@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tuning.runs import atomic
-from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.errors import Skipped, StageFailed, UserError
 from tuning.runs.identity import FORMAT, digest
 from tuning.runs.rundir import RunDirectory, locate
-from tuning.sweetspots.store import Skipped, find_sweetspot
+from tuning.sweetspots.store import find_sweetspot
 
 REMAINING = "remaining"
 """Stands in a fork's name for its size until its parent's checkpoint is there."""

@@ -55,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.phases.work import planned
     from tuning.runs import interrupt
     from tuning.runs.rundir import RunDirectory, locate
-    from tuning.sweetspots.store import Skipped
     from tuning.training.render import preference_command
     from tuning.training.start import start_of
     from tuning.weights.base import require_base
@@ -66,11 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if work.evaluation:
         check_test_pool(work.evaluation)
     site.require_writable_home()
-    try:
-        start = start_of(config)
-    except Skipped as reason:
-        print(f"skipped: {reason}")
-        return 0
+    start = start_of(config)
     interrupt.install()
     identity = config.identity(start.named(work.name), start.told)
     directory = RunDirectory(locate(site.models_dir(), identity.run_name, identity.hash))

@@ -79,7 +79,7 @@ def test_two_processes_stop_together_and_resume_bit_for_bit(tmp_path: Path) -> N
         time.sleep(0.05)
     (tmp_path / "stop").touch()
     assert first.wait(timeout=120) != 0
-    assert (tmp_path / "exit").read_text() == "75"
+    assert json.loads((tmp_path / "exit").read_text())["code"] == 75
     (tmp_path / "stop").unlink()
     assert together(home, *flags).wait(timeout=120) == 0
     runs = [next((tmp_path / name).glob("models/*")) for name in ("straight", "stopped")]

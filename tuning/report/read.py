@@ -14,10 +14,10 @@ from typing import Any
 from tuning.plan import Plan, Stage, Standing, standing
 from tuning.report.rows import Cost, Row, Scores
 from tuning.runs import atomic
-from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.errors import Skipped, StageFailed, UserError
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.rules import parse
-from tuning.sweetspots.store import Skipped, Sweetspot, find_sweetspot
+from tuning.sweetspots.store import Sweetspot, find_sweetspot
 
 States = Mapping[str, tuple[str, str]]
 """Stage -> (state, reason), as the launcher saw the stage end."""

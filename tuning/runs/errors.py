@@ -20,6 +20,16 @@ class StageFailed(Exception):
     """A stage cannot go on for a reason that is known; printed as one line, exit code 1."""
 
 
+class Skipped(Exception):
+    """A stage that has nothing to do, and its cause: `met_by_base`, `unreached` or
+    `no_budget_left`; printed as one line, exit code 0.
+    """
+
+    def __init__(self, reason: str, cause: str) -> None:
+        super().__init__(reason)
+        self.cause = cause
+
+
 class Interrupted(Exception):
     """Everything is on disk and the process was asked to stop; exit code 75."""
 

@@ -1,10 +1,10 @@
 """Being asked to stop: signals become a question that the code asks at safe points.
 
-SIGTERM, SIGINT and SIGUSR1 (SLURM's warning before the time limit) set a flag; training asks it at
-step boundaries, inference between batches, and both save and raise Interrupted. A second SIGINT
-stops at once. A process that a launcher started also ends when its parent is gone: the parent's
-number comes in TUNING_PARENT. Where torchrun stands between a stage and who started it, signals do
-not arrive: a file that TUNING_STOP names is as good as one.
+SIGTERM, SIGINT and SIGUSR1 (SLURM's warning before the time limit) set a flag; training checks it
+at step boundaries, inference between batches, and both save and raise Interrupted. A second SIGINT
+stops at once. A process that a launcher started also stops when its parent, whose process id
+TUNING_PARENT gives, is gone. torchrun does not forward signals: under it, the appearance of the
+file that TUNING_STOP names is a request to stop as well.
 
 Processes that train together stop together: they ask `agreed_to_stop()` of tuning/engine/ranks.py.
 """
@@ -26,8 +26,6 @@ from tuning.runs.errors import Interrupted
 
 PARENT_VARIABLE = "TUNING_PARENT"
 STOP_VARIABLE = "TUNING_STOP"
-EXIT_VARIABLE = "TUNING_EXIT"
-"""Names the file to which the first process of a stage writes its exit code."""
 POLL_SECONDS = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _asked = threading.Event()
@@ -38,8 +36,8 @@ def install() -> None:
     for number in SIGNALS:
         signal.signal(number, _on_signal)
     joined = ranks.under_torchrun()
-    parent = None if joined else os.environ.get(PARENT_VARIABLE)
-    if parent:
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent and (not joined or parent == str(os.getppid())):
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
     if joined and (stop := os.environ.get(STOP_VARIABLE)):
         threading.Thread(target=_look_for, args=(Path(stop),), daemon=True).start()

@@ -8,21 +8,12 @@ from typing import Any
 
 from tuning.runs import manifest
 from tuning.runs.atomic import read_json
-from tuning.runs.errors import StageFailed, UserError, nearest
+from tuning.runs.errors import Skipped, StageFailed, UserError, nearest
 from tuning.runs.identity import digest
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.rules import PERPLEXITY, parse
 
 METADATA = "sweetspot_metadata.json"
-
-
-class Skipped(Exception):
-    """A stage that has nothing to do, and its cause: `met_by_base`, `unreached` or
-    `no_budget_left`."""
-
-    def __init__(self, reason: str, cause: str) -> None:
-        super().__init__(reason)
-        self.cause = cause
 
 
 @dataclass(frozen=True, kw_only=True)

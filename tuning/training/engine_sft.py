@@ -164,6 +164,7 @@ def _finish(
         train_tokens=state.tokens,
         train_seconds=round(state.seconds, 2),
         device=ranks.device().type,
+        processes=ranks.world_size(),
         perplexity=monitor.rules.history[-1],
         base_perplexity=monitor.rules.history[0],
         sweetspots=monitor.rules.outcome(),
