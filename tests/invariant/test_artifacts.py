@@ -124,6 +124,6 @@ def test_anew_means_that_what_was_sampled_before_is_gone(tiny_home: Path) -> Non
     before = scores.stat().st_mtime_ns
     only = ("--train_size", 16, "--do_training", "--force")
     done = check(run_entry(tiny_home, "run_sft.py", *DATA, *only))
-    assert "its evaluation was of the old weights and is removed" in done.stdout
+    assert "its evaluation is stale and was removed" in done.stdout
     check(run_entry(tiny_home, "run_sft.py", *DATA, *flags))
     assert scores.stat().st_mtime_ns > before
