@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.store import checkpoint_name
 from tuning.weights.base import MODEL, base_location
@@ -40,17 +39,15 @@ def artifact_of(
 ) -> Artifact:
     """The artifact of a run, or of one of its checkpoints; without a run, of the base model.
 
-    Raises UserError where the base, or the adapter, is not there.
+    Raises UserError where the base is not there; whether the adapter is, turns out when it is
+    opened.
     """
     base, adapter = base_location(model), None
     tokenizer = base
     if directory is not None:
         where = checkpoint or directory.path / MODEL
         base = str(_whole_weights(directory, checkpoint) or base)
-        if base != str(where):
-            adapter = where
-            if not (where / "adapter_config.json").exists():
-                raise UserError(f"'{where}' holds no adapter: it has no adapter_config.json.")
+        adapter = None if base == str(where) else where
     return Artifact(
         model=model.model,
         base=base,

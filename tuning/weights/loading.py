@@ -47,16 +47,22 @@ def _end_turns(tokenizer: Any) -> None:
 
 
 def open_model(artifact: Artifact, *, trainable: bool = False) -> PreTrainedModel | PeftModel:
-    """The model on this machine's device, in its precision; `trainable`: its adapter is trained."""
+    """The model on this machine's device, in its precision; `trainable`: its adapter is trained.
+
+    Raises UserError where weights are not there or cannot be read.
+    """
     import torch
 
+    adapter = artifact.adapter
+    if adapter is not None and not (adapter / "adapter_config.json").exists():
+        raise UserError(f"'{adapter}' holds no adapter: it has no adapter_config.json.")
     loaded = read(artifact.base, dtype_of(artifact.dtype))
     loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-    if artifact.adapter is None:
+    if adapter is None:
         return loaded
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(loaded, str(artifact.adapter), is_trainable=trainable)
+    return PeftModel.from_pretrained(loaded, str(adapter), is_trainable=trainable)
 
 
 def dtype_of(name: str) -> torch.dtype:
