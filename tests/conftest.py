@@ -7,21 +7,29 @@ smaller evaluations. Several pytest processes share one training through a lock 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import warm
+from tests.logged import logged
 from tuning.config import PACKAGE, DatasetEntry
 from tuning.runs import log
 
 COLLECTIONS = Path(__file__).parent / "collections.yaml"
 ARITH = DatasetEntry(name="arith", loader="arith")
+LONGEST = (
+    "test_kills", "test_pretrain", "test_experiment", "test_engine_sft", "test_methods",
+    "test_artifacts", "test_parallel", "test_engine_resume", "test_api", "test_random_plans",
+    "test_budget_report", "test_engine_cli", "test_local", "test_report", "test_prefetch",
+)  # fmt: skip
+"""The files that take longest, by name."""
+MEMORY = Path("/dev/shm")
+ENOUGH = 4 << 30
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -37,19 +45,30 @@ def run_entry(
     home: Path, script: str, *flags: object, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """Run an entry point of tuning/ to its end."""
-    return subprocess.run(
-        [sys.executable, str(PACKAGE / script), *map(str, flags)],
-        env=environment(home), capture_output=True, text=True, timeout=timeout, check=False,
-        cwd=home.anchor,
-    )  # fmt: skip
+    return run_script(home, PACKAGE / script, *flags, cwd=home.anchor, timeout=timeout)
+
+
+def run_script(
+    home: Path, script: Path, *words: object, cwd: str | Path, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of Python to its end."""
+    return warm.run([str(script), *map(str, words)], environment(home), cwd, timeout)
+
+
+def start_entry(home: Path, script: str, *flags: object, anew: bool = False) -> warm.Process:
+    """An entry point of tuning/ in the background, unheard; `anew` is a real start in any case."""
+    words = [str(PACKAGE / script), *map(str, flags)]
+    return warm.start(words, environment(home), home.anchor, anew=anew)
 
 
 Entry = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def torchrun(processes: int, *words: object) -> list[str]:
-    """A command that starts a program in several processes, which find each other by themselves."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    """What follows `python` in a command that starts a program in several processes, which find
+    each other by themselves. The processes are real starts.
+    """
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     return [*start, str(processes), *map(str, words)]
 
 
@@ -62,25 +81,16 @@ def check(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def logged() -> None:
-    """What the project's code logs is shown, as its entry points show it."""
+def logging_is_configured() -> None:
+    """What the project logs is printed, as its entry points have it."""
     log.configure()
 
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """What the project's code logs in this test; warnings begin with `warning: `."""
-    messages: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            mark = "warning: " if record.levelno >= logging.WARNING else ""
-            messages.append(mark + record.getMessage())
-
-    handler = Handler()
-    log.logger.addHandler(handler)
-    yield messages
-    log.logger.removeHandler(handler)
+    with logged() as lines:
+        yield lines
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +129,23 @@ def copy_home(source: Path, target: Path) -> Path:
     return target
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary files in memory, where there is enough.
+
+    Runs are made safe against a crash of the machine by thousands of calls that wait for a disk.
+    What a test leaves is removed unless it fails. SLURM's daemons keep to the disk.
+    """
+    slurm = any("slurm" in Path(argument).parts for argument in config.args)
+    usable = not slurm and MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
+    if usable and shutil.disk_usage(MEMORY).free >= ENOUGH:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_unconfigure() -> None:
+    warm.end()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that it runs beside all the others and not after them."""
-    items.sort(key=lambda item: "test_kills" not in item.nodeid)
+    """The longest files first, so that no process ends with one while the others have nothing."""
+    places = {f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))

@@ -58,12 +58,12 @@ def test_a_home_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, where)
         config.require_writable_home()
 
 
-def test_the_content_is_read():
+def test_the_content_is_read(tmp_path):
     found = config.collections()
     assert found.tasks == {"math": ("arith", "mine"), "instruction": ("later",)}
     assert found.aliases == {"gsm8k": "math", "ifeval": "instruction"}
     assert found.pft_methods == ("dpo", "kto", "grpo")
-    assert found.datasets["mine"].files["validation"] == "va.jsonl"
+    assert found.datasets["mine"].files["validation"] == str(tmp_path / "va.jsonl")
     assert found.sft_ratio == (0.0, 0.5, 1.0)
 
 
@@ -154,24 +154,37 @@ def test_a_file_that_is_not_there(monkeypatch, tmp_path):
     ("text", "message"),
     [
         ("a: [1", "is not valid YAML"),
-        ("", "holds no mapping; it needs: datasets, models"),
-        ("- a", "holds no mapping"),
+        ("", "collections.yaml is empty; it must be a mapping of: datasets, models, "),
+        ("- a", "collections.yaml is ['a']; it must be a mapping of: datasets, models, "),
         ("models: {}", "lacks: datasets, perplexity_thresholds, pft_methods, sft_ratio, tasks."),
         (changed(modles={}), "Did you mean 'models'?"),
-        (changed(datasets={"arith": {}}), "dataset 'arith' in collections.yaml names no loader."),
+        (changed(datasets={"arith": {}}), "collections.yaml: datasets: arith lacks: loader."),
         (
             changed(datasets={"arith": {"loader": "jsonl", "tset": "x"}}),
-            "unknown pool of dataset 'arith' in collections.yaml: 'tset'; choose from: sft, "
-            "preference, validation, test. Did you mean 'test'?",
+            "unknown key in collections.yaml: datasets: arith: 'tset'; choose from: loader, "
+            "preference, sft, test, validation. Did you mean 'test'?",
         ),
         (
             changed(tasks={"math": {"datasets": ["arit"]}}),
-            "unknown dataset under task 'math' of collections.yaml: 'arit'; choose from: arith, "
+            "unknown dataset in collections.yaml: tasks: math: 'arit'; choose from: arith, "
             "later, mine. Did you mean 'arith'?",
         ),
         (model_entry(hub="a/b", chat_templat="x"), "Did you mean 'chat_template'?"),
         (model_entry(chat_template="tiny"), "needs one of hub, from_run and path."),
         (model_entry(hub="a/b", path="/c"), "needs one of hub, from_run and path."),
+        (
+            model_entry(hub="a/b", full_modules="lm_head"),
+            "collections.yaml: models: tiny: full_modules is 'lm_head'; it must be a list, for "
+            "example [lm_head].",
+        ),
+        (
+            changed(sft_ratio=[0.5, "half"]),
+            "collections.yaml: sft_ratio is 'half'; it must be a number.",
+        ),
+        (
+            COLLECTIONS + "sft_ratio: [1.0]\n",
+            "gives the key 'sft_ratio' twice, in line 9 and in line",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(monkeypatch, tmp_path, text, message):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 
 import pytest
 
 from tuning.entry import exit_code
-from tuning.runs.errors import Interrupted, StageFailed, UserError, choose
+from tuning.runs import outcome
+from tuning.runs.errors import Interrupted, Skipped, StageFailed, UserError, choose
 
 pytestmark = pytest.mark.unit
 
@@ -32,6 +34,14 @@ def test_known_ends_are_one_line(capsys, error, code, line):
 
     assert exit_code(main) == code
     assert capsys.readouterr() == ("", line)
+
+
+def test_a_stage_without_work_says_why_and_is_no_failure(capsys):
+    def main() -> int:
+        raise Skipped("perplexity never reached 2.0", "unreached")
+
+    assert exit_code(main) == 0
+    assert capsys.readouterr() == ("skipped: perplexity never reached 2.0\n", "")
 
 
 @pytest.mark.parametrize(("value", "code"), [(None, 0), (0, 0), (75, 75)])
@@ -60,6 +70,54 @@ run(main)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, "1 true\n", "error: not like this\n")
+
+
+def recorded(tmp_path, body: str, **variables: str) -> outcome.Outcome | None:
+    """What a process whose `main` does this records as its outcome."""
+    code = f"""
+import os, subprocess, sys
+from tuning.entry import run
+from tuning.runs.errors import Interrupted, Skipped, UserError
+def main():
+    {body}
+run(main)
+"""
+    told = {"TUNING_EXIT": str(tmp_path / "exit"), **variables}
+    subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | told, capture_output=True, check=False
+    )
+    return outcome.read(tmp_path / "exit")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return 0", outcome.Outcome(code=0)),
+        ("raise UserError('no such\\n  model')", outcome.Outcome(code=2, reason="no such model")),
+        (
+            "raise Skipped('never reached 2.0', 'unreached')",
+            outcome.Outcome(code=0, reason="never reached 2.0", skipped="unreached"),
+        ),
+        ("raise ValueError('ours')", outcome.Outcome(code=1, reason="ValueError: ours")),
+        ("os._exit(3)", None),
+    ],
+)
+def test_how_a_process_ended_is_recorded(tmp_path, body, expected):
+    assert recorded(tmp_path, body) == expected
+
+
+def test_what_a_process_starts_does_not_record_its_own_end(tmp_path):
+    inner = "from tuning.entry import run; run(lambda: 2)"
+    body = f"subprocess.run([sys.executable, '-c', {inner!r}]); os._exit(0)"
+    assert recorded(tmp_path, body) is None
+
+
+def test_of_several_ranks_the_first_failure_is_recorded_and_success_by_rank_0(tmp_path):
+    assert recorded(tmp_path, "return 0", RANK="1") is None
+    assert recorded(tmp_path, "raise Interrupted", RANK="1") is None
+    failed = recorded(tmp_path, "raise ValueError('shapes')", RANK="1")
+    assert failed == outcome.Outcome(code=1, reason="ValueError: shapes")
+    assert recorded(tmp_path, "raise ValueError('peer is gone')", RANK="0") == failed
 
 
 def test_choose_names_the_nearest_and_the_hint():

@@ -1,4 +1,4 @@
-"""Flags, YAML overrides and command lines that are derived from dataclasses."""
+"""Flags and command lines that are derived from dataclasses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+from tuning.data.config import DatasetConfig
 from tuning.evaluation.config import PassAtKConfig
 from tuning.flags import (
     Parser,
@@ -16,20 +17,14 @@ from tuning.flags import (
     command_line,
     documentation,
     given,
-    override,
     plain,
     restore,
 )
 from tuning.runs.errors import UserError
-from tuning.training.config import (
-    DatasetConfig,
-    DPOTrainingConfig,
-    LoraConfig,
-    ModelLoadConfig,
-    PerplexityConfig,
-    TrainingArgumentsConfig,
-)
+from tuning.sweetspots.config import PerplexityConfig
+from tuning.training.config import DPOTrainingConfig, TrainingArgumentsConfig
 from tuning.training.config_training import Parent, PTRunConfig
+from tuning.weights.config import LoraConfig, ModelLoadConfig
 
 pytestmark = pytest.mark.unit
 
@@ -179,7 +174,7 @@ def test_two_prefixes_keep_the_same_fields_apart():
         PerplexityConfig(early_stop=False, eval_steps=1),
         LoraConfig(target_modules=("q_proj",), full_modules=("lm_head",), lora_dropout=0.05),
         PassAtKConfig(k_values=(1, 2, 4), temperature=1.0),
-        TrainingArgumentsConfig(learning_rate=3.3e-5, num_train_epochs=0.5, seed=2**40),
+        TrainingArgumentsConfig(learning_rate=3.3e-5, num_train_epochs=0.5, seed=2**31),
     ],
 )
 def test_a_command_line_leads_back_to_the_config(config):
@@ -196,45 +191,22 @@ def test_a_command_line_leads_back_to_a_config_with_nothing_where_the_default_is
     assert build(Config, parse(*command_line([(config, default)]))) == config
 
 
-def test_yaml_overrides_are_typed():
-    found = override(
-        (Base, LoraConfig), {"steps": 3.0, "rate": "1e-3", "target_modules": ["a", "b"]}, "here"
-    )
-    assert found == {"steps": 3, "rate": 0.001, "target_modules": ("a", "b")}
-    assert type(found["steps"]) is int
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"learning_rat": 1}, "unknown setting in here: 'learning_rat'; choose from: "),
-        ({"learning_rat": 1}, "Did you mean 'learning_rate'?"),
-        ({"learning_rate": "fast"}, "here: learning_rate is 'fast'; it must be a number."),
-        ({"learning_rate": [1]}, "here: learning_rate is '[1]'; it must be a number."),
-        ({"seed": True}, "here: seed is 'True'; it must be a whole number."),
-        ({"seed": {}}, "here: seed is '{}'; it must be a whole number."),
-    ],
-)
-def test_a_bad_override_says_where_it_stands(values, message):
-    with pytest.raises(UserError) as caught:
-        override((TrainingArgumentsConfig,), values, "here")
-    assert message in str(caught.value)
-
-
-def test_what_is_not_for_people_cannot_be_overridden():
-    with pytest.raises(UserError, match="unknown setting"):
-        override((Config,), {"inside": "y"}, "here")
-
-
 def test_none_stays_none():
     assert coerce(Config, "name", None, "") is None
 
 
-@pytest.mark.parametrize("parent", [None, Parent(run_name="sft", hash="a", sweetspot="ppl-2.0")])
+@pytest.mark.parametrize(
+    "parent",
+    [
+        None,
+        Parent(run_name="sft", hash="a", sweetspot="ppl-2.0"),
+        Parent(run_name="sft", hash="a", lora=LoraConfig(lora_r=4)),
+    ],
+)
 def test_restore_undoes_plain(parent):
     config = PTRunConfig(
         model=ModelLoadConfig(model="tiny", source="run:tiny"),
-        dataset=DatasetConfig(dataset="arith", dataset_type="pt", version="1", train_size=None),
+        dataset=DatasetConfig(dataset="arith", dataset_type="pt", version="1", loader="arith"),
         task="math",
         pft_method="dpo",
         lora=LoraConfig(full_modules=("lm_head",)),

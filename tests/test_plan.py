@@ -16,7 +16,7 @@ from tuning.sweetspots.store import METADATA, checkpoint_name
 pytestmark = pytest.mark.unit
 
 SFT = Stage(
-    name="sft", role="sft", hash="a" * 64, command=("run_sft.py", "--x"), phases=("train",),
+    name="sft", role="sft", hash="a" * 64, script="run_sft.py", run={"x": 1.5}, phases=("train",),
     parents=("tiny",), task="math", train_size=100, seed=3,
 )  # fmt: skip
 SPOT = Stage(
@@ -65,7 +65,7 @@ def test_a_plan_comes_back_from_its_file(tmp_path):
     again = Plan.from_json(atomic.read_json(tmp_path / "plan.json"))
     assert again == PLAN
     assert again.stage("sft") == SFT
-    assert json.loads(json.dumps(PLAN.to_json()))["stages"][0]["command"] == ["run_sft.py", "--x"]
+    assert json.loads(json.dumps(PLAN.to_json()))["stages"][0]["run"] == {"x": 1.5}
 
 
 def test_nothing_there_is_pending_and_nothing_is_written(tmp_path):
@@ -96,13 +96,14 @@ def test_sweetspots_and_forks_wait_for_their_parent(tmp_path):
     ("outcome", "reason"),
     [
         ({"state": "unreached", "best": 2.31}, "perplexity never reached 2.0 (best 2.31)"),
-        ({"state": "met_by_base", "perplexity": 1.9}, "met by the base, 1.9"),
+        ({"state": "met_by_base", "value": 1.9}, "met by the base, 1.9"),
     ],
 )
 def test_an_unreached_sweetspot_skips_its_fork_too(tmp_path, outcome, reason):
     sft(tmp_path, outcome=outcome)
     for stage in (SPOT, FORK):
-        assert stands(stage, tmp_path) == Standing(state="skipped", reason=reason)
+        found = stands(stage, tmp_path)
+        assert found == Standing(state="skipped", reason=reason, cause=outcome["state"])
 
 
 def test_a_fork_without_a_budget_is_skipped_and_its_sweetspot_is_not(tmp_path):
@@ -111,6 +112,7 @@ def test_a_fork_without_a_budget_is_skipped_and_its_sweetspot_is_not(tmp_path):
     found = stands(FORK, tmp_path)
     assert found.state == "skipped"
     assert found.reason == "SFT used 100 of 100 examples; none is left"
+    assert found.cause == "no_budget_left"
 
 
 def test_a_fork_finds_its_size_and_is_done_with_all_its_phases(tmp_path):

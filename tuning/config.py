@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tuning.methods import METHODS
 from tuning.runs.errors import UserError, choose
+from tuning.schema import KEY, from_mapping, read_yaml
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
 CHAT_TEMPLATES = PACKAGE / "data" / "chat_templates"
+SECTIONS = ("pretrain", "sft", "pft", *METHODS, "evaluation")
+"""Sections of a model's settings; pft is for all preference methods."""
 
 
 def home() -> Path:
@@ -59,7 +63,7 @@ def require_writable_home() -> None:
 class ModelEntry:
     """A model as collections.yaml describes it."""
 
-    name: str
+    name: str = field(metadata=KEY)
     hub: str | None = None
     from_run: str | None = None
     path: str | None = None
@@ -68,6 +72,7 @@ class ModelEntry:
     full_modules: tuple[str, ...] = ()
     perplexity_thresholds: tuple[float, ...] | None = None
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What it changes of the defaults, by section; typed where the configs are built."""
 
     @property
     def source(self) -> str:
@@ -146,150 +151,71 @@ def collections() -> Collections:
     return _load(collections_path())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A task in collections.yaml."""
+
+    datasets: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Dataset:
+    """A dataset in collections.yaml: its loader, and the file of each pool."""
+
+    loader: str
+    sft: str | None = None
+    preference: str | None = None
+    validation: str | None = None
+    test: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """collections.yaml as it is written."""
+
+    tasks: dict[str, _Task]
+    datasets: dict[str, _Dataset]
+    sft_ratio: tuple[float, ...]
+    pft_methods: tuple[str, ...]
+    perplexity_thresholds: tuple[float, ...]
+    models: dict[str, ModelEntry]
+
+
 @lru_cache(maxsize=8)
 def _load(path: Path) -> Collections:
-    import yaml
-
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"'{path}' cannot be read ({reason}).") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
-    return _Reader(path).read(raw)
-
-
-POOLS = ("sft", "preference", "validation", "test")
-METHODS = ("dpo", "kto", "grpo")
-STAGES = ("pretrain", "sft", "pft", *METHODS, "evaluation")
-_TOP = ("datasets", "models", "perplexity_thresholds", "pft_methods", "sft_ratio", "tasks")
-_MODEL_KEYS = (
-    "chat_template", "from_run", "full_modules", "hub", "path", "perplexity_thresholds", "settings",
-    "target_modules",
-)  # fmt: skip
+    file = from_mapping(_File, read_yaml(path), path.name)
+    for name, task in file.tasks.items():
+        for dataset in task.datasets:
+            choose(f"dataset in {path.name}: tasks: {name}:", dataset, file.datasets)
+    for method in file.pft_methods:
+        choose(f"preference method in {path.name}:", method, METHODS)
+    return Collections(
+        path=path,
+        tasks={name: task.datasets for name, task in file.tasks.items()},
+        aliases={alias: name for name, task in file.tasks.items() for alias in task.aliases},
+        datasets={name: _dataset(name, entry, path) for name, entry in file.datasets.items()},
+        models={name: _model(entry, path) for name, entry in file.models.items()},
+        sft_ratio=file.sft_ratio,
+        pft_methods=file.pft_methods,
+        perplexity_thresholds=file.perplexity_thresholds,
+    )
 
 
-class _Reader:
-    """Turns the content of collections.yaml into Collections; every mistake is one clear line."""
+def _dataset(name: str, entry: _Dataset, path: Path) -> DatasetEntry:
+    pools = ((f.name, getattr(entry, f.name)) for f in fields(entry) if f.name != "loader")
+    files = {pool: _beside(path, file) for pool, file in pools if file is not None}
+    return DatasetEntry(name=name, loader=entry.loader, files=files)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def read(self, raw: Any) -> Collections:
-        """The whole file."""
-        name = self.path.name
-        if not isinstance(raw, dict):
-            raise UserError(f"'{self.path}' holds no mapping; it needs: {', '.join(_TOP)}.")
-        for key in raw:
-            choose(f"key in {name}:", str(key), _TOP)
-        if missing := [key for key in _TOP if key not in raw]:
-            raise UserError(f"'{self.path}' lacks: {', '.join(missing)}.")
-        datasets = {
-            key: self._dataset(key, entry)
-            for key, entry in self._mapping(raw["datasets"], "datasets").items()
-        }
-        tasks: dict[str, tuple[str, ...]] = {}
-        aliases: dict[str, str] = {}
-        for key, entry in self._mapping(raw["tasks"], "tasks").items():
-            tasks[key], others = self._task(key, entry, datasets)
-            aliases |= dict.fromkeys(others, key)
-        methods = self._names(raw["pft_methods"], "pft_methods")
-        for method in methods:
-            choose(f"preference method in {name}:", method, METHODS)
-        models = self._mapping(raw["models"], "models")
-        return Collections(
-            path=self.path,
-            tasks=tasks,
-            aliases=aliases,
-            datasets=datasets,
-            models={key: self._model(key, entry) for key, entry in models.items()},
-            sft_ratio=self._numbers(raw["sft_ratio"], "sft_ratio"),
-            pft_methods=methods,
-            perplexity_thresholds=self._numbers(
-                raw["perplexity_thresholds"], "perplexity_thresholds"
-            ),
-        )
+def _model(entry: ModelEntry, path: Path) -> ModelEntry:
+    if sum(source is not None for source in (entry.hub, entry.from_run, entry.path)) != 1:
+        raise UserError(f"{path.name}: models: {entry.name} needs one of hub, from_run and path.")
+    for section in entry.settings:
+        choose(f"key in {path.name}: models: {entry.name}: settings:", section, SECTIONS)
+    return replace(entry, path=_beside(path, entry.path)) if entry.path else entry
 
-    def _task(
-        self, name: str, entry: Any, datasets: dict[str, DatasetEntry]
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The datasets and the aliases of a task."""
-        where = f"task '{name}'"
-        entry = self._mapping(entry, where)
-        for key in entry:
-            choose(f"key of {where} in {self.path.name}:", key, ("aliases", "datasets"))
-        found = self._names(entry.get("datasets", []), f"{where}: datasets")
-        for dataset in found:
-            choose(f"dataset under {where} of {self.path.name}:", dataset, datasets)
-        return found, self._names(entry.get("aliases", []), f"{where}: aliases")
 
-    def _dataset(self, name: str, entry: Any) -> DatasetEntry:
-        where = f"dataset '{name}'"
-        entry = self._mapping(entry, where)
-        files = {key: value for key, value in entry.items() if key != "loader"}
-        if "loader" not in entry:
-            raise UserError(f"{where} in {self.path.name} names no loader.")
-        for pool, file in files.items():
-            choose(f"pool of {where} in {self.path.name}:", pool, POOLS)
-            path = Path(self._word(file, f"{where}: {pool}")).expanduser()
-            files[pool] = str((self.path.parent / path).resolve())
-        return DatasetEntry(name=name, loader=str(entry["loader"]), files=files)
-
-    def _model(self, name: str, entry: Any) -> ModelEntry:
-        where = f"model '{name}'"
-        entry = self._mapping(entry, where)
-        for key in entry:
-            choose(f"key of {where} in {self.path.name}:", key, _MODEL_KEYS)
-        if sum(key in entry for key in ("hub", "from_run", "path")) != 1:
-            raise UserError(f"{where} in {self.path.name} needs one of hub, from_run and path.")
-        values: dict[str, Any] = {}
-        for key, value in entry.items():
-            at = f"{where}: {key}"
-            if key == "settings":
-                values[key] = self._settings(value, where)
-            elif key == "perplexity_thresholds":
-                values[key] = self._numbers(value, at)
-            elif key.endswith("_modules"):
-                values[key] = self._names(value, at)
-            else:
-                values[key] = self._word(value, at)
-        if "path" in values:
-            found = Path(values["path"]).expanduser()
-            values["path"] = str((self.path.parent / found).resolve())
-        return ModelEntry(name=name, **values)
-
-    def _settings(self, value: Any, where: str) -> dict[str, dict[str, Any]]:
-        stages = self._mapping(value or {}, f"{where}: settings")
-        for stage in stages:
-            choose(f"stage under settings of {where} in {self.path.name}:", stage, STAGES)
-        return {
-            stage: self._mapping(entry or {}, f"{where}: settings: {stage}")
-            for stage, entry in stages.items()
-        }
-
-    def _wrong(self, value: Any, where: str, what: str) -> UserError:
-        return UserError(f"{self.path.name}: {where} is {value!r}; it must be {what}.")
-
-    def _mapping(self, value: Any, where: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self._wrong(value, where, "a mapping")
-        return {str(key): entry for key, entry in value.items()}
-
-    def _word(self, value: Any, where: str) -> str:
-        if not isinstance(value, str) or not value:
-            raise self._wrong(value, where, "a word")
-        return value
-
-    def _names(self, value: Any, where: str) -> tuple[str, ...]:
-        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-            raise self._wrong(value, where, "a list of names")
-        return tuple(value)
-
-    def _numbers(self, value: Any, where: str) -> tuple[float, ...]:
-        fits = isinstance(value, list) and all(
-            isinstance(entry, int | float) and not isinstance(entry, bool) for entry in value
-        )
-        if not fits:
-            raise self._wrong(value, where, "a list of numbers")
-        return tuple(float(entry) for entry in value)
+def _beside(path: Path, file: str) -> str:
+    """A file's absolute path; a relative one starts at the folder of collections.yaml."""
+    return str((path.parent / Path(file).expanduser()).resolve())

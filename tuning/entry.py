@@ -11,16 +11,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tuning.runs import disk, log, ranks
+from tuning.runs import disk, log, outcome
 from tuning.runs.errors import (
     EXIT_AGAIN,
+    EXIT_DONE,
     EXIT_FAILED,
     EXIT_USER_ERROR,
     Interrupted,
+    Skipped,
     StageFailed,
     UserError,
 )
-from tuning.runs.interrupt import EXIT_VARIABLE
+from tuning.runs.outcome import EXIT_VARIABLE, Outcome
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -39,40 +41,53 @@ def run(main: Callable[[], int | None]) -> None:
     own_folder = Path(__file__).resolve().parent
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != own_folder]
     log.configure()
-    code = exit_code(main)
-    _write_down(code)
-    sys.exit(code)
-
-
-def _write_down(code: int) -> None:
-    """Leave the exit code where torchrun would not pass it on."""
-    path = os.environ.get(EXIT_VARIABLE)
-    if path and ranks.under_torchrun() and ranks.is_first():
-        Path(path).write_text(str(code))
+    path = outcome.path()
+    os.environ.pop(EXIT_VARIABLE, None)  # the file is for this process, not for those it starts
+    try:
+        found = ending(main)
+    except Exception as error:
+        if path:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            outcome.record(path, Outcome(code=EXIT_FAILED, reason=reason))
+        raise
+    if path:
+        outcome.record(path, found)
+    sys.exit(found.code)
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
     """What a call of `main` ends with; the user's mistakes and known failures print one line."""
+    return ending(main).code
+
+
+def ending(main: Callable[[], int | None]) -> Outcome:
+    """The outcome of a call of `main`; the user's mistakes and known failures print one line."""
     try:
-        return main() or 0
+        return Outcome(code=main() or 0)
+    except Skipped as skipped:
+        log.logger.info(f"skipped: {skipped}")
+        return Outcome(code=EXIT_DONE, reason=str(skipped), skipped=skipped.cause)
     except UserError as error:
-        return _say(str(error), EXIT_USER_ERROR)
+        return _ended(str(error), EXIT_USER_ERROR)
     except StageFailed as error:
-        return _say(str(error), EXIT_FAILED)
+        return _ended(str(error), EXIT_FAILED)
     except Interrupted:
-        return _say("stopped; all is saved, the same command continues", EXIT_AGAIN, "")
+        return _ended("stopped; all is saved, the same command continues", EXIT_AGAIN, "")
     except KeyboardInterrupt:
-        return _say("stopped at once; the same command continues from the last checkpoint", 130, "")
+        text = "stopped at once; the same command continues from the last checkpoint"
+        return _ended(text, 130, "")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return Outcome(code=EXIT_FAILED)
     except OSError as error:
         if error.errno not in (*disk.ERRORS, errno.EROFS, errno.EACCES):
             raise
         where = f" '{error.filename}'" if error.filename else ""
-        return _say(f"{error.strerror}{where}; nothing half-written counts, run again", EXIT_FAILED)
+        text = f"{error.strerror}{where}; nothing half-written counts, run again"
+        return _ended(text, EXIT_FAILED)
 
 
-def _say(message: str, code: int, prefix: str = "error: ") -> int:
-    print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)
-    return code
+def _ended(message: str, code: int, prefix: str = "error: ") -> Outcome:
+    message = " ".join(message.split())
+    print(prefix + message, file=sys.stderr, flush=True)
+    return Outcome(code=code, reason=message)

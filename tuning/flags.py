@@ -1,5 +1,5 @@
-"""Configs are dataclasses; flags, YAML overrides and command lines are derived from them, never
-written twice.
+"""Configs are dataclasses; flags, YAML settings (see schema.py) and command lines are derived from
+them, never written twice.
 
 A config is a dataclass, and a run config is a dataclass of such parts. Field names are unique
 across the parts of a run, so that every setting has one flat name: the flag `--learning_rate` and
@@ -76,7 +76,8 @@ def documentation(config: type) -> dict[str, str]:
 
 
 @cache
-def _hints(config: type) -> dict[str, Any]:
+def hints(config: type) -> dict[str, Any]:
+    """The type of each field of a dataclass."""
     return typing.get_type_hints(config)
 
 
@@ -98,7 +99,7 @@ def _scalar(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
 
 def field_types(config: type, name: str) -> tuple[type, bool, tuple[Any, ...]]:
     """(type, whether it takes several values, allowed values or none) of a setting."""
-    return _scalar(_hints(config)[name])
+    return _scalar(hints(config)[name])
 
 
 def coerce(config: type, name: str, value: Any, where: str) -> Any:
@@ -108,13 +109,14 @@ def coerce(config: type, name: str, value: Any, where: str) -> Any:
         return None
     if several:
         values = value if isinstance(value, list | tuple) else [value]
-        return tuple(_one(kind, v, name, where) for v in values)
+        return tuple(convert(kind, v, where + name) for v in values)
     if allowed:
         return choose(f"{where}{name}", str(value), [str(option) for option in allowed])
-    return _one(kind, value, name, where)
+    return convert(kind, value, where + name)
 
 
-def _one(kind: type, value: Any, name: str, where: str) -> Any:
+def convert(kind: type, value: Any, named: str) -> Any:
+    """One value as a whole number, a number, true or false, or text; `named` is for the error."""
     try:
         if kind is bool:
             return truth(value)
@@ -122,7 +124,7 @@ def _one(kind: type, value: Any, name: str, where: str) -> Any:
     except (TypeError, ValueError, OverflowError):
         words = {int: "a whole number", float: "a number", bool: "true or false"}
         raise UserError(
-            f"{where}{name} is '{value}'; it must be {words.get(kind, kind.__name__)}."
+            f"{named} is '{value}'; it must be {words.get(kind, kind.__name__)}."
         ) from None
 
 
@@ -163,7 +165,7 @@ def add_flags(
     for entry in settable(config):
         if entry.name in skip:
             continue
-        kind, several, allowed = _scalar(_hints(config)[entry.name])
+        kind, several, allowed = _scalar(hints(config)[entry.name])
         allowed = ("true", "false") if kind is bool else allowed
         group.add_argument(
             f"--{prefix}{entry.name}",
@@ -201,26 +203,14 @@ def build(config: type[T], values: Mapping[str, Any], **fixed: Any) -> T:
     return config(**({k: v for k, v in values.items() if k in names} | fixed))
 
 
-def override(configs: Sequence[type], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`values` of a YAML mapping as typed settings of `configs`; an unknown name is a UserError."""
-    owners = {f.name: config for config in configs for f in settable(config)}
-    found = {}
-    for name, value in values.items():
-        choose(f"setting in {where}:", name, sorted(owners))
-        if value is None:
-            raise UserError(f"{where}: {name} is empty; give it a value or leave the line out.")
-        found[name] = coerce(owners[name], name, value, f"{where}: ")
-    return found
-
-
 def restore(config: type[T], values: Mapping[str, Any]) -> T:
     """A config from what `plain()` made of it."""
-    hints = _hints(typing.cast(type, config))
+    types_of = hints(typing.cast(type, config))
     arguments = {}
     for entry in fields(config):  # type: ignore[arg-type]
         if entry.name not in values:
             continue
-        value, hint = values[entry.name], hints[entry.name]
+        value, hint = values[entry.name], types_of[entry.name]
         arms = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
         nested = next((arm for arm in arms if hasattr(arm, "__dataclass_fields__")), None)
         if value is not None and nested is not None:

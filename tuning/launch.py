@@ -87,7 +87,6 @@ def launch(plan: Plan, options: Launch) -> int:
     site.require_writable_home()
     if launcher == "slurm":
         return _submit(plan, options)
-    save_plan(site.reports_dir() / plan.experiment, plan)
     return _run_here(plan, options)
 
 
@@ -102,14 +101,20 @@ def _launcher() -> str:
 
 def _run_here(plan: Plan, options: Launch) -> int:
     """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
+    from tuning.launchers import footprint
     from tuning.launchers.local import LocalLauncher
     from tuning.report.build import write_report
 
     folder = site.reports_dir() / plan.experiment
-    print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)
     launcher = LocalLauncher(
-        plan, max_parallel=options.max_parallel, wait=options.wait, wandb=options.wandb
-    )
+        plan, max_parallel=options.max_parallel, processes=options.resources.get("processes"),
+        wait=options.wait, wandb=options.wandb,
+    )  # fmt: skip
+    save_plan(folder, plan)
+    print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)
+    found = footprint.estimate(plan, site.home(), parallel=launcher.slots)
+    if found.stays or found.unknown:
+        _to_stderr(footprint.describe(found))
     states = launcher.launch()
     print(write_report(plan, site.home(), states))
     failed = [name for name, (state, _) in states.items() if state in ("failed", "blocked")]
@@ -164,10 +169,11 @@ def _say_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
         state = "submitted" if stage.name in outcome.new else "queued" if task else "done"
         print(f"  {state:>9}  {task.id if task else '':>8}  {stage.name}")
     if outcome.new:
-        asked = {plan.stage(name).kind: cluster.of(plan.stage(name)) for name in outcome.new}
-        for kind, resources in asked.items():
+        new = [plan.stage(name) for name in outcome.new]
+        asked = dict.fromkeys((stage.kind, cluster.of(stage)) for stage in new)
+        for kind, resources in asked:
             print(f"  {kind}: {describe(resources)}")
-        cuda = any("gpu" in (resources.gres or "") for resources in asked.values()) or None
+        cuda = any("gpu" in (resources.gres or "") for _, resources in asked) or None
         print(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
     print(f"follow it with: tuning status {plan.experiment} --watch")
 
@@ -176,6 +182,7 @@ def describe(resources: Any) -> str:
     """What a job asks for, in a line."""
     parts = [
         f"{resources.nodes} nodes" if resources.nodes > 1 else "",
+        f"{resources.processes} processes a node" if resources.processes > 1 else "",
         f"{resources.cpus} cores",
         resources.gres or "no GPU",
         resources.mem or "",

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tuning.runs import atomic
-from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.errors import Skipped, StageFailed, UserError
 from tuning.runs.identity import FORMAT, digest
 from tuning.runs.rundir import RunDirectory, locate
-from tuning.sweetspots.store import Skipped, find_sweetspot
+from tuning.sweetspots.store import find_sweetspot
 
 REMAINING = "remaining"
 """Stands in a fork's name for its size until its parent's checkpoint is there."""
@@ -106,6 +106,8 @@ class Standing:
     run: RunDirectory | None = None
     evaluation: RunDirectory | None = None
     train_size: int | None = None
+    cause: str = ""
+    """Of a skipped stage: met_by_base, unreached or no_budget_left."""
 
 
 @dataclass(kw_only=True)
@@ -183,7 +185,7 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
                 name = name.replace(f"{REMAINING}-of-{stage.total_data}", REMAINING)
                 name = name.replace(REMAINING, str(size))
         except Skipped as reason:
-            return Standing(state="skipped", reason=str(reason))
+            return Standing(state="skipped", reason=str(reason), cause=reason.cause)
         except (StageFailed, UserError):
             return Standing(state="pending")
     run = RunDirectory(locate(home / "models", name, stage.hash)) if stage.trains else None

@@ -12,12 +12,12 @@ outputs/{task}/{run}/.
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
+from tuning.methods import METHODS, method
 from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def parser() -> Parser:
 
     made = Parser(prog="run_dpo.py", description=__doc__)
     add_data(made)
-    made.add_argument("--pft_method", default="dpo", help="dpo, kto or grpo (default: dpo)")
+    made.add_argument("--pft_method", default="dpo", help=f"{', '.join(METHODS)} (default: dpo)")
     made.add_argument("--train_size", type=int, help="preference examples; a fork takes none")
     start = made.add_argument_group("where to start; the base, unless one of these is given")
     start.add_argument(
@@ -55,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.phases.work import planned
     from tuning.runs import interrupt
     from tuning.runs.rundir import RunDirectory, locate
-    from tuning.sweetspots.store import Skipped
     from tuning.training.render import preference_command
     from tuning.training.start import start_of
     from tuning.weights.base import require_base
@@ -66,11 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if work.evaluation:
         check_test_pool(work.evaluation)
     site.require_writable_home()
-    try:
-        start = start_of(config)
-    except Skipped as reason:
-        print(f"skipped: {reason}")
-        return 0
+    start = start_of(config)
     interrupt.install()
     identity = config.identity(start.named(work.name), start.told)
     directory = RunDirectory(locate(site.models_dir(), identity.run_name, identity.hash))
@@ -78,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with training_phase(identity, options) as training:
             directory = training.directory
             if not training.done:
-                method = importlib.import_module(f"tuning.training.{config.pft_method}_training")
-                method.train(config, directory, start, list(training.report_to))
+                train = method(config.pft_method).train_with()
+                train(config, directory, start, list(training.report_to))
     if work.evaluation:
         if not directory.done("train"):
             raise not_trained(directory, preference_command(config))

@@ -52,19 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(work: Work) -> int:
     """The stage behind run_inference.py and run_evaluation.py."""
-    from tuning.phases.evaluate import artifact_of, check_test_pool
+    from tuning.phases.evaluate import artifact_to_evaluate, check_test_pool
     from tuning.phases.evaluate import evaluate as do_phases
     from tuning.runs import interrupt
-    from tuning.sweetspots.store import Skipped
     from tuning.weights.base import require_base
 
     assert work.evaluation is not None
     require_base(work.evaluation.base)
-    try:
-        artifact = artifact_of(work.evaluation)
-    except Skipped as reason:
-        print(f"skipped: {reason}")
-        return 0
+    artifact = artifact_to_evaluate(work.evaluation)
     check_test_pool(work.evaluation)
     site.require_writable_home()
     interrupt.install()

@@ -54,7 +54,7 @@ def parser() -> Parser:
 
 def config_of(args: Any) -> PretrainRunConfig:
     """The run that a command line describes."""
-    from tuning.engine.config import EngineConfig
+    from tuning.engine.config import ComputeConfig
     from tuning.engine.run_config import (
         PRETRAIN_PARTS,
         beside,
@@ -69,7 +69,7 @@ def config_of(args: Any) -> PretrainRunConfig:
         args.max_lr = args.learning_rate
     values = beside(preset(args.preset), given(args, PRETRAIN_PARTS))
     if shared := os.environ.get("SEP_SIZE"):
-        values = {"sep_size": coerce(EngineConfig, "sep_size", shared, "SEP_SIZE: ")} | values
+        values = {"sep_size": coerce(ComputeConfig, "sep_size", shared, "SEP_SIZE: ")} | values
     if args.model_name_or_path:
         values["model_name_or_path"] = args.model_name_or_path
     if args.output_dir:
@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     work = planned(argv) or described(parser().parse_args(argv))
     config = work.run
-    check_place(config.engine)
+    check_place(config.compute)
+    config.training.own_function()
     site.require_writable_home()
     interrupt.install()
     with training_phase(config.identity(work.name), work.options, joinable=True) as training:

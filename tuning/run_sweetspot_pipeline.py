@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tuning import config as site
 from tuning.flags import Parser
+from tuning.methods import METHODS
 from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ def parser() -> Parser:
     made.add_argument("--total_data", required=True, type=int, help="the whole budget in examples")
     made.add_argument("--sft_data", required=True, type=int, help="examples that SFT may use of it")
     made.add_argument(
-        "--pft_method", nargs="+", default=["dpo"], help="dpo, kto, grpo: a fork each (dpo)"
+        "--pft_method",
+        nargs="+",
+        default=["dpo"],
+        help=f"{', '.join(METHODS)}: a fork for each (default: dpo)",
     )
     _add_what_to_do(made)
     add_launch_flags(made)

@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pool = choose("pool", args.pool, POOLS)
     entry = site.collections().dataset(args.dataset, args.task)
     model = model_config(args.model, given(args, (ModelLoadConfig,)))
+    train_dataset.require_columns(entry, pool, train_dataset.SFT_COLUMNS, "SFT")
     rows = train_dataset.rows(entry, pool, args.size)
     require_base(model)
     output = _free(Path(args.output).expanduser(), force=args.force)
@@ -71,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.data.encoding import encode
     from tuning.runs import atomic
     from tuning.weights import loading
+    from tuning.weights.artifact import artifact_of
 
     bar = tqdm(rows, desc="tokenizing", unit="row", mininterval=1.0, delay=2.0)
-    encoded = encode(loading.load_tokenizer(model), bar, model.max_seq_length)
+    encoded = encode(loading.open_tokenizer(artifact_of(model)), bar, model.max_seq_length)
     made = [labelled(row) for row in encoded]
     atomic.write_text(output, "".join(json.dumps(row) + "\n" for row in made))
     print(f"{output}: {_counts(made)}")

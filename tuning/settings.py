@@ -37,7 +37,8 @@ def setting(
         hashed: Whether the setting changes the result and so belongs to the run's identity.
         flag: Whether a person may set it; the others are set by the program.
         before: For a setting that is added later: the value that describes runs from before it
-            existed. At this value it is left out of the hash, whatever its default becomes.
+            existed. At this value it is left out of the hash, whatever its default becomes. Of a
+            part, that is a part with the same hashed settings.
         more: Further metadata of the field.
     """
     metadata = {"hashed": hashed, "flag": flag, **more}
@@ -60,20 +61,15 @@ def hashed_settings(config: Any, run: Any = None) -> Any:
         return config
     found = {}
     for entry in fields(config):
-        value = getattr(config, entry.name)
-        if not _counts(entry.metadata, value, config, run):
+        hashed = entry.metadata.get("hashed", True)
+        if not (hashed(config, run) if callable(hashed) else hashed):
             continue
-        found[entry.name] = hashed_settings(value, run)
-        if found[entry.name] == {}:
-            del found[entry.name]
+        value = hashed_settings(getattr(config, entry.name), run)
+        is_new = "before" in entry.metadata
+        if value == {} or (is_new and value == hashed_settings(entry.metadata["before"], run)):
+            continue
+        found[entry.name] = value
     return found
-
-
-def _counts(metadata: Any, value: Any, part: Any, run: Any) -> bool:
-    hashed = metadata.get("hashed", True)
-    if not (hashed(part, run) if callable(hashed) else hashed):
-        return False
-    return bool("before" not in metadata or value != metadata["before"])
 
 
 def identity_hash(kind: str, hashed: Any) -> str:

@@ -34,6 +34,7 @@ from tuning.flags import Parser, truth
 from tuning.launch import add_launch_flags, launch, launch_options
 from tuning.plan import Plan
 from tuning.runs.errors import UserError
+from tuning.schema import mapping, read_yaml, wrong
 
 PIPELINE_FLAGS = ("--total_data", "--sft_data")
 """Flags that only a sweetspot experiment has."""
@@ -112,10 +113,11 @@ def _from_file(path: Path, words: list[str]) -> tuple[Plan, argparse.Namespace]:
     """A plan of every combination under `grid:`; flags behind the file beat what it says."""
     from tuning.experiments.budget import merged
 
-    found = _yaml(path)
-    grid = found.pop("grid", {}) or {}
-    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
-        raise UserError(f"{path.name}: grid must give each flag a list of values.")
+    found = _flags(path)
+    grid = mapping(found.pop("grid", None) or {}, f"{path.name}: grid")
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise wrong(values, f"{path.name}: grid: {name}", "a list of values")
     made = []
     for values in itertools.product(*grid.values()):
         chosen = found | dict(zip(grid, values, strict=True))
@@ -124,20 +126,12 @@ def _from_file(path: Path, words: list[str]) -> tuple[Plan, argparse.Namespace]:
     return (plans[0] if len(plans) == 1 else merged(plans, args.experiment)), args
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    """The flags of a file, all values as text: YAML takes 12:00:00 for a number."""
-    import yaml
-
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"'{path}' cannot be read ({reason}).") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict) or not found:
+def _flags(path: Path) -> dict[str, Any]:
+    """The flags of a file, by their names without dashes in front."""
+    found = mapping(read_yaml(path) or {}, path.name)
+    if not found:
         raise UserError(f"'{path}' holds no flags; see tuning submit --help for an example.")
-    return {str(key).lstrip("-"): value for key, value in found.items()}
+    return {key.lstrip("-"): value for key, value in found.items()}
 
 
 def _words(path: Path, values: dict[str, Any]) -> list[str]:
@@ -145,10 +139,11 @@ def _words(path: Path, values: dict[str, Any]) -> list[str]:
     switches = _switches(values)
     words: list[str] = []
     for name, value in values.items():
-        if isinstance(value, dict) or value in ("", []):
-            raise UserError(f"{path.name}: {name} is {value!r}; it must be a value or a list.")
+        several = value if isinstance(value, list) else [value]
+        if not several or any(each in (None, "") or isinstance(each, dict) for each in several):
+            raise wrong(value, f"{path.name}: {name}", "a value or a list")
         if name not in switches:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            words += [f"--{name}", *map(str, several)]
         elif _is_on(path, name, value):
             words.append(f"--{name}")
     return words
@@ -158,7 +153,7 @@ def _is_on(path: Path, name: str, value: Any) -> bool:
     try:
         return truth(value)
     except ValueError:
-        raise UserError(f"{path.name}: {name} is '{value}'; it must be true or false.") from None
+        raise wrong(value, f"{path.name}: {name}", "true or false") from None
 
 
 def _switches(values: dict[str, Any]) -> set[str]:

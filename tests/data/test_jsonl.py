@@ -42,7 +42,7 @@ def assistant(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def test_strings_become_messages_and_answers_text(tmp_path):
+def test_strings_become_messages_and_the_rest_stays(tmp_path):
     made = loader(tmp_path)
     assert made.pool("sft")[1] == {"prompt": user("s1"), "completion": assistant("c1")}
     assert made.pool("validation") == [{"prompt": user("v"), "completion": assistant("c")}]
@@ -51,10 +51,10 @@ def test_strings_become_messages_and_answers_text(tmp_path):
             "prompt": user("p"),
             "chosen": assistant("good"),
             "rejected": assistant("bad"),
-            "answer": "7",
+            "answer": 7,
         }
     ]
-    assert made.pool("test") == [{"prompt": user("t"), "answer": "12"}]
+    assert made.pool("test") == [{"prompt": user("t"), "answer": 12}]
     assert {pool: made.size(pool) for pool in GOOD} == {
         "sft": 3,
         "validation": 1,
@@ -89,8 +89,7 @@ def test_empty_lines_and_windows_line_ends_do_no_harm(tmp_path):
     [
         ("sft", '{"prompt": ', "sft.jsonl:2 is not valid JSON"),
         ("sft", "x", "sft.jsonl:2 is not valid JSON"),
-        ("sft", {"prompt": "x"}, "sft.jsonl:2 lacks completion; a sft row needs prompt, comple"),
-        ("sft", {}, "sft.jsonl:2 lacks prompt, completion"),
+        ("sft", {}, "sft.jsonl:2 lacks prompt; every row has one."),
         ("sft", [], "sft.jsonl:2"),
         ("sft", '"prompt completion"', "sft.jsonl:2"),
         ("sft", "3", "sft.jsonl:2"),
@@ -101,8 +100,7 @@ def test_empty_lines_and_windows_line_ends_do_no_harm(tmp_path):
         ("sft", {"prompt": [], "completion": "c"}, "sft.jsonl:2"),
         ("sft", {"prompt": ["x"], "completion": "c"}, "sft.jsonl:2"),
         ("sft", {"prompt": [{"role": "user"}], "completion": "c"}, "sft.jsonl:2"),
-        ("preference", {"prompt": "x", "chosen": "a"}, "preference.jsonl:2 lacks rejected"),
-        ("test", {"prompt": "x"}, "test.jsonl:2 lacks answer; a test row needs prompt, answer"),
+        ("preference", {"prompt": "x", "chosen": 3}, "preference.jsonl:2: chosen is 3; it must"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, pool, bad, message):
@@ -110,6 +108,22 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, pool, bad, message):
     with pytest.raises(UserError) as caught:
         made.pool(pool)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pool", "bad", "columns", "lacks"),
+    [
+        ("sft", {"prompt": "x"}, ("prompt",), {"completion"}),
+        ("validation", {"prompt": "x"}, ("prompt",), {"completion"}),
+        ("preference", {"prompt": "x", "chosen": "a"}, ("prompt", "chosen"), {"rejected"}),
+        ("test", {"prompt": "x", "ids": [1]}, ("prompt",), {"answer", "ids"}),
+    ],
+)
+def test_a_pool_has_the_columns_that_every_row_has(tmp_path, pool, bad, columns, lacks):
+    made = loader(tmp_path, **{pool: [*GOOD[pool][:1], "", bad]})
+    assert made.columns(pool) >= set(columns)
+    assert not made.columns(pool) & lacks
+    assert [made.where(pool, number) for number in (0, 1)] == [f"{pool}.jsonl:1", f"{pool}.jsonl:3"]
 
 
 def test_a_file_that_is_no_text_is_the_users_mistake(tmp_path):

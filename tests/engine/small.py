@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tuning.engine import loop, model, osft, parallel, pretraining, ranks
+from tuning.engine import loop, model, osft, parallel, ranks
 from tuning.engine.batches import Batches
-from tuning.engine.config import EngineConfig, ModelConfig, PretrainConfig
+from tuning.engine.config import ComputeConfig, LoopConfig, ModelConfig, OSFTConfig
 from tuning.engine.export import whole_weights
 from tuning.engine.samples import Blocks, Rows, Samples
+from tuning.engine.setup import open_model
 from tuning.runs.errors import Interrupted
 
 SHAPE = ModelConfig(
@@ -43,11 +44,7 @@ SHAPES = {
         moe_intermediate_size=32,
     ),
 }  # fmt: skip
-CONFIG = PretrainConfig(
-    total_batch_size=256,
-    batch_size=2,
-    seq_len=32,
-    max_steps=5,
+CONFIG = LoopConfig(
     max_lr=1e-3,
     min_lr=1e-4,
     warmup_steps=3,
@@ -55,6 +52,8 @@ CONFIG = PretrainConfig(
     router_aux_loss_coef=0.05,
     precision="fp32",
 )
+STEPS = 5
+BATCH, MICRO_BATCH = 8, 2
 """Eight sequences a step, two a row: four rows, one by one or side by side."""
 
 
@@ -97,45 +96,50 @@ def outside(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], rat
 
 
 def train(
-    directory: Path,
+    directory: Path | None,
     *,
     shape: str = "dense",
     packed: bool = False,
     samples: Samples | None = None,
     ratio: float | None = None,
+    batch_size: int | None = None,
+    max_steps: int = STEPS,
     stop_after: int | None = None,
+    save_every_steps: int | None = 5000,
     **changes: Any,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], parallel.Spread]:
     """(whole weights, metrics of each step done here, the model in place).
 
-    On one thread wherever it runs: more add up in another order.
+    `batch_size`: samples of a packed step, or sequences of a row. On one thread wherever it runs:
+    more add up in another order.
     """
     torch.set_num_threads(1)
-    names = {f.name for f in fields(EngineConfig)}
-    engine = EngineConfig(**{k: v for k, v in changes.items() if k in names})
-    other = {k: v for k, v in changes.items() if k not in names}
+    names = {f.name for f in fields(ComputeConfig)}
+    compute = ComputeConfig(**{k: v for k, v in changes.items() if k in names})
+    config = replace(CONFIG, **{k: v for k, v in changes.items() if k not in names})
     if packed:
-        other = {"max_tokens_per_gpu": 64, "batch_size": 12} | other
-    if ratio is not None:
-        other |= {"osft": True, "osft_unfreeze_rank_ratio": ratio}
-    config = replace(CONFIG, **other)
-    layout = ranks.layout(engine.sep_size)
+        compute = replace(compute, max_tokens_per_gpu=64)
+    layout = ranks.layout(compute.sep_size)
 
-    def made() -> Any:
+    def made(_: torch.dtype) -> Any:
         return model.build(SHAPES[shape], seed=0, eos_token_id=1, pad_token_id=0)
 
-    spread, cost = pretraining.open_model(made, made, config, engine, layout)
+    orthogonal = OSFTConfig(osft=ratio is not None, osft_unfreeze_rank_ratio=ratio or 0.0)
+    spread, cost = open_model(
+        made, made, layout, compute, osft_config=orthogonal, precision=config.precision
+    )
     samples = samples or (rows() if packed else blocks())
     batches = Batches(
-        samples=samples, global_batch=config.batch_size if packed else 8, seed=config.seed,
-        layout=layout, micro_batch=None if packed else config.batch_size,
-        max_tokens=config.max_tokens_per_gpu, quadratic=cost.quadratic,
+        samples=samples, global_batch=batch_size or 12 if packed else BATCH, seed=config.seed,
+        layout=layout, micro_batch=None if packed else batch_size or MICRO_BATCH,
+        max_tokens=compute.max_tokens_per_gpu, quadratic=cost.quadratic,
     )  # fmt: skip
     metrics: list[dict[str, Any]] = []
     try:
         loop.train(
-            spread, batches, config, engine, steps=config.max_steps, directory=directory,
-            on_step=metrics.append, should_stop=lambda: len(metrics) == stop_after,
+            spread, batches, config, steps=max_steps, directory=directory,
+            save_every=save_every_steps, on_step=metrics.append,
+            should_stop=lambda: len(metrics) == stop_after,
         )  # fmt: skip
     except Interrupted:
         assert stop_after is not None

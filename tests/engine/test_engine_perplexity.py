@@ -57,7 +57,7 @@ def test_both_definitions_are_those_of_measure(pool, budget):
         quadratic=0.01,
     )  # fmt: skip
     spread.model.train()
-    found = PoolPerplexity(pool, training, spread, small.CONFIG)
+    found = PoolPerplexity(pool, training, spread, "fp32")
     once, twice = found.measure(), found.measure()
     assert spread.model.training
     assert once == twice, "dropout is off"
@@ -71,5 +71,5 @@ def test_it_does_not_depend_on_what_is_trained(pool):
     spread = parallel.spread(made(), layout)
     training = Batches(samples=small.rows(), global_batch=5, seed=3, layout=layout, max_tokens=64)
     other = replace(training, seed=4, global_batch=2, _orders={})
-    one, two = (PoolPerplexity(pool, b, spread, small.CONFIG).measure() for b in (training, other))
+    one, two = (PoolPerplexity(pool, b, spread, "fp32").measure() for b in (training, other))
     assert one == two

@@ -15,7 +15,7 @@ import torch
 from tests.engine import small
 from tuning.engine import loop, model, parallel, ranks
 from tuning.engine.batches import Batches
-from tuning.engine.config import PretrainConfig
+from tuning.engine.config import LoopConfig
 from tuning.engine.losses import cross_entropy, focal
 from tuning.engine.samples import IGNORED, Rows
 from tuning.runs.errors import UserError
@@ -52,7 +52,7 @@ def test_a_packed_row_has_the_loss_and_gradients_of_its_samples():
     samples = small.rows(8)
     batches = Batches(samples=samples, global_batch=8, seed=0, layout=ALONE, max_tokens=10_000)
     row = batches.row(range(8), torch.device("cpu"))
-    loss, _ = loop.losses_of(placed, row, small.CONFIG, cross_entropy)
+    loss, _ = loop.losses_of(placed, row, "fp32", cross_entropy)
     loss.backward()
     grads = {n: p.grad.clone() for n, p in placed.module.named_parameters()}
     placed.module.zero_grad()
@@ -75,7 +75,7 @@ def test_the_loss_that_balances_experts_is_that_of_transformers():
     placed = alone("moe")
     batches = Batches(samples=small.blocks(), global_batch=4, seed=0, layout=ALONE)
     row = batches.row([0, 1, 2], torch.device("cpu"))
-    _, balance = loop.losses_of(placed, row, small.CONFIG, cross_entropy)
+    _, balance = loop.losses_of(placed, row, "fp32", cross_entropy)
     with torch.no_grad():
         theirs = placed.module(
             input_ids=row.input_ids, position_ids=row.position_ids, documents=row.documents,
@@ -107,7 +107,7 @@ def test_another_loss_and_another_optimizer(tmp_path: Path):
 
     seen = []
     loop.train(
-        placed, batches, small.CONFIG, small.EngineConfig(), steps=2, directory=tmp_path,
+        placed, batches, small.CONFIG, steps=2, directory=tmp_path,
         loss_function=focal, optimizer=sgd, on_step=seen.append,
     )  # fmt: skip
     assert [g["weight_decay"] for g in made[0].param_groups] == [0.1, 0.0]
@@ -125,10 +125,9 @@ def test_a_hook_ends_a_training_and_its_words_come_back(tmp_path: Path):
             state.extra["last"] = state.step
             return state.step == stop_at
 
-        engine = small.EngineConfig(save_every_steps=1)
-        config = replace(small.CONFIG, lr_scheduler="constant", training_mode="infinite")
+        config = replace(small.CONFIG, lr_scheduler="constant")
         state = loop.train(
-            placed, batches, config, engine, steps=None, directory=tmp_path, after_step=hook
+            placed, batches, config, steps=None, directory=tmp_path, save_every=1, after_step=hook
         )
         return state, calls
 
@@ -156,14 +155,27 @@ def test_checkpoints_are_whole_and_few(tmp_path: Path):
     assert all(is_whole(path) for _, path in checkpoints(tmp_path))
 
 
-def test_debug_writes_no_checkpoint(tmp_path: Path):
-    small.train(tmp_path, save_every_steps=1, debug=True)
-    assert not checkpoints(tmp_path)
+def test_checkpoints_may_be_left_to_a_stop(tmp_path: Path):
+    small.train(tmp_path / "run", save_every_steps=None)
+    assert not checkpoints(tmp_path / "run")
+    small.train(tmp_path / "stopped", save_every_steps=None, stop_after=3)
+    assert [step for step, _ in checkpoints(tmp_path / "stopped")] == [3]
+
+
+def test_a_trial_without_a_directory_writes_nothing(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights, metrics, _ = small.train(None, save_every_steps=1)
+    straight, others, _ = small.train(tmp_path / "run")
+    assert small.same(weights, straight)
+    assert [m["loss"] for m in metrics] == [m["loss"] for m in others]
+    _, stopped, _ = small.train(None, save_every_steps=1, stop_after=3)
+    assert len(stopped) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 def test_the_learning_rate_rises_and_falls(kind: str):
-    config = PretrainConfig(max_lr=1.0, min_lr=0.1, warmup_steps=4, lr_scheduler=kind)
+    config = LoopConfig(max_lr=1.0, min_lr=0.1, warmup_steps=4, lr_scheduler=kind)
     rates = [loop.learning_rate(step, config, 20) for step in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[-1] == pytest.approx(1.0 if kind == "constant" else 0.1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tuning.engine.losses import cross_entropy, focal, named
+from tuning.engine.config import LossConfig, loss_name
+from tuning.engine.losses import cross_entropy, focal, loss_function
+from tuning.runs.errors import UserError
 
 pytestmark = pytest.mark.unit
 
@@ -34,5 +36,46 @@ def test_focal_of_a_sure_token_has_a_gradient():
 
 
 def test_names():
-    assert named("cross_entropy", 1.0, 2.0) is cross_entropy
-    assert named("focal", 0.5, 1.0).keywords == {"alpha": 0.5, "gamma": 1.0}
+    assert loss_function(LossConfig()) is cross_entropy
+    chosen = loss_function(LossConfig(loss="focal", focal_alpha=0.5, focal_gamma=1.0))
+    assert chosen.keywords == {"alpha": 0.5, "gamma": 1.0}
+
+
+def test_a_function_of_ones_own_has_one_name():
+    module = "tuning.engine.losses"
+    assert loss_name(f"{module}.focal") == loss_name(f"{module}:focal") == f"{module}:focal"
+    assert loss_name("focal") == "focal"
+    assert loss_function(LossConfig(loss=f"{module}:focal")) is focal
+    assert loss_function(LossConfig(loss=f"{module}.focal")) is focal
+
+
+def test_a_name_that_is_no_loss_names_the_nearest():
+    for wrong in ("focall", "", "a:b:c", "a.b c"):
+        with pytest.raises(UserError, match="use cross_entropy, focal, or a function of your own"):
+            LossConfig(loss=wrong)
+    with pytest.raises(UserError, match="Did you mean 'focal'"):
+        LossConfig(loss="focall")
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ("nowhere:f", "No module named 'nowhere'"),
+        ("tuning.engine.losses:nothing", "has no attribute 'nothing'"),
+        ("tuning.engine.losses:torch", "is a module; it must be a function"),
+        ("broken_losses:f", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_function_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch, loss, words):
+    (tmp_path / "broken_losses.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as refused:
+        loss_function(LossConfig(loss=loss))
+    assert words in str(refused.value) and loss in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_module_that_does_not_exist_is_refused_before_anything_is_imported():
+    for missing in ("nowhere.losses:f", "nowhere.f", "tuning.engine.nothing:f"):
+        with pytest.raises(UserError, match=r"there is no module .*on PYTHONPATH"):
+            loss_name(missing)

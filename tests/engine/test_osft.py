@@ -16,9 +16,10 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM as Model
 from transformers import Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from tuning.engine import osft, pretraining
-from tuning.engine.config import EngineConfig, PretrainConfig
+from tuning.engine import osft
+from tuning.engine.config import ComputeConfig, OSFTConfig
 from tuning.engine.ranks import Layout
+from tuning.engine.setup import open_model
 from tuning.runs.errors import UserError
 
 unit = pytest.mark.unit
@@ -297,11 +298,13 @@ def shard(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def test_weights_in_half_precision_are_not_sharded_by_fsdp2():
-    config = PretrainConfig(osft=True, train_dtype="bfloat16", max_steps=1)
     two = Layout(dp_size=2, dp_rank=0, sep_size=1, sep_rank=0, mesh=None, everyone=None)
 
-    def read() -> None:
+    def read(dtype: torch.dtype) -> None:
         raise AssertionError("refused before anything is read")
 
     with pytest.raises(UserError, match="give --parallel ddp"):
-        pretraining.open_model(read, read, config, EngineConfig(), two)
+        open_model(
+            read, read, two, ComputeConfig(), osft_config=OSFTConfig(osft=True),
+            dtype=torch.bfloat16,
+        )  # fmt: skip

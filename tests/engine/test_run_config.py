@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_site import use
-from tuning.engine.run_config import experiment_config, preset, pretrain_config
+from tuning.engine.run_config import beside, experiment_config, preset, pretrain_config
 from tuning.runs.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -41,18 +41,19 @@ def test_the_defaults_are_those_of_the_documented_gpt():
     config = gpt()
     shape, t = config.shape, config.training
     assert (shape.num_layer, shape.num_attention_heads, shape.hidden_size) == (32, 128, 1024)
-    assert (t.total_batch_size, t.batch_size, config.seq_len) == (524288, 8, 4096)
+    batch = (t.total_batch_size, config.compute.micro_batch_size, config.seq_len)
+    assert batch == (524288, 8, 4096)
     assert (t.max_lr, t.last_lr, t.warmup_steps, t.weight_decay) == (4e-3, 3e-5, 1000, 0.1)
-    assert config.engine.save_every_steps == 5000 and config.engine.sep_size == 1
+    assert config.output.save_every_steps == 5000 and config.compute.sep_size == 1
 
 
 @pytest.mark.parametrize(
     "values",
     [
-        {"batch_size": 2}, {"parallel": "ddp"}, {"sep_size": 2}, {"use_compile": True},
-        {"save_every_steps": 7}, {"gradient_checkpointing": True}, {"focal_gamma": 5.0},
-        {"osft_unfreeze_rank_ratio": 0.5}, {"training_mode": "step"}, {"min_lr": 3e-5},
-        {"seq_len": 4096},
+        {"batch_size": 2}, {"micro_batch_size": 2}, {"parallel": "ddp"}, {"sep_size": 2},
+        {"use_compile": True}, {"save_every_steps": 7}, {"gradient_checkpointing": True},
+        {"focal_gamma": 5.0}, {"osft_unfreeze_rank_ratio": 0.5}, {"training_mode": "step"},
+        {"min_lr": 3e-5}, {"seq_len": 4096},
     ],
     ids=str,
 )  # fmt: skip
@@ -76,6 +77,71 @@ def test_what_changes_the_weights_changes_the_hash(values):
 
 def test_among_experts_the_micro_batch_counts():
     assert gpt(use_moe=True).hash != gpt(use_moe=True, batch_size=2).hash
+    packed = {"use_moe": True, "max_tokens_per_gpu": 4096}
+    assert gpt(**packed).hash != gpt(**packed | {"max_tokens_per_gpu": 8192}).hash
+    assert gpt(use_moe=True).hash != gpt(use_moe=True, router_aux_loss_coef=0.1).hash
+    assert gpt().hash == gpt(router_aux_loss_coef=0.1).hash
+
+
+def test_the_hash_of_the_embedded_model_stays_what_it_is():
+    """It seeds the sampling of every run that starts from it."""
+    config = experiment_config("tiny", preset("tiny"))
+    assert config.hashed["training"]["packed"] is False
+    assert set(config.hashed) == {"chat_template", "data_version", "base_hash", "shape", "data",
+                                  "training"}  # fmt: skip
+    assert "micro_batch_size" not in str(config.hashed)
+    assert config.hash.startswith("9ec874a49b5e")
+
+
+def test_batch_size_has_one_meaning_in_a_config():
+    """The flag has two: sequences of a forward pass, and samples of a packed step."""
+    fixed, packed = gpt(batch_size=2), gpt(batch_size=32, max_tokens_per_gpu=8192)
+    assert (fixed.training.batch_size, fixed.compute.micro_batch_size) == (None, 2)
+    assert fixed == gpt(micro_batch_size=2)
+    assert fixed.global_batch == 524288 // 4096
+    assert (packed.training.batch_size, packed.compute.micro_batch_size) == (32, None)
+    assert packed.global_batch == 32
+    assert gpt(max_tokens_per_gpu=8192).global_batch == 8
+
+
+def test_batches_that_are_given_take_the_place_of_those_of_a_preset():
+    base = preset("gpt-1b") | MOCK
+    assert base["micro_batch_size"] == 4
+    for given, micro in (({"batch_size": 2}, 2), ({"micro_batch_size": 2}, 2), ({}, 4)):
+        config = experiment_config("x", beside(base, given))
+        assert config.compute.micro_batch_size == micro
+    packed = experiment_config("x", beside(base, {"max_tokens_per_gpu": 4096}))
+    assert (packed.compute.micro_batch_size, packed.global_batch) == (None, 8)
+
+
+def test_what_follows_from_other_settings_is_filled_in():
+    t = gpt().training
+    assert (t.training_mode, t.min_lr, t.seq_len, t.packed) == ("step", 3e-5, 4096, False)
+    assert gpt(max_lr=1e-4).training.min_lr == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {}, {"batch_size": 2}, {"max_tokens_per_gpu": 512}, {"min_lr": 1e-4},
+        {"max_tokens_per_gpu": 512, "batch_size": 5}, {"max_lr": 1e-5, "min_lr": 1e-7},
+        {"max_lr": 1e-3}, {"block_size": 256}, {"block_size": 256, "seq_len": 128},
+        {"use_mock_data": True, "max_tokens": 70, "training_mode": "token"},
+        {"use_mock_data": True, "max_steps": 5, "max_tokens": 70}, {"use_mock_data": True},
+        {"gradient_checkpointing": False, "loss": "tuning.engine.losses.focal"},
+        {"loss": "focal", "focal_gamma": 0.1}, {"use_mock_data": True, "use_moe": True},
+        {"steps_to_profile": (2, 3), "debug": True, "log_dir": "a b", "osft_target_patterns": ()},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_command_of_a_config_makes_it_again(values):
+    from tuning import run_pretrain
+    from tuning.training.render import pretrain_words
+
+    config = pretrain_config("tiny", values)
+    script, *words = pretrain_words(config)
+    assert script == "run_pretrain.py"
+    assert run_pretrain.config_of(run_pretrain.parser().parse_args(words)) == config
 
 
 def test_data_are_told_by_what_they_hold(tmp_path: Path):
@@ -105,6 +171,11 @@ def test_data_are_told_by_what_they_hold(tmp_path: Path):
         ({"training_mode": "token"}, "--training_mode token needs --max_tokens"),
         ({"min_lr": 1.0}, "min_lr is 1.0; it must be between 0 and max_lr"),
         ({"save_best_val_loss": True}, "needs --validation_split"),
+        ({"batch_size": 2, "micro_batch_size": 2}, "batch_size and micro_batch_size are the same"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"micro_batch_size": 4, "max_tokens_per_gpu": 64}, "micro_batch_size is for batches of a"),
+        ({"loss": "focl"}, "Did you mean 'focal'?"),
+        ({"loss": "nowhere:f"}, "there is no module 'nowhere'"),
         ({"steps_to_profile": (3,)}, "two step numbers"),
         ({"model_name_or_path": "nowhere"}, "nowhere"),
     ],

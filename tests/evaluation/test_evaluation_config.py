@@ -10,6 +10,7 @@ import pytest
 from tests.small_site import COLLECTIONS, use
 from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
 from tuning.runs.errors import UserError
+from tuning.training.config_training import model_config
 
 pytestmark = pytest.mark.unit
 
@@ -20,11 +21,9 @@ def home(monkeypatch, tmp_path) -> Path:
 
 
 def config(**values):
-    sampling = values.pop("sampling", {})
-    return evaluation_config(
-        **{"model": "tiny", "artifact": "run", "artifact_hash": "a", "dataset": "arith",
-           "task": "gsm8k", "sampling": sampling_config("tiny", sampling)} | values
-    )  # fmt: skip
+    sampling = sampling_config("tiny", values.pop("sampling", {}))
+    wanted = {"run": "run", "run_hash": "a", "dataset": "arith", "task": "gsm8k"} | values
+    return evaluation_config(model_config("tiny"), sampling=sampling, **wanted)
 
 
 def test_the_model_overrides_the_defaults_and_flags_both():
@@ -77,7 +76,7 @@ def test_the_default_sampling_has_the_plain_name():
 @pytest.mark.parametrize(
     "change",
     [
-        {"artifact_hash": "b"},
+        {"run_hash": "b"},
         {"sampling": {"prompts": 40}},
         {"sampling": {"n_samples": 8}},
         {"sampling": {"sampling_seed": 1}},
@@ -91,12 +90,12 @@ def test_what_changes_the_answers_changes_the_hash(change):
 
 
 def test_names_do_not_change_the_hash():
-    assert config(artifact="other").hash == config().hash
-    assert replace(config(), model="big").hash == config().hash
+    assert config(run="other").hash == config().hash
+    assert replace(config(), base=model_config("big")).hash == config().hash
 
 
 def test_the_identity_names_its_parent():
-    identity = config().identity()
+    identity = config().identity(parent=config().evaluates)
     assert (identity.run_name, identity.kind) == ("run", "evaluation")
     assert identity.parent == {"run_name": "run", "hash": "a"}
     assert identity.artifact is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from tuning.evaluation.config import evaluation_config, sampling_config
 from tuning.evaluation.scoring import score
 from tuning.runs.atomic import read_json
 from tuning.runs.rundir import RunDirectory
+from tuning.tasks.base import Grade, Task
+from tuning.tasks.registry import TASKS
+from tuning.training.config_training import model_config
 
 pytestmark = pytest.mark.unit
 
@@ -22,15 +26,16 @@ RIGHT, WRONG, NONE = "so\n#### 5", "#### 6", "I do not know"
 def config(monkeypatch, tmp_path: Path):
     use(monkeypatch, tmp_path)
     return evaluation_config(
-        model="tiny", artifact="run", artifact_hash="a", dataset="arith", task="math",
+        model_config("tiny"), run="run", run_hash="a", dataset="arith", task="math",
         sampling=sampling_config("tiny", {"prompts": 3, "n_samples": 4, "k_values": (2, 4)}),
     )  # fmt: skip
 
 
-def write(directory: Path, *responses: list[str]) -> RunDirectory:
+def write(directory: Path, *responses: list[str], **columns) -> RunDirectory:
     directory.mkdir(exist_ok=True)
+    columns = columns or {"answer": "5"}
     lines = [
-        json.dumps({"index": i, "prompt": f"{i}?", "answer": "5", "responses": texts})
+        json.dumps({"index": i, "prompt": f"{i}?", **columns, "responses": texts})
         for i, texts in enumerate(responses)
     ]
     (directory / "responses.jsonl").write_text("".join(line + "\n" for line in lines))
@@ -49,6 +54,39 @@ def test_scores_say_what_was_right(config, tmp_path):
     assert estimates == pytest.approx([(1 + 1 / 4 + 0) / 3, (1 + 1 / 2 + 0) / 3, 2 / 3], abs=1e-6)
     for entry in found["pass_at_k"].values():
         assert 0 <= entry["low"] <= entry["estimate"] <= entry["high"] <= 1
+
+
+def test_the_mean_of_each_part_is_over_all_responses(config, tmp_path):
+    directory = write(tmp_path / "run", [RIGHT] * 4, [RIGHT, WRONG, NONE, ""], [WRONG] * 4)
+    assert score(directory, config)["parts"] == {"format": round(10 / 12, 6)}
+
+
+def test_an_answer_may_be_a_number(config, tmp_path):
+    of_text = score(write(tmp_path / "run", [RIGHT, WRONG, NONE, ""]), config)
+    of_number = score(write(tmp_path / "run", [RIGHT, WRONG, NONE, ""], answer=5), config)
+    assert of_number == of_text
+
+
+def test_a_task_without_answers_is_scored_from_the_responses_alone(config, monkeypatch, tmp_path):
+    """As IFEval is: a row lists what a response must have, and each has a part."""
+
+    def grade(response, row) -> Grade:
+        parts = {
+            "strict": all(word in response for word in row["words"]),
+            "loose": any(word in response for word in row["words"]),
+            "length": len(response),
+        }
+        return Grade(right=parts["strict"], reward=float(parts["loose"]), parts=parts)
+
+    words = Task(name="words", columns=("words", "kwargs"), accepts=lambda row: None, grade=grade)
+    monkeypatch.setitem(TASKS, "words", words)
+    directory = write(
+        tmp_path / "run", ["red blue", "red", "", "x"], words=["red", "blue"], kwargs=[{"n": None}]
+    )
+    found = score(directory, replace(config, task="words"))
+    assert found["correct"] == [1]
+    assert found["pass_at_k"]["2"]["estimate"] == 0.5
+    assert found["parts"] == {"strict": 0.25, "loose": 0.5, "length": 3.0}
 
 
 def test_scoring_again_gives_the_same_file(config, tmp_path):

@@ -403,7 +403,7 @@ def test_sft_alone_needs_no_method_and_grpo_needs_answers(monkeypatch, tmp_path)
         (root / f"{pool}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mine = {"dataset": "mine", "train_sizes": (40,)}
     assert plan(**mine).stages[-1].train_size == 30
-    with pytest.raises(UserError, match="grpo needs a reference answer"):
+    with pytest.raises(UserError, match=r"pt\.jsonl:1 lacks answer; grpo needs prompt, answer in"):
         plan(**mine, pft_methods=("grpo",))
     assert plan(**mine, sft_ratios=("0.5",), pft_methods=("dpo",)).stages[-1].role == "pt"
     with pytest.raises(UserError, match="is 40, but the sft pool of 'mine' has only 20"):
@@ -479,7 +479,9 @@ def test_a_name_cannot_stand_for_two_things(others, message):
 
 def test_forks_of_one_sweetspot_with_different_budgets_are_told_apart():
     first, second = sweetspots(), sweetspots(total_data=900, references=False)
-    forks = [s for s in merged([first, second], "both").stages if s.role == "fork"]
+    both = merged([first, second], "both")
+    forks = [s for s in both.stages if s.role == "fork"]
+    assert set(both.about["model_of"]) == {stage.name for stage in both.stages}
     assert len(forks) == len({s.name for s in forks})
     for fork in forks:
         assert f"-remaining-of-{fork.total_data}" in fork.name

@@ -298,10 +298,11 @@ def test_a_plan_comes_back_from_json_and_tells_what_it_is_about():
     made = plan(task="gsm8k", methods=("dpo", "kto"))
     assert Plan.from_json(made.to_json()) == made
     assert made.about == {
-        "model": "tiny", "source": "run:tiny", "dataset": "arith", "task": "math",
-        "total_data": 1000, "sft_data": 500, "rules": ["ppl-2.0", "ppl-1.6"],
-        "methods": ["dpo", "kto"], "k_values": [1, 2, 4], "prompts": 50, "samples": 4,
-        "temperature": 0.7,
+        "kind": "sweetspot", "models": ["tiny"], "sources": ["run:tiny"], "dataset": "arith",
+        "task": "math", "train_sizes": [1000], "sft_data": [500], "rules": ["ppl-2.0", "ppl-1.6"],
+        "methods": ["dpo", "kto"], "seeds": [42], "k_values": [1, 2, 4], "prompts": 50,
+        "samples": 4, "temperature": 0.7,
+        "model_of": {stage.name: "tiny" for stage in made.stages},
     }  # fmt: skip
 
 

@@ -9,17 +9,23 @@ from pathlib import Path
 import pytest
 
 from tests.small_site import use
-from tuning.config import CHAT_TEMPLATES
+from tuning.config import CHAT_TEMPLATES, DatasetEntry
 from tuning.data import arith, train_dataset
+from tuning.data.loaders import LOADERS
 from tuning.engine.config import ModelConfig
 from tuning.engine.model import build
 from tuning.engine.tokenizer import train_tokenizer
 from tuning.evaluation.config import evaluation_config, sampling_config
+from tuning.inference.generator import seed_of
 from tuning.inference.hf_engine import HFGenerator
-from tuning.inference.sampling import batch_seed, sample
+from tuning.inference.sampling import sample
 from tuning.runs import interrupt
 from tuning.runs.errors import Interrupted
 from tuning.runs.rundir import RunDirectory
+from tuning.tasks import math
+from tuning.tasks.base import Task
+from tuning.tasks.registry import TASKS
+from tuning.training.config_training import model_config
 
 pytestmark = pytest.mark.unit
 
@@ -27,6 +33,7 @@ SHAPE = ModelConfig(
     block_size=128, vocab_size=300, num_layer=1, num_attention_heads=2, num_key_value_heads=1,
     hidden_size=16, intermediate_size=32,
 )  # fmt: skip
+ARITH = DatasetEntry(name="arith", loader="arith")
 SAMPLING = {"prompts": 10, "n_samples": 3, "k_values": (1,), "max_new_tokens": 6, "batch_size": 4}
 
 
@@ -37,9 +44,25 @@ class Counting(HFGenerator):
         super().__init__(model, tokenizer)
         self.calls: list[tuple[int, int]] = []
 
-    def generate(self, prompts, sampling, seed):
-        self.calls.append((seed, len(prompts)))
-        return super().generate(prompts, sampling, seed)
+    def generate(self, prompts, sampling, run_hash, first):
+        self.calls.append((self.seed(sampling, run_hash, first), len(prompts)))
+        return super().generate(prompts, sampling, run_hash, first)
+
+
+class Rows:
+    """A dataset of these rows."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def version(self, pools):
+        return "1"
+
+    def pool(self, name):
+        return self.rows
+
+    def size(self, name):
+        return len(self.rows)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,7 +96,7 @@ def generator(engine) -> Counting:
 
 def config(**changes):
     return evaluation_config(
-        model="tiny", artifact="run", artifact_hash="a", dataset="arith", task="math",
+        model_config("tiny"), run="run", run_hash="a", dataset="arith", task="math",
         sampling=sampling_config("tiny", SAMPLING | changes),
     )  # fmt: skip
 
@@ -86,13 +109,27 @@ def sampled(folder: Path, generator: Counting, **changes) -> bytes:
 
 def test_every_prompt_has_its_answers_in_order(tmp_path, generator):
     rows = [json.loads(line) for line in sampled(tmp_path, generator).splitlines()]
-    test = train_dataset.rows("arith", "test", 10)
+    test = train_dataset.rows(ARITH, "test", 10)
     assert [row["index"] for row in rows] == list(range(10))
     assert [row["prompt"] for row in rows] == [train_dataset.prompt_text(row) for row in test]
     assert [row["answer"] for row in rows] == [row["answer"] for row in test]
     assert all(len(row["responses"]) == 3 for row in rows)
     assert len({text for row in rows for text in row["responses"]}) > 15
     assert [count for _, count in generator.calls] == [4, 4, 2]
+
+
+def test_a_line_has_the_columns_that_the_task_grades_by(monkeypatch, tmp_path, generator):
+    row = {"instructions": ["length"], "kwargs": [{"words": 3}], "key": 7}
+    rows = [{"prompt": [{"role": "user", "content": f"{n}?"}], **row} for n in range(2)]
+    monkeypatch.setitem(LOADERS, "arith", lambda entry: Rows(rows))
+    columns = ("instructions", "kwargs")
+    graded = Task(name="math", columns=columns, accepts=lambda row: None, grade=math.grade)
+    monkeypatch.setitem(TASKS, "math", graded)
+    lines = [json.loads(line) for line in sampled(tmp_path, generator, prompts=2).splitlines()]
+    assert [line["prompt"] for line in lines] == ["0?", "1?"]
+    for line in lines:
+        assert {column: line[column] for column in columns} == {c: row[c] for c in columns}
+        assert list(line) == ["index", "prompt", *columns, "responses"]
 
 
 def test_the_same_run_gives_the_same_answers_and_another_others(tmp_path, generator, whole):
@@ -104,8 +141,8 @@ def test_batches_have_seeds_of_their_own(tmp_path, generator):
     sampled(tmp_path / "a", generator)
     seeds = [seed for seed, _ in generator.calls]
     assert len(set(seeds)) == 3
-    assert seeds == [batch_seed(config().hash, 0, number) for number in range(3)]
-    many = {batch_seed(h, s, b) for h in ("a", "b") for s in (0, 1) for b in range(50)}
+    assert seeds == [seed_of(config().hash, 0, number) for number in range(3)]
+    many = {seed_of(h, s, b) for h in ("a", "b") for s in (0, 1) for b in range(50)}
     assert len(many) == 200
     assert all(0 <= seed < 2**63 for seed in many)
 
@@ -135,9 +172,9 @@ def test_a_finished_inference_samples_nothing(tmp_path, generator, whole):
 
 def test_asked_to_stop_it_ends_between_batches(tmp_path, generator, whole):
     class Stopping(Counting):
-        def generate(self, prompts, sampling, seed):
+        def generate(self, prompts, sampling, run_hash, first):
             interrupt._asked.set()
-            return super().generate(prompts, sampling, seed)
+            return super().generate(prompts, sampling, run_hash, first)
 
     stopping = Stopping(generator.model, generator.tokenizer)
     try:
@@ -169,9 +206,9 @@ def test_an_answer_ends_with_its_turn_whatever_the_base_model_ends_with(engine):
         return generated[-1]
 
     model.generate = generate
-    rows = train_dataset.rows("arith", "test", 4)
+    rows = train_dataset.rows(ARITH, "test", 4)
     sampling = sampling_config("tiny", {**SAMPLING, "n_samples": 64, "max_new_tokens": 64})
-    generator.generate([row["prompt"] for row in rows], sampling, seed=1)
+    generator.generate([row["prompt"] for row in rows], sampling, run_hash="a", first=0)
     answers = generated[0][:, -64:].tolist()
     ended = 0
     for tokens in answers:

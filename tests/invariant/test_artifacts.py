@@ -47,12 +47,14 @@ def perplexity(home: Path, run: RunDirectory, checkpoint: Path | None) -> float:
     from tuning.evaluation.perplexity import measure
     from tuning.flags import restore
     from tuning.training.config_training import SFTRunConfig
-    from tuning.weights import loading as models
+    from tuning.weights.artifact import artifact_of
+    from tuning.weights.loading import open_model, open_tokenizer
 
     config: Any = restore(SFTRunConfig, (run.config or {})["settings"])
     rows = config.dataset.rows("validation")[: config.perplexity.validation_size]
-    pool = encode(models.load_tokenizer(config.model), rows, config.model.max_seq_length)
-    return measure(models.load_artifact(config.model, run, checkpoint), pool).token_level
+    artifact = artifact_of(config.model, run, checkpoint)
+    pool = encode(open_tokenizer(artifact), rows, config.model.max_seq_length)
+    return measure(open_model(artifact), pool).token_level
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["adapter", "whole modules"])

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import warm
 from tests.engine import small
 from tests.invariant.test_parallel import ROOT, together
 from tuning.runs import manifest
@@ -118,12 +117,12 @@ def test_a_kill_at_any_moment_loses_steps_since_the_last_whole_checkpoint(tmp_pa
     straight, _, _ = small.train(tmp_path / "straight", **LONG)
     run = tmp_path / "run"
     cases = json.dumps({"killed": LONG | {"directory": str(run)}})
-    command = [sys.executable, str(small.__file__), str(tmp_path), cases]
+    command = [str(small.__file__), str(tmp_path), cases]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     cut = 0
     for further in (3, 20, 31):
         begun = newest(run)
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        process = warm.start(command, environment, tmp_path)
         deadline = time.monotonic() + 120
         while newest(run) < begun + further or not list(run.glob(".checkpoint-*.tmp")):
             assert process.poll() is None and time.monotonic() < deadline

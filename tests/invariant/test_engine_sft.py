@@ -8,8 +8,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import COLLECTIONS, check, copy_home, environment, run_entry, torchrun
+from tests import warm
+from tests.conftest import (
+    COLLECTIONS,
+    check,
+    copy_home,
+    environment,
+    run_entry,
+    start_entry,
+    torchrun,
+)
 from tests.engine import small
 from tuning.config import PACKAGE
 from tuning.runs import manifest
@@ -105,11 +112,12 @@ def test_sweetspots_are_whole_models_with_the_perplexity_that_was_measured(
     from tuning.flags import restore
     from tuning.training.config_training import SFTRunConfig
     from tuning.training.pools import sft_pools
-    from tuning.weights import loading as models
+    from tuning.weights.artifact import artifact_of
+    from tuning.weights.loading import open_model, open_tokenizer
 
     config: Any = restore(SFTRunConfig, (straight.config or {})["settings"])
-    _, pool = sft_pools(config, models.load_tokenizer(config.model))
-    base = measure(models.load_base(config.model), pool)
+    _, pool = sft_pools(config, open_tokenizer(artifact_of(config.model)))
+    base = measure(open_model(artifact_of(config.model)), pool)
     assert base.token_level == pytest.approx(straight.result["base_perplexity"], rel=1e-5)
     assert base.sample_mean == pytest.approx(measured(straight)[0][2], rel=1e-5)
     for label in LABELS:
@@ -117,9 +125,9 @@ def test_sweetspots_are_whole_models_with_the_perplexity_that_was_measured(
         whole = AutoModelForCausalLM.from_pretrained(spot(straight, label))
         found = measure(whole, pool)
         assert found.token_level == pytest.approx(metadata(straight, label)["perplexity"], rel=1e-5)
-        loaded = models.load_artifact(config.model, straight, spot(straight, label))
+        loaded = open_model(artifact_of(config.model, straight, spot(straight, label)))
         assert small.same(loaded.state_dict(), whole.state_dict())
-    final = measure(models.load_artifact(config.model, straight), pool)
+    final = measure(open_model(artifact_of(config.model, straight)), pool)
     assert final.token_level == pytest.approx(straight.result["perplexity"], rel=1e-5)
 
 
@@ -127,8 +135,9 @@ def test_a_fork_has_a_new_adapter_over_the_whole_sweetspot(
     straight: RunDirectory, here: Path
 ) -> None:
     from tuning.flags import restore
-    from tuning.weights import loading as models
+    from tuning.weights.artifact import artifact_of
     from tuning.weights.config import ModelLoadConfig
+    from tuning.weights.loading import open_model
 
     flags = ("--parent_run", straight.name, "--sweetspot", "4.0", "--total_data", 88)
     check(run_entry(here, "run_dpo.py", *DATA, *flags, "--sft_loss_weight", 0, *ALL))
@@ -139,7 +148,7 @@ def test_a_fork_has_a_new_adapter_over_the_whole_sweetspot(
     losses = [line["loss"] for line in fork.metrics() if "loss" in line]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-3), "the reference is the sweetspot"
     model: Any = restore(ModelLoadConfig, fork.config["settings"]["model"])
-    under = models.load_artifact(model, fork).unload().state_dict()
+    under = open_model(artifact_of(model, fork)).unload().state_dict()
     whole = load_file(spot(straight, "4.0") / "model.safetensors")
     assert all(torch.equal(under[name], whole[name]) for name in whole)
     scores = json.loads((here / "outputs/math" / path.name / "scores.json").read_text())
@@ -163,9 +172,7 @@ def test_two_processes_reach_the_same_sweetspots(
     """And one of them samples and scores what both have trained."""
     home = copy_home(trained_home, tmp_path / "home")
     command = torchrun(2, PACKAGE / "run_sft.py", *SETTINGS, *more, *ALL)
-    done = subprocess.run(
-        command, env=environment(home), capture_output=True, text=True, check=False, timeout=300
-    )
+    done = warm.run(command, environment(home), home, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     run = only_run(home)
     assert run.hash == straight.hash
@@ -185,8 +192,8 @@ def test_stopped_and_killed_is_straight(
     straight: RunDirectory, trained_home: Path, tmp_path: Path
 ) -> None:
     home = copy_home(trained_home, tmp_path / "home")
-    stop(home, signal.SIGTERM, 75)
-    stop(home, signal.SIGKILL, -signal.SIGKILL)
+    stop(home, signal.SIGTERM, 75, anew=True)
+    stop(home, signal.SIGKILL, -signal.SIGKILL, anew=False)
     check(run_entry(home, "run_sft.py", *SETTINGS, "--do_training"))
     run = only_run(home)
     assert measured(run) == measured(straight)
@@ -201,14 +208,11 @@ def test_stopped_and_killed_is_straight(
         assert weights[0] == weights[1], folder
 
 
-def stop(home: Path, number: signal.Signals, code: int) -> None:
+def stop(home: Path, number: signal.Signals, code: int, anew: bool) -> None:
     """Start the run, and send a signal once it has saved a checkpoint more."""
     before = saved(home)
-    process = subprocess.Popen(
-        [sys.executable, str(PACKAGE / "run_sft.py"), *SETTINGS, "--do_training",
-         "--save_steps", "3"],
-        env=environment(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    flags = (*SETTINGS, "--do_training", "--save_steps", "3")
+    process = start_entry(home, "run_sft.py", *flags, anew=anew)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if saved(home) > before:

@@ -5,12 +5,11 @@ so.
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment
+from tests.conftest import check, run_entry, run_script
 from tuning.config import PACKAGE
 from tuning.runs import manifest
 
@@ -38,6 +37,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+def limited(home: Path, code: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run an entry point by a program that limits what it may write."""
+    program = home.parent / "limited.py"
+    program.write_text(code)
+    return run_script(home, program, *words, cwd=home.parent)
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -50,10 +56,7 @@ def test_whatever_cannot_be_written_is_said_in_one_line(
     tiny_home: Path, command: tuple[str, ...]
 ) -> None:
     script, *flags = command
-    full = subprocess.run(
-        [sys.executable, "-c", SUDDEN, str(PACKAGE / script), *flags],
-        env=environment(tiny_home), capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    full = limited(tiny_home, SUDDEN, PACKAGE / script, *flags)
     assert full.returncode == 1, full.stderr[-3000:]
     assert "could not be written" in full.stderr
     assert "Traceback" not in full.stderr
@@ -61,11 +64,7 @@ def test_whatever_cannot_be_written_is_said_in_one_line(
 
 def test_the_last_whole_checkpoint_is_left_and_named(tiny_home: Path) -> None:
     run = tiny_home / "models" / "tiny_sft-arith-160"
-    command = [str(PACKAGE / "run_sft.py"), *FLAGS]
-    full = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(run), *command],
-        env=environment(tiny_home), capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    full = limited(tiny_home, LIMITED, run, PACKAGE / "run_sft.py", *FLAGS)
     said = full.stderr.strip().splitlines()[-1]
     assert full.returncode == 1, full.stderr[-3000:]
     assert "could not be written" in said
@@ -75,9 +74,5 @@ def test_the_last_whole_checkpoint_is_left_and_named(tiny_home: Path) -> None:
     assert "Traceback" not in full.stderr
     assert [path for _, path in manifest.checkpoints(run) if not manifest.is_whole(path)] == []
 
-    again = subprocess.run(
-        [sys.executable, *command],
-        env=environment(tiny_home), capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr[-3000:]
+    check(run_entry(tiny_home, "run_sft.py", *FLAGS))
     assert (run / "model" / "adapter_model.safetensors").exists()

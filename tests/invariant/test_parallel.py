@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import torchrun
+from tests import warm
 from tests.engine import small
 
 PROGRAM = Path(small.__file__)
@@ -65,12 +64,10 @@ NAMES = [(world, name) for world, cases in CASES.items() for name in cases]
 
 def together(world: int, out: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Run cases in `world` processes."""
-    done = subprocess.run(
-        torchrun(world, PROGRAM, out, json.dumps(cases)),
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
+    command = (str(PROGRAM), str(out), json.dumps(cases))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    code, errors = warm.run_together(world, command, environment, ROOT, timeout=600)
+    assert code == 0, errors[-6000:]
 
 
 @pytest.fixture(scope="module")

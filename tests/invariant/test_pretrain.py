@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,19 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import check, environment, run_entry, torchrun
+from tests import warm
+from tests.conftest import check, environment, run_entry, start_entry, torchrun
+from tests.warm import Process
 from tuning.config import PACKAGE
 from tuning.runs import manifest
 
 TINY = ("--model", "tiny")
 
 
-def start_until(home: Path, step: int) -> subprocess.Popen[bytes]:
+def start_until(home: Path, step: int, anew: bool) -> Process:
     """Pre-training in the background, once it has done `step` steps."""
-    process = subprocess.Popen(
-        [sys.executable, str(PACKAGE / "run_pretrain.py"), *TINY, "--save_every_steps", "20"],
-        env=environment(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = start_entry(home, "run_pretrain.py", *TINY, "--save_every_steps", "20", anew=anew)
     told = home / "models/tiny/progress.json"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -36,12 +33,12 @@ def start_until(home: Path, step: int) -> subprocess.Popen[bytes]:
 
 
 def test_stopped_and_killed_is_straight(trained_home: Path, home: Path) -> None:
-    stopped = start_until(home, 25)
+    stopped = start_until(home, 25, anew=True)
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(timeout=60) == 75
     assert manifest.newest_whole(home / "models/tiny") is not None
 
-    killed = start_until(home, 70)
+    killed = start_until(home, 70, anew=False)
     killed.kill()
     killed.wait(timeout=60)
 
@@ -54,11 +51,11 @@ def test_stopped_and_killed_is_straight(trained_home: Path, home: Path) -> None:
     assert "already trained" in check(run_entry(home, "run_pretrain.py", *TINY)).stdout
 
 
-def together(home: Path, *flags: str) -> subprocess.Popen[bytes]:
+def together(home: Path, *flags: str) -> Process:
     """Pre-training by two processes, in the background; stops when TUNING_STOP appears."""
     command = torchrun(2, PACKAGE / "run_pretrain.py", *flags)
     told = {"TUNING_STOP": str(home.parent / "stop"), "TUNING_EXIT": str(home.parent / "exit")}
-    return subprocess.Popen(command, env=environment(home) | told)
+    return warm.start(command, environment(home) | told, home.parent)
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
@@ -82,7 +79,7 @@ def test_two_processes_stop_together_and_resume_bit_for_bit(tmp_path: Path) -> N
         time.sleep(0.05)
     (tmp_path / "stop").touch()
     assert first.wait(timeout=120) != 0
-    assert (tmp_path / "exit").read_text() == "75"
+    assert json.loads((tmp_path / "exit").read_text())["code"] == 75
     (tmp_path / "stop").unlink()
     assert together(home, *flags).wait(timeout=120) == 0
     runs = [next((tmp_path / name).glob("models/*")) for name in ("straight", "stopped")]
@@ -97,13 +94,11 @@ def test_two_processes_stop_together_and_resume_bit_for_bit(tmp_path: Path) -> N
 
 
 def test_runs_of_one_process_refuse_torchrun(tiny_home: Path) -> None:
-    done = subprocess.run(
-        torchrun(
-            2, PACKAGE / "run_sft.py", "--model", "tiny", "--dataset", "arith", "--task", "math",
-            "--train_size", "32", "--do_training",
-        ),
-        env=environment(tiny_home), capture_output=True, text=True, check=False, timeout=120,
+    command = torchrun(
+        2, PACKAGE / "run_sft.py", "--model", "tiny", "--dataset", "arith", "--task", "math",
+        "--train_size", "32", "--do_training",
     )  # fmt: skip
+    done = warm.run(command, environment(tiny_home), tiny_home, timeout=120)
     assert done.returncode != 0
     assert "error: sft runs are trained by one process; torchrun started 2." in done.stderr
     assert not list(tiny_home.glob("models/*sft*"))

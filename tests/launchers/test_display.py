@@ -14,7 +14,7 @@ from tuning.runs import atomic
 
 pytestmark = pytest.mark.unit
 
-WORK = Stage(name="sft", role="sft", hash="a", command=("run_sft.py",))
+WORK = Stage(name="sft", role="sft", hash="a", script="run_sft.py", phases=("train",))
 ROW = Stage(name="row", role="base", hash="b")
 
 

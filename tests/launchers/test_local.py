@@ -19,7 +19,7 @@ import pytest
 from tests.small_site import use
 from tuning import config as site
 from tuning.launchers.local import LocalLauncher
-from tuning.plan import Plan, Stage
+from tuning.plan import Plan, Stage, read_stage
 from tuning.runs import atomic
 from tuning.runs.rundir import Identity, RunDirectory, claim
 
@@ -30,7 +30,8 @@ from tuning.runs import interrupt
 from tuning.runs.rundir import Identity, claim
 
 interrupt.install()
-name, hash_, log, do, *flags = sys.argv[1:]
+stage = json.load(open(sys.argv[sys.argv.index("--stage") + 1]))["stage"]
+name, hash_, log, do = stage["name"], stage["hash"], stage["run"]["log"], stage["run"]["do"]
 
 def note(event):
     with open(log, "a") as file:
@@ -42,10 +43,10 @@ if do == "fail":
     sys.exit("error: it was not to be")
 if do == "lie":
     sys.exit(0)
-with claim(site.models_dir(), identity, say=lambda text: None) as directory:
+with claim(site.models_dir(), identity) as directory:
     with directory.phase("train"):
         for at in range(int(do)):
-            interrupt.check() if "--careless" not in flags else None
+            interrupt.check()
             directory.progress("train", at, int(do), final=True)
             time.sleep(0.05)
     note("end")
@@ -65,7 +66,7 @@ class Experiment:
         hash_ = f"{len(self.stages):064d}"
         stage = Stage(
             name=name, role="sft", hash=hash_, phases=("train",), parents=parents,
-            command=(str(self.script), name, hash_, str(self.log), str(do)),
+            script=str(self.script), run={"log": str(self.log), "do": str(do)},
         )  # fmt: skip
         self.stages.append(replace(stage, **changes))
         return self.stages[-1]
@@ -190,7 +191,7 @@ def test_an_unreached_sweetspot_is_skipped_and_stops_nothing(experiment):
     sft(experiment, {"state": "unreached", "best": 2.31})
     fork = {"parent": "sft", "sweetspot": "ppl-2.0", "role": "fork"}
     experiment.add("fork", "sft", **fork)
-    experiment.add("row", "fork", command=(), phases=(), trains=False)
+    experiment.add("row", "fork", script="", phases=(), trains=False)
     experiment.add("after", "row", do=1)
     assert experiment.launch() == {
         "sft": ("done", ""),
@@ -219,18 +220,18 @@ from pathlib import Path
 from tuning.launchers.local import LocalLauncher
 from tuning.plan import Plan
 plan = Plan.from_json(json.loads(Path(sys.argv[1]).read_text()))
-launcher = LocalLauncher(plan, max_parallel=2)
+launcher = LocalLauncher(plan, max_parallel=2, processes=int(sys.argv[2]) or None)
 states = launcher.launch()
 print(json.dumps(states))
 sys.exit(75 if launcher.stopping else 0)
 """
 
 
-def launch_elsewhere(experiment: Experiment) -> subprocess.Popen[str]:
+def launch_elsewhere(experiment: Experiment, processes: int = 0) -> subprocess.Popen[str]:
     path = site.home().parent / "plan.json"
     atomic.write_json(path, experiment.plan.to_json())
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, str(path)], stdout=subprocess.PIPE,
+        [sys.executable, "-c", LAUNCH, str(path), str(processes)], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -257,13 +258,12 @@ def test_asked_to_stop_the_stages_save_and_the_next_launch_goes_on(experiment):
     output, errors = launcher.communicate(timeout=30)
     assert launcher.returncode == 75
     assert json.loads(output) == {"a": ["pending", ""], "b": ["pending", ""]}
-    assert "stopping a: it saves what it has" in errors
+    assert "stopping a: saving its state" in errors
     assert (run.status["state"], run.status["reason"]) == (
         "pending", "stopped on request; the same command resumes"
     )  # fmt: skip
-    experiment.stages[0] = replace(
-        experiment.stages[0], command=(*experiment.stages[0].command[:-1], "1")
-    )
+    shorter = {"log": str(experiment.log), "do": "1"}
+    experiment.stages[0] = replace(experiment.stages[0], run=shorter)
     assert experiment.states() == {"a": "done", "b": "done"}
 
 
@@ -281,12 +281,14 @@ def test_asked_to_stop_while_a_stage_starts_that_stage_stops_too(experiment):
 def test_flags_of_the_launch_reach_the_stages(experiment):
     recorder = experiment.script.with_name("flags.py")
     recorder.write_text("import sys\nprint(*sys.argv[1:])\n")
-    experiment.add("a", command=(str(recorder), "--x"))
-    experiment.add("b", command=(str(recorder), "--x"), phases=("evaluation",))
+    experiment.add("a", script=str(recorder))
+    experiment.add("b", script=str(recorder), phases=("evaluation",))
     experiment.launch(wait=False, wandb="offline")
     logs = site.reports_dir() / "trial" / "logs"
-    assert (logs / "a.txt").read_text() == "--x --no_wait --wandb offline\n"
-    assert (logs / "b.txt").read_text() == "--x --no_wait\n"
+    files = {name: site.reports_dir() / "trial" / "stages" / f"{name}.stage.json" for name in "ab"}
+    assert (logs / "a.txt").read_text() == f"--stage {files['a']} --no_wait --wandb offline\n"
+    assert (logs / "b.txt").read_text() == f"--stage {files['b']} --no_wait\n"
+    assert [read_stage(files[name]) for name in "ab"] == experiment.stages
 
 
 def test_gpus_are_given_out_one_each(experiment, monkeypatch):
@@ -297,7 +299,7 @@ def test_gpus_are_given_out_one_each(experiment, monkeypatch):
         "import os, time\nprint(os.environ['CUDA_VISIBLE_DEVICES'])\ntime.sleep(0.5)\n"
     )
     for name in "ab":
-        experiment.add(name, command=(str(recorder),))
+        experiment.add(name, script=str(recorder))
     launcher = LocalLauncher(experiment.plan)
     assert launcher.slots == 2
     launcher.launch()

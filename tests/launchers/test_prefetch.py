@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import subprocess
@@ -18,10 +19,13 @@ from tests.launchers.small_hub import SmallHub
 from tests.small_site import COLLECTIONS, use
 from tuning.data import arith
 from tuning.engine.tokenizer import train_tokenizer
+from tuning.evaluation.config import evaluation_config, sampling_config
 from tuning.experiments.sweetspot import Wanted, sweetspot_plan
+from tuning.flags import plain
 from tuning.launchers import prefetch
 from tuning.plan import Plan, Stage
-from tuning.runs import atomic
+from tuning.training.config_training import model_config, sft_config
+from tuning.weights.hub import lacking, snapshot_folder
 
 pytestmark = pytest.mark.unit
 
@@ -32,7 +36,9 @@ import json, sys
 from tuning.entry import exit_code
 from tuning.launchers.prefetch import fetch
 from tuning.plan import Plan
-sys.exit(exit_code(lambda: fetch(Plan.from_json(json.loads(sys.argv[1])), print)))
+from tuning.runs.log import configure
+configure()
+sys.exit(exit_code(lambda: fetch(Plan.from_json(json.loads(sys.argv[1])))))
 """
 LOAD = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,13 +77,22 @@ def hub(repository) -> SmallHub:
     return SmallHub(NAME, repository)
 
 
+def evaluated(model: str, dataset: str = "arith", run: str | None = None) -> Stage:
+    """The evaluation of a base model, or of a run that stands on it."""
+    config = evaluation_config(
+        model_config(model), dataset=dataset, task="math", sampling=sampling_config(model),
+        run=run, run_hash=run,
+    )  # fmt: skip
+    return Stage(name=run or model, role="base", hash=model, evaluation=plain(config))
+
+
+def trained(model: str) -> Stage:
+    config = sft_config(model=model, dataset="arith", task="math", train_size=10)
+    return Stage(name=config.run_name, role="sft", hash=config.hash, run=plain(config))
+
+
 def plan_of(*models: str) -> Plan:
-    return Plan(
-        experiment="e",
-        stages=tuple(
-            Stage(name=m, role="base", hash=m, command=("run_sft.py", "--model", m)) for m in models
-        ),
-    )
+    return Plan(experiment="e", stages=tuple(map(evaluated, models)))
 
 
 def python(
@@ -141,7 +156,7 @@ def test_a_dropped_connection_leaves_no_model_and_a_second_fetch_completes_it(hu
 def test_a_small_file_that_did_not_come_is_missing_too(hub, tmp_path):
     with hub.serving() as endpoint:
         assert fetch(tmp_path, endpoint).returncode == 0
-    folder = prefetch.snapshot_folder(NAME)
+    folder = snapshot_folder(NAME)
     assert folder is not None
     (folder / "tokenizer_config.json").unlink()
     assert "lacks tokenizer_config.json" in prefetch.missing(plan_of("big"))[0]
@@ -202,8 +217,8 @@ def test_the_bar_shows_on_a_terminal_though_stages_have_none(hub, tmp_path):
 
 def test_every_stage_of_an_experiment_names_its_model(home):
     wanted = Wanted(
-        model="big", dataset="arith", task="math", total_data=100, sft_data=50, thresholds=(2.0,),
-        do_sft=True, do_dpo=True, do_inference=True,
+        model="big", dataset="arith", task="math", total_data=100, sft_data=50,
+        sft_values={"perplexity_thresholds": (2.0,)}, do_sft=True, do_dpo=True, do_inference=True,
     )  # fmt: skip
     plan = sweetspot_plan(wanted)
     assert prefetch.hub_models(plan) == {"big": NAME}
@@ -213,14 +228,13 @@ def test_every_stage_of_an_experiment_names_its_model(home):
 
 
 def test_the_model_of_a_run_is_that_of_its_settings(home):
-    config = {"settings": {"model": {"model": "org/other"}}}
-    atomic.write_json(home / "models" / "a" / "config.json", config)
-    stages = [
-        Stage(name=n, role="base", hash=n, command=("run_inference.py", "--run", n))
-        for n in ("a", "b")
-    ]
-    plan = Plan(experiment="e", stages=tuple(stages))
-    assert prefetch.hub_models(plan) == {"org/other": "org/other"}
+    stages = (
+        trained("org/first"),
+        evaluated("org/other", run="a"),
+        Stage(name="b", role="report", hash="b"),
+    )
+    plan = Plan(experiment="e", stages=stages)
+    assert prefetch.hub_models(plan) == {"org/first": "org/first", "org/other": "org/other"}
 
 
 def test_a_plan_without_hub_models_imports_nothing(home):
@@ -235,16 +249,23 @@ def test_a_plan_without_hub_models_imports_nothing(home):
     assert done.stdout.splitlines() == ["[]", "[]"], done.stderr
 
 
-def test_files_of_a_dataset_that_are_not_there_are_named(monkeypatch, tmp_path):
+def test_files_of_a_dataset_that_are_not_there_are_named(monkeypatch, tmp_path, caplog):
     use(monkeypatch, tmp_path, COLLECTIONS)
-    for file in ("sft.jsonl", "pt.jsonl", "te.jsonl"):
-        (tmp_path / file).touch()
-    command = ("run_sft.py", "--model", "tiny", "--dataset", "mine")
-    plan = Plan(experiment="e", stages=(Stage(name="a", role="sft", hash="a", command=command),))
+    row = {"completion": "c", "answer": "1", "chosen": "a", "rejected": "b"}
+    for file in ("sft", "pt", "va", "te"):
+        lines = [json.dumps(row | {"prompt": f"{file} {n}"}) + "\n" for n in range(200)]
+        (tmp_path / f"{file}.jsonl").write_text("".join(lines))
+    config = sft_config(model="tiny", dataset="mine", task="math", train_size=10)
+    stage = Stage(name="a", role="sft", hash="a", run=plain(config))
+    plan = Plan(experiment="e", stages=(stage, evaluated("tiny", "mine")))
+    assert prefetch.missing(plan) == []
+    (tmp_path / "va.jsonl").unlink()
     assert prefetch.missing(plan) == [f"dataset 'mine' lacks {tmp_path / 'va.jsonl'}"]
-    said: list[str] = []
-    prefetch.fetch(plan, said.append)
-    assert said == [f"warning: dataset 'mine' lacks {tmp_path / 'va.jsonl'}"]
+    with caplog.at_level(logging.INFO, logger="tuning"):
+        prefetch.fetch(plan)
+    assert caplog.record_tuples == [
+        ("tuning", logging.WARNING, f"dataset 'mine' lacks {tmp_path / 'va.jsonl'}")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -265,25 +286,24 @@ def test_a_cache_that_another_client_filled_is_judged_by_its_files(tmp_path, the
     (repository / "refs" / "main").write_text("a" * 40)
     for name in there:
         (folder / name).touch()
-    assert prefetch.lacking(NAME) == lacks
+    assert lacking(NAME) == lacks
+
+
+@pytest.mark.parametrize("name", ["org/none", "org/a--b", "org/a..b", "org/" + "a" * 100])
+def test_what_the_cache_has_nothing_of_lacks_everything(name):
+    assert snapshot_folder(name) is None
+    assert lacking(name) == ["all files"]
 
 
 def test_half_an_index_is_no_model(tmp_path):
     test_a_cache_that_another_client_filled_is_judged_by_its_files(
         tmp_path, ("config.json", "tokenizer.json"), ["model.safetensors"]
     )
-    folder = prefetch.snapshot_folder(NAME)
+    folder = snapshot_folder(NAME)
     assert folder is not None
     index = folder / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "model-1-of-2.safet')
-    assert prefetch.lacking(NAME) == ["model.safetensors"]
+    assert lacking(NAME) == ["model.safetensors"]
     index.write_text('{"weight_map": {"a": "model-1-of-2.safetensors", "b": "x.safetensors"}}')
     (folder / "x.safetensors").touch()
-    assert prefetch.lacking(NAME) == ["model-1-of-2.safetensors"]
-
-
-def test_flags_are_taken_as_a_parser_takes_them():
-    flags = prefetch.flags_of(
-        ("run_sft.py", "--model", "tiny", "--rules", "2.0", "1.6", "--none", "--seed", "3")
-    )
-    assert vars(flags) == {"model": "tiny", "rules": ["2.0", "1.6"], "none": [], "seed": "3"}
+    assert lacking(NAME) == ["model-1-of-2.safetensors"]

@@ -21,12 +21,24 @@ pytestmark = pytest.mark.unit
 TELL = """
 import os, sys, time
 from pathlib import Path
-from tuning.runs.rundir import tell
+from tuning.runs.progress import tell
 count = Path(sys.argv[1])
 attempt = int(count.read_text()) + 1 if count.exists() else 1
 count.write_text(str(attempt))
 def progress(at, directory="run"):
     tell(directory=directory, phase="train", at=at, of=10, note="", time=0.0)
+"""
+
+
+ENDS = """
+from tuning import entry
+from tuning.runs.errors import Skipped, StageFailed
+def skip():
+    raise Skipped("never reached", "unreached")
+def fail():
+    import atexit
+    atexit.register(print, "some library says good-bye")
+    raise StageFailed("the disk is full")
 """
 
 
@@ -115,9 +127,20 @@ def watched(tmp_path):
     [
         pytest.param("print('well')", ("done", 0, "", 1), id="done"),
         pytest.param(
-            "print('x')\nprint('skipped: never reached')",
-            ("skipped", 0, "never reached", 1),
-            id="skipped",
+            ENDS + "print('skipped: it is only said')\nentry.run(lambda: 0)",
+            ("done", 0, "", 1),
+            id="not-skipped",
+        ),
+        pytest.param(
+            ENDS + "entry.run(skip)\nprint('x')", ("skipped", 0, "never reached", 1), id="skipped"
+        ),
+        pytest.param(
+            ENDS + "entry.run(fail)", ("failed", 1, "the disk is full", 1), id="recorded-reason"
+        ),
+        pytest.param(
+            ENDS + "entry.run(fail) if os.fork() == 0 else os.wait()",
+            ("done", 0, "", 1),
+            id="another-process-failed",
         ),
         pytest.param(
             "print('x')\nprint('error: no such model', file=sys.stderr)\nsys.exit(2)",

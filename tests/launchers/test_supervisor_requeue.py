@@ -25,7 +25,7 @@ pytestmark = pytest.mark.unit
 STAGE = """
 import os, sys, time
 from pathlib import Path
-from tuning.runs.rundir import tell
+from tuning.runs.progress import tell
 count = Path(sys.argv[1])
 attempt = int(count.read_text()) + 1 if count.exists() else 1
 count.write_text(str(attempt))
@@ -118,7 +118,7 @@ def test_a_stage_that_is_to_go_on_is_put_back_into_the_queue(job, body, why):
     assert job.queue.asked == [why]
     assert job.told == {
         "state": "pending", "code": 75, "reason": why, "attempts": 1, "idle": 0,
-        "furthest": {"run:train": 1}, "job": None,
+        "furthest": {"run:train": 1}, "job": None, "signal": "",
     }  # fmt: skip
     assert (job.folder / "count").read_text() == "1"
 
@@ -127,7 +127,12 @@ def test_a_stage_that_is_to_go_on_is_put_back_into_the_queue(job, body, why):
     ("body", "state", "reason"),
     [
         ("print('well')", "done", ""),
-        ("print('skipped: never reached')", "skipped", "never reached"),
+        (
+            "from tuning import entry\nfrom tuning.runs.errors import Skipped\n"
+            "def main(): raise Skipped('never reached', 'unreached')\nentry.run(main)",
+            "skipped",
+            "never reached",
+        ),
         ("progress(1)\nsys.exit('error: no such model')", "failed", "no such model"),
         ("progress(1)\nos.kill(os.getpid(), 11)", "failed", "killed by SIGSEGV"),
         ("sys.exit(75)", "failed", "stopped again and again without progress"),
@@ -310,7 +315,7 @@ def test_a_file_of_an_earlier_start_stops_nothing(job):
     places = job.folder / "stages" / "slurm"
     places.mkdir(parents=True)
     (places / "stage.stop").touch()
-    (places / "stage.exit").write_text("2")
+    (places / "stage.exit").write_text('{"code": 2}')
     assert job.start(joined("time.sleep(0.3)\n    interrupt.check()"), joined=True).state == "done"
 
 
@@ -320,15 +325,17 @@ def test_a_stage_alone_is_sent_signals_and_leaves_no_files(job):
     assert [path.name for path in (job.folder / "stages" / "slurm").iterdir()] == ["stage.json"]
 
 
-ROOT_CAUSE = """
+KILLED = """
 progress(1)
-print("Root Cause (first observed failure):\\n[0]:\\n  rank      : 1 (local_rank: 1)")
-print("  exitcode  : {code} (pid: 4)")
+from tuning.runs import outcome
+outcome.write(outcome.path(), outcome.Outcome(code={code}))
 sys.exit(1)
 """
 
 
-@pytest.mark.parametrize(("code", "ending"), [("-9", 75), ("-11", 1), ("1", 1)])
-def test_a_rank_that_was_killed_is_named_by_torchrun(job, code, ending):
-    found = job.start(ROOT_CAUSE.format(code=code), joined=True)
-    assert found.code == ending
+@pytest.mark.parametrize(
+    ("code", "ending", "signal"), [("-9", 75, ""), ("-11", 1, "SIGSEGV"), ("1", 1, "")]
+)
+def test_a_rank_that_was_killed_is_recorded_by_what_started_it(job, code, ending, signal):
+    found = job.start(KILLED.format(code=code), joined=True)
+    assert (found.code, found.signal) == (ending, signal)

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import check, copy_home, run_entry
-from tests.launchers.test_footprint import plan_of, sft_stage
+from tests.logged import logged
 from tests.run_configs import fork, sft
 from tests.small_site import use
 from tuning.manage.clean import DAY, HOUR, Leftover, orphans, removable, remove
-from tuning.plan import standing
+from tuning.plan import Plan, Stage, standing
 from tuning.runs import atomic, manifest
 from tuning.runs.errors import UserError
 from tuning.runs.lock import Lock
@@ -102,8 +102,9 @@ def everything(home: Path) -> set[str]:
 
 
 def clean(home: Path, live: set[str] = frozenset()) -> list[str]:
-    said: list[str] = []
-    remove(removable(home, live), said.append)
+    """What is said while everything that may go is removed."""
+    with logged() as said:
+        remove(removable(home, live))
     return said
 
 
@@ -115,7 +116,7 @@ def test_of_a_finished_run_only_its_checkpoints_go(home):
     assert names(found) == ["checkpoint-5", "checkpoint-10"]
     assert {left.why for left in found} == {"a checkpoint of a run that is done"}
     assert found[0].bytes == sum(p.stat().st_size for p in (run.path / "checkpoint-5").iterdir())
-    freed = remove(found, print)
+    freed = remove(found)
     assert freed == sum(left.bytes for left in found)
     gone = before - everything(home)
     assert {Path(path).parts[2] for path in gone} == {"checkpoint-5", "checkpoint-10"}
@@ -131,7 +132,7 @@ def test_a_run_that_may_resume_keeps_what_it_resumes_from(home):
     found = removable(home, set())
     assert names(found) == ["checkpoint-5", "checkpoint-15"]
     assert {left.why for left in found} == {"a checkpoint that was cut short"}
-    remove(found, print)
+    remove(found)
     assert manifest.newest_whole(run.path) == run.path / "checkpoint-10"
 
 
@@ -193,14 +194,14 @@ def test_a_directory_that_is_held_is_left_alone(home):
     try:
         assert held.stdout is not None and held.stdout.readline() == b"held\n"
         assert removable(home, set()) == []
-        said: list[str] = []
-        assert remove(found, said.append) == 0
+        with logged() as said:
+            assert remove(found) == 0
         assert len(said) == 3
         assert all("is in use by process" in line for line in said)
         assert (run.path / "checkpoint-10").exists() and (run.path / ".x.tmp").exists()
     finally:
         held.communicate()
-    assert remove(found, print) > 0
+    assert remove(found) > 0
 
 
 HOLD = """
@@ -220,8 +221,8 @@ def test_a_run_that_was_started_anew_since_keeps_its_checkpoints(home):
     with claim(home / "models", identity("a"), force=True) as run:
         seal(run.path / "checkpoint-5")
         run.write_status("pending", "", {"train": {"state": "pending"}})
-    said: list[str] = []
-    assert remove(found, said.append) == 0
+    with logged() as said:
+        assert remove(found) == 0
     assert (run.path / "checkpoint-5").exists()
     assert said == [f"kept {run.path / 'checkpoint-5'}: it is needed again"]
 
@@ -231,7 +232,9 @@ def test_what_has_vanished_does_no_harm(home):
     run = make(home, "a")
     found = [*removable(home, set()), *orphans(home)]
     shutil.rmtree(run.path)
-    assert remove(found, pytest.fail) == 0
+    with logged() as said:
+        assert remove(found) == 0
+    assert said == []
     assert not run.path.exists()
 
 
@@ -277,7 +280,7 @@ def test_a_copy_that_is_taken_up_meanwhile_stays(home):
     age(old, 2 * DAY)
     found = removable(home, set())
     os.utime(old)
-    assert remove(found, print) == 0
+    assert remove(found) == 0
     assert old.exists()
 
 
@@ -305,7 +308,7 @@ def test_orphans_are_what_no_plan_and_no_run_needs(home):
     assert names(found) == ["loose", "loose"]
     assert {left.path.parent for left in found} == {home / "models", home / "outputs" / "math"}
     assert not {left.path for left in found} & {left.path for left in removable(home, set())}
-    assert remove(found, print) == sum(left.bytes for left in found)
+    assert remove(found) == sum(left.bytes for left in found)
     assert sorted(path.name for path in home.glob("models/*")) == ["base", "parent", "planned"]
     assert [path.name for path in home.glob("outputs/math/*")] == ["planned"]
     assert not list(home.glob("models/.*.tmp"))
@@ -316,7 +319,7 @@ def test_parents_of_orphans_go_after_them(home):
     make(home, "child", parent={"run_name": "parent", "hash": "parent" * 8})
     make(home, "parent")
     assert names(orphans(home)) == ["child"]
-    remove(orphans(home), print)
+    remove(orphans(home))
     assert names(orphans(home)) == ["parent"]
 
 
@@ -325,8 +328,8 @@ def test_an_orphan_that_a_plan_takes_up_meanwhile_stays(home):
     run = make(home, "a")
     found = orphans(home)
     plan(home, "e", "a" * 8)
-    said: list[str] = []
-    assert remove(found, said.append) == 0
+    with logged() as said:
+        assert remove(found) == 0
     assert said == [f"kept {run.path}: it is needed again"]
 
 
@@ -341,7 +344,7 @@ def test_an_orphan_that_is_held_is_none(home):
 @unit
 def test_the_name_of_a_removed_run_is_free_again(home):
     make(home, "a")
-    remove(orphans(home), print)
+    remove(orphans(home))
     with claim(home / "models", identity("a", "b" * 8)) as run:
         assert run.path == home / "models" / "a"
 
@@ -362,7 +365,11 @@ def test_a_run_in_a_real_plan_is_no_orphan_and_its_fork_finds_its_sweetspot(home
     forked = fork(of=of)
     run = make(home, of.run_name, hash_=of.hash)
     made = make(home, forked.named(520), hash_=forked.hash, kind="pt")
-    stages = plan_of(sft_stage(of))
+    stage = Stage(
+        name=of.run_name, role="sft", hash=of.hash, script="run_sft.py", phases=("train",),
+        train_size=of.train_size,
+    )  # fmt: skip
+    stages = Plan(experiment="e", stages=(stage,))
     path = home / "outputs" / "reports" / "e" / "plan.json"
     atomic.write_json(path, stages.to_json())
     assert names(orphans(home)) == [made.path.name]
@@ -383,7 +390,9 @@ def test_what_is_left_is_evaluated_and_forked(trained_home, tmp_path):
     seal(run / "checkpoint-5")
     (run / ".checkpoint-7.tmp").mkdir()
     before = everything(home)
-    assert remove(removable(home, set()), pytest.fail) > 0
+    with logged() as said:
+        assert remove(removable(home, set())) > 0
+    assert said == []
     gone = {Path(path).name for path in before - everything(home)}
     assert gone == {"checkpoint-5", ".checkpoint-7.tmp", "weights", "manifest.json"}
     inference = ("run_inference.py", "--dataset", "arith", "--task", "math", "--do_inference")

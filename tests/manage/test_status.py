@@ -29,7 +29,7 @@ pytestmark = pytest.mark.unit
 
 def stage(name: str, *parents: str, **values) -> Stage:
     """A stage that trains."""
-    values = {"role": "sft", "command": ("x.py",), "phases": ("train",), **values}
+    values = {"role": "sft", "script": "x.py", "phases": ("train",), **values}
     return Stage(name=name, hash=name[0] * 64, parents=parents, **values)
 
 
@@ -37,7 +37,7 @@ PLAN = Plan(
     experiment="trial",
     stages=(
         stage("a"), stage("b", "a"), stage("c", "b"),
-        stage("row", "a", command=(), phases=(), trains=False),
+        stage("row", "a", script="", phases=(), trains=False),
     ),
 )  # fmt: skip
 
@@ -69,8 +69,8 @@ class Experiment:
 
     def submit(self) -> None:
         """Tasks 7_0, 7_1 and 7_2."""
-        names = [s.name for s in PLAN.stages if s.command]
-        keys = [s.key for s in PLAN.stages if s.command]
+        names = [s.name for s in PLAN.stages if s.has_work]
+        keys = [s.key for s in PLAN.stages if s.has_work]
         Jobs(self.folder).write([Array(token="trial.1.sft", kind="sft", stages=names, keys=keys,
                                        number=7, released=True)])  # fmt: skip
 
@@ -88,10 +88,11 @@ class Experiment:
             directory.write_status(state, "", done)
         return directory.path
 
-    def record(self, name: str, state: str, reason: str = "") -> None:
+    def record(self, name: str, state: str, reason: str = "", signal: str = "") -> None:
         """What its supervisor wrote."""
         atomic.write_json(
-            self.folder / "stages" / f"{name}.json", {"state": state, "code": 1, "reason": reason}
+            self.folder / "stages" / f"{name}.json",
+            {"state": state, "code": 1, "reason": reason, "signal": signal},
         )
 
     def output(self, index: int, text: str) -> None:
@@ -463,7 +464,7 @@ def test_looking_writes_nothing(submitted, tmp_path):
 
 def test_status_imports_nothing_heavy(tmp_path):
     plan = Plan(experiment="light", stages=(Stage(name="a", role="sft", hash="0" * 64,
-                command=("run_sft.py",), phases=("train",)),))  # fmt: skip
+                script="run_sft.py", phases=("train",)),))  # fmt: skip
     atomic.write_json(tmp_path / "outputs/reports/light/plan.json", plan.to_json())
     code = (
         "import sys; from tuning import cli; cli.main(['status', 'light']); "
@@ -481,6 +482,6 @@ def test_status_imports_nothing_heavy(tmp_path):
     [("slurmstepd: error: Detected 1 oom_kill event", "out of memory"), ("", "killed by SIGKILL")],
 )
 def test_slurm_may_know_what_killed_a_stage(submitted, words, reason):
-    submitted.record("a", "failed", "killed by SIGKILL")
+    submitted.record("a", "failed", "killed by SIGKILL", signal="SIGKILL")
     submitted.output(0, words)
     assert submitted.told()["a"] == ("failed", reason)

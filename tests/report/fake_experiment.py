@@ -17,7 +17,7 @@ from tuning.experiments.sweetspot import Wanted, sweetspot_plan
 from tuning.plan import Plan, Stage, standing
 from tuning.runs import atomic, manifest
 from tuning.runs.rundir import Identity, RunDirectory, claim
-from tuning.sweetspots.rules import Patience, SweetspotRules, Threshold
+from tuning.sweetspots.rules import Rules, parse
 from tuning.sweetspots.store import METADATA, checkpoint_name
 
 BATCH = 32
@@ -32,14 +32,16 @@ def wanted(**changes: Any) -> Wanted:
         "task": "math",
         "total_data": 3000,
         "sft_data": 2000,
-        "thresholds": (2.0, 1.6, 1.4),
         "do_sft": True,
         "do_dpo": True,
         "do_inference": True,
         "do_evaluation": True,
         "experiment": "trial",
     }
-    return Wanted(**(values | changes))
+    rules = {"perplexity_thresholds": changes.pop("thresholds", (2.0, 1.6, 1.4))}
+    if "patience" in changes:
+        rules["perplexity_patience"] = changes.pop("patience")
+    return Wanted(**(values | {"sft_values": rules} | changes))
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Fake:
         size = stage.train_size or 0
         steps = 2 * math.ceil(size / BATCH)
         labels = [s.sweetspot or "" for s in self.plan.stages if s.role == "sweetspot"]
-        rules = SweetspotRules([_rule(label) for label in labels if stage.role == "sft"])
+        rules = Rules([parse(label) for label in labels if stage.role == "sft"])
         with self._claim(stage, stage.name) as run, run.phase("train"):
             step = 0
             for step in range(steps + 1):
@@ -123,8 +125,8 @@ class Fake:
     ) -> None:
         with atomic.whole_directory(run.path / checkpoint_name(rule.label)) as folder:
             metadata = {
-                "threshold_type": rule.kind, "threshold_value": rule.value,
-                "perplexity": perplexity, "global_step": step, "data_points_seen": step * BATCH,
+                **rule.metadata(), "perplexity": perplexity, "global_step": step,
+                "data_points_seen": step * BATCH,
                 "sft_data_used": min(step * BATCH, size), "checkpoint_path": "", "config_hash": "",
             }  # fmt: skip
             atomic.write_json(folder / METADATA, metadata)
@@ -182,13 +184,6 @@ class Fake:
             "run_name": name, "prompts": self.prompts, "samples": self.samples,
             "pass_at_k": intervals, "correct": correct,
         }  # fmt: skip
-
-
-def _rule(label: str) -> Threshold | Patience:
-    first, _, decrease = label.removeprefix("ppl-").partition("@")
-    if decrease:
-        return Patience(evaluations=int(first), decrease=float(decrease))
-    return Threshold(value=float(first))
 
 
 def _settings(stage: Stage) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import pytest
 from fake_experiment import Fake, fake, fake_budget
 
 from tuning.experiments.budget import merged
-from tuning.report.budget_words import budget_answer
+from tuning.report.answer import Answer, answer
 from tuning.report.build import write_report
 from tuning.report.comparisons import about, compare
-from tuning.report.row import Row, budgets
-from tuning.report.rows import gather
-from tuning.report.table import COUNTED_COLUMNS
+from tuning.report.labels import Labels
+from tuning.report.read import gather
+from tuning.report.rows import Row, budgets
+from tuning.report.text_table import BUDGET_COLUMNS
 from tuning.runs.rundir import RunDirectory
 
 pytestmark = pytest.mark.unit
@@ -31,6 +32,14 @@ def written(made: Fake, *roles: str) -> list[Row]:
     return gather(made.plan, made.home)
 
 
+def labels(rows: list[Row]) -> list[str]:
+    return [Labels.of(rows).label(row) for row in rows]
+
+
+def answered(rows: list[Row]) -> Answer:
+    return answer(rows, compare(rows), Labels.of(rows))
+
+
 def csv_rows(home: Path) -> list[dict[str, str]]:
     with (home / "outputs/reports/trial/results.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -41,13 +50,15 @@ def html(home: Path) -> str:
 
 
 def test_preference_tuning_after_sft_counts_both_parts(home: Path) -> None:
-    rows = {row.run_name: row for row in written(fake_budget(home))}
+    written_rows = written(fake_budget(home))
+    rows = {row.run_name: row for row in written_rows}
     sft, pt = rows["tiny_sft-arith-250"], rows["tiny_sft-arith-250_pt-arith-750"]
-    assert (pt.role, pt.parent, pt.label) == ("pt", sft.run_name, "SFT 250, then DPO 750")
+    assert (pt.role, pt.parent) == ("pt", sft.run_name)
+    assert Labels.of(written_rows).label(pt) == "SFT 250, then DPO 750"
     assert (pt.sft_data_used, pt.pft_data, pt.total_data, pt.total_budget) == (250, 750, 1000, 1000)
     assert pt.sft_cost == sft.cost and pt.pft_cost == pt.cost and pt.perplexity == sft.perplexity
     assert (sft.parent, sft.total_data, sft.total_budget) == ("tiny", 250, None)
-    assert {row.label for row in rows.values()} == {
+    assert set(labels(written_rows)) == {
         "base model", "DPO 1,000", "SFT 250", "SFT 250, then DPO 750", "SFT 750",
         "SFT 750, then DPO 250", "SFT 1,000",
     }  # fmt: skip
@@ -67,7 +78,7 @@ def test_csv_tells_models_and_budgets_apart(home: Path) -> None:
     made.write()
     write_report(made.plan, home)
     rows = csv_rows(home)
-    assert tuple(rows[0]) == COUNTED_COLUMNS
+    assert tuple(rows[0]) == BUDGET_COLUMNS
     assert [row["config_hash"] for row in rows] == [
         stage.hash for stage in made.plan.stages if stage.role != "pretrain"
     ]
@@ -77,9 +88,9 @@ def test_csv_tells_models_and_budgets_apart(home: Path) -> None:
 
 
 def test_labels_name_the_model_and_the_seed_where_there_are_several(home: Path) -> None:
-    labels = [row.label for row in written(fake_budget(home, **GRID))]
-    assert len(set(labels)) == len(labels)
-    assert "tiny: base model" in labels and "llama3-8B: SFT 250, then KTO 250, seed 2" in labels
+    found = labels(written(fake_budget(home, **GRID)))
+    assert len(set(found)) == len(found)
+    assert "tiny: base model" in found and "llama3-8B: SFT 250, then KTO 250, seed 2" in found
 
 
 def test_every_model_is_compared_with_its_own_base_and_budget(home: Path) -> None:
@@ -109,7 +120,8 @@ def test_only_the_base_of_this_project_has_a_cost(home: Path) -> None:
 def test_preference_tuning_is_compared_with_an_sft_run_that_was_scored(home: Path) -> None:
     rows = written(fake_budget(home, train_sizes=(250, 1000), sft_ratios=("0.25", "1")))
     (parent,) = about(compare(rows), "parent")
-    assert (parent.ours.label, parent.theirs.label) == ("SFT 250, then DPO 750", "SFT 250")
+    names = [Labels.of(rows).label(row) for row in (parent.ours, parent.theirs)]
+    assert names == ["SFT 250, then DPO 750", "SFT 250"]
     assert parent.theirs.role == "reference_sft"
 
 
@@ -134,27 +146,27 @@ def test_the_headline_names_the_best_split(
 ) -> None:
     made = fake_budget(home, scores)
     rows = written(made)
-    answer = budget_answer(rows, compare(rows))
+    found = answered(rows)
     told = write_report(made.plan, home)
-    assert answer.title == title
+    assert found.title == title
     assert f"<h1>{title}" in html(home) and title in " ".join(told.split())
-    assert "of 4 ways to spend 1,000 examples" in answer.text
+    assert "of 4 ways to spend 1,000 examples" in found.text
 
 
 def test_the_headline_is_that_of_the_first_budget_and_the_others_follow(home: Path) -> None:
     rows = written(fake_budget(home, {"tiny_sft-arith-125_pt-arith-375": 0.9}, **(
         GRID | {"seeds": (), "sft_ratios": ("0", "0.25", "1"), "pft_methods": ("dpo",)}
     )))  # fmt: skip
-    answer = budget_answer(rows, compare(rows))
-    assert answer.title == "tiny: spend 125 of 500 examples on SFT, then 375 on DPO"
-    assert "of 3 ways to spend 500 examples" in answer.text
-    assert "That is tiny with 500 examples; the 3 other budgets are in the table." in answer.text
-    assert [f.question for f in answer.findings[:3]] == [
+    found = answered(rows)
+    assert found.title == "tiny: spend 125 of 500 examples on SFT, then 375 on DPO"
+    assert "of 3 ways to spend 500 examples" in found.text
+    assert "That is tiny with 500 examples; the 3 other budgets are in the table." in found.text
+    assert [f.question for f in found.findings[:3]] == [
         "How should tiny with 2,000 examples be split?",
         "How should llama3-8B with 500 examples be split?",
         "How should llama3-8B with 2,000 examples be split?",
     ]
-    assert {f.answer for f in answer.findings[:3]} == {"all SFT"}
+    assert {f.answer for f in found.findings[:3]} == {"all SFT"}
 
 
 def test_the_seeds_of_a_split_are_one_way_with_all_their_answers(home: Path) -> None:
@@ -212,10 +224,10 @@ def test_what_failed_says_why(home: Path) -> None:
     RunDirectory(home / "models" / PT).write_status(
         "failed", "disk full", {"train": {"state": "pending"}}
     )
-    row = next(row for row in gather(made.plan, home) if row.run_name == PT)
-    assert (row.state, row.note, row.label) == (
-        "failed", "failed: disk full", "SFT 250, then DPO 750",
-    )  # fmt: skip
+    rows = gather(made.plan, home)
+    row = next(row for row in rows if row.run_name == PT)
+    assert (row.state, row.note) == ("failed", "failed: disk full")
+    assert Labels.of(rows).label(row) == "SFT 250, then DPO 750"
     write_report(made.plan, home)
     assert "failed: disk full" in html(home)
 
@@ -251,5 +263,10 @@ def test_experiments_of_both_kinds_have_one_report(home: Path) -> None:
     assert {row.model for row in rows} == {"tiny"}
     assert {row.total_budget for row in rows if row.role in ("fork", "pt")} == {1000}
     write_report(plan, home)
-    assert "Several experiments" in html(home)
+    page = html(home)
+    assert "Several experiments" in page
     assert len(csv_rows(home)) == len(plan.stages) - 1
+    assert "of 5 ways to spend 1,000 examples" in " ".join(page.split())
+    for label in ("DPO from ppl 2.0", "SFT 250, then DPO 750"):
+        assert re.search(rf"<title>{label}: \d", page)
+    assert "the rest of the budget unspent" in page

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,12 +16,14 @@ import pytest
 from fake_experiment import REALISTIC, Fake, fake
 
 from tuning.plan import Stage
+from tuning.report.answer import answer
 from tuning.report.build import write_report
 from tuning.report.comparisons import about, compare
-from tuning.report.rows import gather
+from tuning.report.labels import Labels
+from tuning.report.palette import Palette
+from tuning.report.read import gather
 from tuning.report.svg import spread
-from tuning.report.table import COLUMNS
-from tuning.report.words import answer
+from tuning.report.text_table import COLUMNS
 from tuning.runs.rundir import RunDirectory
 
 pytestmark = pytest.mark.unit
@@ -190,7 +193,7 @@ def test_the_headline_follows_the_numbers(
     made.write()
     told = write_report(made.plan, home)
     rows = gather(made.plan, home)
-    assert answer(rows, compare(rows)).title.startswith(title)
+    assert answer(rows, compare(rows), Labels.of(rows)).title.startswith(title)
     assert f"<h1>{title}" in html(home) and title in " ".join(told.split())
 
 
@@ -268,7 +271,7 @@ def test_the_page_needs_no_other_file(home: Path) -> None:
 def test_what_others_wrote_is_escaped(home: Path) -> None:
     made = fake(home, experiment="trial")
     evil = "<script>alert('x')</script> & $more$"
-    made.plan.about["model"] = evil
+    made.plan.about["models"] = [evil]
     made.settings = {"note": evil}
     made.write("pretrain", "base", "sft", "sweetspot")
     states = {forks(made)[0].name: ("failed", evil)}
@@ -284,7 +287,7 @@ def test_importing_and_writing_needs_no_torch(home: Path) -> None:
     program = (
         "import sys, json, pathlib\n"
         "from tuning.report.build import write_report\n"
-        "heavy = {'matplotlib', 'numpy', 'torch', 'transformers'} & set(sys.modules)\n"
+        "heavy = {'jinja2', 'matplotlib', 'numpy', 'torch', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "from tuning.plan import Plan\n"
         "home = pathlib.Path(sys.argv[1])\n"
@@ -293,6 +296,76 @@ def test_importing_and_writing_needs_no_torch(home: Path) -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", program, str(home)], check=True)
+
+
+def test_why_a_sweetspot_is_missing_is_a_field_and_drawn(home: Path) -> None:
+    made = fake(home, thresholds=(20.0, 2.0, 1.1))
+    made.write()
+    rows = gather(made.plan, home)
+    causes = {row.rule: row.cause for row in rows if row.rule}
+    assert [(rule.setting, cause) for rule, cause in causes.items()] == [
+        ("20.0", "met_by_base"), ("2.0", ""), ("1.1", "unreached"),
+    ]  # fmt: skip
+    assert all(row.cause == causes[row.rule] for row in rows if row.role == "fork")
+    spot = next(row for row in rows if row.role == "sweetspot" and row.cause == "unreached")
+    assert spot.lowest_perplexity and f"(best {spot.lowest_perplexity:.3g})" in spot.note
+    write_report(made.plan, home)
+    figures = re.findall(r'<svg [^>]*aria-label="([^"]*)">(.*?)</svg>', html(home), re.DOTALL)
+    drawn = dict(figures)
+    assert "met by the base model" in drawn["The chain of runs"]
+    assert f"never reached, lowest {spot.lowest_perplexity:.2f}" in drawn["The chain of runs"]
+    perplexity = drawn["Perplexity over SFT examples"]
+    colours = {row.rule.setting: Palette(rows).name(row) for row in rows if row.rule}
+    assert f"--{colours['1.1']})" in perplexity and f"--{colours['20.0']})" not in perplexity
+
+
+def test_a_fork_without_a_budget_says_so(home: Path) -> None:
+    made = fake(home, sft_data=1000, total_data=1000, thresholds=(1.5,))
+    made.write()
+    forks = [row for row in gather(made.plan, home) if row.role == "fork"]
+    assert [row.cause for row in forks] == ["no_budget_left"]
+    write_report(made.plan, home)
+    assert "no examples left" in html(home)
+
+
+def test_preference_tuning_alone_is_compared_with_sft_on_the_same_budget(home: Path) -> None:
+    made = fake(home)
+    made.write()
+    whole = about(compare(gather(made.plan, home)), "whole_budget")
+    assert [c.ours.role for c in whole] == ["fork", "fork", "fork", "reference_pt"]
+
+
+def test_the_figure_has_rings_for_models_that_left_examples_unspent(home: Path) -> None:
+    made = fake(home, thresholds=(2.0, 1.6))
+    made.write()
+    write_report(made.plan, home)
+    figure = re.search(r'aria-label="pass@1 against the share.*?</svg>', html(home), re.DOTALL)
+    assert figure
+    tips = re.findall(r"<title>([^:<]*): \d", figure[0])
+    assert sorted(tips) == sorted([
+        "base model", "SFT to ppl 2.0", "SFT to ppl 1.6", "DPO from ppl 2.0", "DPO from ppl 1.6",
+        "SFT, whole budget", "DPO only, whole budget",
+    ])  # fmt: skip
+    assert "the rest of the budget unspent" in figure[0]
+
+
+def test_a_plan_that_says_nothing_about_itself_has_a_report(home: Path) -> None:
+    made = fake(home, thresholds=(2.0,))
+    made.write()
+    made.plan.about = {}
+    write_report(made.plan, home)
+    assert tuple(table(home)[0]) == COLUMNS
+    assert "<h1>Spend all 3,000 examples on SFT</h1>" in html(home)
+
+
+def test_the_files_of_the_page_are_installed() -> None:
+    root = Path(__file__).parents[2]
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["tuning.report"]
+    package = root / "tuning" / "report"
+    installed = {path for pattern in patterns for path in package.glob(pattern)}
+    assert installed == set((package / "templates").iterdir())
+    assert {path.name for path in installed} >= {"page.html.jinja", "style.css"}
 
 
 def test_labels_are_spread_but_stay_in_order() -> None:

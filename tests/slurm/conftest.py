@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import COLLECTIONS, check, copy_home
+from tests.conftest import COLLECTIONS, check, copy_home, run_entry
 from tests.slurm.cluster import Cluster, missing, running
-from tuning.config import CHECKOUT, PACKAGE
+from tuning.config import CHECKOUT
 
 CLUSTER = Path(__file__).parent / "cluster.yaml"
 GONE = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
@@ -115,7 +115,7 @@ class Site:
 
     def entry(self, script: str, *flags: object, code: int = 0) -> str:
         """An entry point, here and now."""
-        return self.run(sys.executable, PACKAGE / script, *flags, code=code).stdout
+        return check(run_entry(self.home, script, *flags), code).stdout
 
     def status(self, experiment: str | None = None) -> dict[str, dict[str, str]]:
         """{stage: its row}, as `tuning status --json` gives it."""

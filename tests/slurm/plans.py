@@ -8,10 +8,12 @@ from tuning.plan import Plan, Stage
 
 TRIVIAL = """
 import sys
+from pathlib import Path
 from tuning import config as site
+from tuning.plan import read_stage
 from tuning.runs.rundir import Identity, claim
-name, hash_ = sys.argv[1:3]
-identity = Identity(run_name=name, kind="x", hash=hash_, hashed={}, settings={})
+stage = read_stage(Path(sys.argv[sys.argv.index("--stage") + 1]))
+identity = Identity(run_name=stage.name, kind="x", hash=stage.hash, hashed={}, settings={})
 with claim(site.models_dir(), identity) as directory, directory.phase("train"):
     pass
 """
@@ -38,5 +40,5 @@ def _stage(folder: Path, number: int, role: str = "sft", parents: tuple[str, ...
     name, hash_ = f"stage-{number:04d}", f"{number:064d}"
     return Stage(
         name=name, role=role, hash=hash_, phases=("train",), parents=parents,
-        command=(str(script), name, hash_),
+        script=str(script),
     )  # fmt: skip

@@ -70,7 +70,7 @@ def test_why_one_is_missing(run, label, outcome, words):
     finish(run, **{label: outcome})
     with pytest.raises(Skipped) as caught:
         find_sweetspot(run, label)
-    assert (str(caught.value), caught.value.why) == (words, outcome["state"])
+    assert (str(caught.value), caught.value.cause) == (words, outcome["state"])
 
 
 def test_the_best_that_missed_does_not_look_like_a_hit():
@@ -113,4 +113,4 @@ def test_nothing_left_is_skipped(run, used):
     reach(run, "ppl-2.0", used)
     with pytest.raises(Skipped, match=f"SFT used {used} of 1000 examples; none is left") as caught:
         find_sweetspot(run, "ppl-2.0").left_of(1000)
-    assert caught.value.why == "spent"
+    assert caught.value.cause == "no_budget_left"

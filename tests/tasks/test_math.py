@@ -6,11 +6,14 @@ from fractions import Fraction
 
 import pytest
 
-from tuning.runs.errors import UserError
 from tuning.tasks import math
-from tuning.tasks.base import task
+from tuning.tasks.base import Grade
 
 pytestmark = pytest.mark.unit
+
+
+def grade(response: str, answer: object) -> Grade:
+    return math.grade(response, {"prompt": "?", "answer": answer})
 
 
 @pytest.mark.parametrize(
@@ -51,8 +54,8 @@ pytestmark = pytest.mark.unit
 )
 def test_the_final_answer_is_found(response, answer):
     assert math.final_answer(response) == answer
-    assert math.is_right(response, str(Fraction(answer)))
-    assert math.reward(response, str(Fraction(answer))) == 1.0
+    right = Grade(right=True, reward=1.0, parts={"format": True})
+    assert grade(response, str(Fraction(answer))) == right
 
 
 @pytest.mark.parametrize(
@@ -79,8 +82,7 @@ def test_the_final_answer_is_found(response, answer):
 )
 def test_where_no_number_is_marked_there_is_none(response):
     assert math.final_answer(response) is None
-    assert not math.is_right(response, "5")
-    assert math.reward(response, "5") == 0.0
+    assert grade(response, "5") == Grade(right=False, reward=0.0, parts={"format": False})
 
 
 @pytest.mark.parametrize(
@@ -101,13 +103,24 @@ def test_where_no_number_is_marked_there_is_none(response):
     ],
 )
 def test_answers_are_compared_exactly(response, answer, right):
-    assert math.is_right(response, answer) == right
-    assert math.reward(response, answer) == (1.0 if right else 0.1)
+    reward = 1.0 if right else 0.1
+    assert grade(response, answer) == Grade(right=right, reward=reward, parts={"format": True})
 
 
-def test_the_task_by_its_name():
-    found = task("math")
-    assert found.check("#### 5", "5")
-    assert [found.reward(r, "5") for r in ("#### 5", "#### 6", "5")] == [1.0, 0.1, 0.0]
-    with pytest.raises(UserError, match="'instruction' cannot be evaluated in this version"):
-        task("instruction")
+@pytest.mark.parametrize("answer", [12, 12.0, "12", " 12. ", "so 5 + 7 = 12\n#### 12"], ids=repr)
+def test_an_answer_is_a_number_its_text_or_a_worked_answer(answer):
+    assert math.accepts({"answer": answer}) is None
+    assert grade("#### 12", answer).right
+    assert not grade("#### 13", answer).right
+
+
+@pytest.mark.parametrize("answer", ["five", "", True, None, [12], {"value": 12}], ids=repr)
+def test_an_answer_that_cannot_be_compared_with_is_refused_with_its_value(answer):
+    why = math.accepts({"answer": answer})
+    assert why == f"its answer is {answer!r}; it must be a number, or text with '#### NUMBER'"
+    assert not grade("#### 12", answer).right
+
+
+def test_a_decimal_is_the_decimal_that_is_written():
+    assert grade("#### 1/10", 0.1).right
+    assert grade("#### 0.1", 0.1).right

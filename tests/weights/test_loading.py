@@ -1,4 +1,4 @@
-"""Tokenizers as runs get them, from a local folder."""
+"""Artifacts, resolved without loading, and tokenizers as runs get them, from a local folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tuning.runs.atomic import write_json
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory
 from tuning.training.config_training import model_config
-from tuning.weights.loading import foundation, load_base, load_tokenizer
+from tuning.weights.artifact import Artifact, artifact_of
+from tuning.weights.loading import open_model, open_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -53,15 +54,39 @@ def test_an_adapter_stands_on_the_nearest_whole_weights(home, folder):
     for name, (artifact, parent) in runs.items():
         config = {"hash": name, "artifact": artifact, "parent": parent}
         write_json(home / "models" / name / "config.json", config)
-    under = {name: foundation(RunDirectory(home / "models" / name), base) for name in runs}
+    found = {name: artifact_of(base, RunDirectory(home / "models" / name)) for name in runs}
+    under = {name: artifact.base for name, artifact in found.items()}
     whole = home / "models" / "whole"
     assert {under[name] for name in ("adapter", "after", "forked")} == {str(folder)}
     assert under["whole"] == under["after-whole"] == str(whole / "model")
     assert under["forked-whole"] == str(whole / "checkpoint-sweetspot-2.0")
+    adapters = {name: artifact.adapter for name, artifact in found.items()}
+    assert adapters.pop("whole") is None
+    assert adapters == {name: home / "models" / name / "model" for name in adapters}
     spot = whole / "checkpoint-sweetspot-1.6"
-    assert foundation(RunDirectory(whole), base, spot) == str(spot)
+    of_spot = artifact_of(base, RunDirectory(whole), spot)
+    assert (of_spot.base, of_spot.adapter) == (str(spot), None)
     spot = home / "models" / "adapter" / "checkpoint-sweetspot-1.6"
-    assert foundation(RunDirectory(spot.parent), base, spot) == str(folder)
+    of_spot = artifact_of(base, RunDirectory(spot.parent), spot)
+    assert (of_spot.base, of_spot.adapter) == (str(folder), spot)
+    with pytest.raises(UserError, match=r"sweetspot-1\.6' holds no adapter: it has no adapter_con"):
+        open_model(of_spot)
+
+
+def test_an_artifact_says_how_it_is_read(folder):
+    of_folder = model(folder, chat_template="tiny", dtype="bfloat16")
+    assert artifact_of(of_folder) == Artifact(
+        model=str(folder), base=str(folder), tokenizer=str(folder), chat_template="tiny",
+        dtype="bfloat16",
+    )  # fmt: skip
+    hub = artifact_of(model_config("big"))
+    assert (hub.base, hub.tokenizer, hub.adapter) == ("org/big", "org/big", None)
+    assert (hub.chat_template, hub.dtype) == ("chatml", "auto")
+
+
+def test_an_artifact_of_a_base_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="model 'tiny' has not been pre-trained yet"):
+        artifact_of(model_config("tiny"))
 
 
 def model(folder: Path, **changes):
@@ -70,7 +95,7 @@ def model(folder: Path, **changes):
 
 @pytest.mark.parametrize(("template", "end"), [("tiny", "<|end|>"), ("chatml", "<|im_end|>")])
 def test_the_template_decides_what_ends_a_turn(folder, template, end):
-    tokenizer = load_tokenizer(model(folder, chat_template=template))
+    tokenizer = open_tokenizer(artifact_of(model(folder, chat_template=template)))
     assert tokenizer.eos_token == end
     assert tokenizer.chat_template == (CHAT_TEMPLATES / f"{template}.jinja").read_text()
     assert end in tokenizer.apply_chat_template(TURN, tokenize=False)
@@ -79,7 +104,7 @@ def test_the_template_decides_what_ends_a_turn(folder, template, end):
 
 def test_without_a_template_the_choices_are_named(folder):
     with pytest.raises(UserError, match=r"brings no chat template.*chatml, llama-3\.1, tiny"):
-        load_tokenizer(model(folder))
+        open_tokenizer(artifact_of(model(folder)))
 
 
 def test_a_folder_without_a_model_is_the_users_mistake(tmp_path):
@@ -88,6 +113,6 @@ def test_a_folder_without_a_model_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match=r"empty' holds no model: it has no config\.json"):
         model(empty)
     (empty / "config.json").write_text("{}")
-    for load in (load_tokenizer, load_base):
+    for load in (open_tokenizer, open_model):
         with pytest.raises(UserError, match="empty' cannot be loaded"):
-            load(model(empty, chat_template="tiny"))
+            load(artifact_of(model(empty, chat_template="tiny")))

@@ -11,9 +11,11 @@ import functools
 import itertools
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from tuning.config import DatasetEntry
 
 VERSION = "1"
 """Raised with every change that changes a row or a document."""
@@ -22,6 +24,13 @@ SFT = 10_000
 PREFERENCE = 10_000
 VALIDATION = 256
 TEST = 1_000
+SIZES = {"sft": SFT, "preference": PREFERENCE, "validation": VALIDATION, "test": TEST}
+COLUMNS = {
+    "sft": ("prompt", "completion", "answer"),
+    "preference": ("prompt", "chosen", "rejected", "answer"),
+    "validation": ("prompt", "completion", "answer"),
+    "test": ("prompt", "answer"),
+}
 
 MAX_NUMBER = 10
 MAX_RESULT = 20
@@ -143,7 +152,6 @@ def pools(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """
     rng = random.Random(f"arith {VERSION} pools {seed}")
     problems = _distinct_problems(rng)
-    sizes = {"sft": SFT, "preference": PREFERENCE, "validation": VALIDATION, "test": TEST}
     rows = {
         "sft": _sft_row,
         "preference": _preference_row,
@@ -151,8 +159,37 @@ def pools(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
         "test": _test_row,
     }
     return {
-        pool: [rows[pool](next(problems), rng) for _ in range(size)] for pool, size in sizes.items()
+        pool: [rows[pool](next(problems), rng) for _ in range(size)] for pool, size in SIZES.items()
     }
+
+
+class Arith:
+    """The dataset as a Loader; sizes and columns are known before its pools are made."""
+
+    def __init__(self, entry: DatasetEntry) -> None:
+        self.name = entry.name
+        self._pools: dict[str, list[dict[str, Any]]] = {}
+
+    def version(self, pools: Sequence[str]) -> str:
+        """That of the code."""
+        return VERSION
+
+    def pool(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a pool."""
+        self._pools = self._pools or pools()
+        return self._pools[name]
+
+    def size(self, name: str) -> int:
+        """How many rows a pool has."""
+        return SIZES[name]
+
+    def columns(self, name: str) -> frozenset[str]:
+        """The columns of its rows."""
+        return frozenset(COLUMNS[name])
+
+    def where(self, name: str, number: int) -> str:
+        """A row, counted from 0, as messages name it."""
+        return f"{name} row {number + 1} of '{self.name}'"
 
 
 def pretraining_documents(seed: int = 0) -> Iterator[str]:

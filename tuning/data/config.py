@@ -40,12 +40,15 @@ class DatasetConfig:
 def dataset_config(name: str, task: str, kind: str, train_size: int | None = None) -> DatasetConfig:
     """A dataset of collections.yaml as a run of a kind reads it.
 
-    Raises UserError for a dataset that the task does not have, or a pool that is smaller than
-    `train_size`.
+    Raises UserError for a dataset that the task does not have, a pool that is smaller than
+    `train_size`, or a row that SFT cannot read.
     """
     entry = site.collections().dataset(name, task)
     if train_size is not None:
         train_dataset.require(entry, train_dataset.POOL_OF_TYPE[kind], train_size, "train_size")
+    if kind == "sft":
+        for pool in train_dataset.READ_BY_TYPE[kind]:
+            train_dataset.require_columns(entry, pool, train_dataset.SFT_COLUMNS, "SFT")
     return DatasetConfig(
         dataset=name,
         dataset_type=kind,

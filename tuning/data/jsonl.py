@@ -1,6 +1,8 @@
 """Datasets of one's own: a JSON lines file a pool, named in collections.yaml.
 
-Prompts and answers are strings or lists of chat messages. A pool's order is the order of its file.
+The columns of MESSAGES are strings or lists of chat messages; others are kept as they are. Every
+row has a prompt; what else it needs depends on who reads it. A pool's order is the order of its
+file.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from tuning.config import DatasetEntry
 from tuning.runs.errors import UserError
 
 ROLES = ("system", "user", "assistant")
-COLUMNS = {
+MESSAGES = {
     "sft": ("prompt", "completion"),
     "validation": ("prompt", "completion"),
     "preference": ("prompt", "chosen", "rejected"),
-    "test": ("prompt", "answer"),
+    "test": ("prompt",),
 }
+"""The columns of a pool that hold messages."""
 
 
 class JsonLines:
@@ -30,6 +33,8 @@ class JsonLines:
         self.name = entry.name
         self._files = {pool: Path(file) for pool, file in entry.files.items()}
         self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._lines: dict[str, list[int]] = {}
+        self._columns: dict[str, frozenset[str]] = {}
 
     def version(self, pools: Sequence[str]) -> str:
         """The first digits of a SHA-256 over the files of `pools`."""
@@ -46,28 +51,41 @@ class JsonLines:
         self._require(name)
         if not self._rows:
             pools = {pool: self._parse(pool) for pool in self._files}
-            self._check_disjoint(pools)
-            self._rows = pools
+            rows = {pool: list(by_line.values()) for pool, by_line in pools.items()}
+            self._check_disjoint(rows)
+            self._lines = {pool: list(by_line) for pool, by_line in pools.items()}
+            self._rows = rows
         return self._rows[name]
 
     def _require(self, pool: str) -> None:
         if pool not in self._files:
             raise UserError(f"dataset '{self.name}' has no {pool} pool; add a line '{pool}: FILE'.")
 
-    def _parse(self, pool: str) -> list[dict[str, Any]]:
+    def _parse(self, pool: str) -> dict[int, dict[str, Any]]:
+        """The rows by the number of their line."""
         try:
             lines = self._read(pool).decode("utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise UserError(f"'{self._files[pool]}' is not UTF-8 text ({error.reason}).") from None
-        return [self._row(pool, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+        return {n: self._row(pool, n, line) for n, line in enumerate(lines, 1) if line.strip()}
 
     def size(self, name: str) -> int:
         """How many rows a pool has."""
         return len(self.pool(name))
 
-    def answers(self) -> bool:
-        """Whether every preference row has a reference answer."""
-        return all("answer" in row for row in self.pool("preference"))
+    def columns(self, name: str) -> frozenset[str]:
+        """The columns that every row of a pool has."""
+        if name not in self._columns:
+            rows = self.pool(name)
+            self._columns[name] = frozenset(rows[0] if rows else MESSAGES[name])
+            for row in rows:
+                self._columns[name] &= row.keys()
+        return self._columns[name]
+
+    def where(self, name: str, number: int) -> str:
+        """A row by its file and line."""
+        self.pool(name)
+        return f"{self._files[name].name}:{self._lines[name][number]}"
 
     def _read(self, pool: str) -> bytes:
         try:
@@ -85,22 +103,14 @@ class JsonLines:
             reason = getattr(error, "msg", "nested too deeply")
             raise UserError(f"{where} is not valid JSON: {reason}.") from None
         if not isinstance(raw, dict):
-            raise UserError(f"{where} is no JSON object; a {pool} row is {{{_columns(pool)}}}.")
-        if missing := [c for c in COLUMNS[pool] if c not in raw]:
-            raise UserError(
-                f"{where} lacks {', '.join(missing)}; a {pool} row needs {_columns(pool)}."
-            )
-        row = dict(raw)
-        for column in COLUMNS[pool]:
-            if column != "answer":
-                row[column] = _messages(raw[column], column, where)
-        if "answer" in row:
-            if isinstance(row["answer"], bool) or not isinstance(row["answer"], str | int | float):
-                raise UserError(
-                    f"{where}: answer is {row['answer']!r}; it must be text or a number."
-                )
-            row["answer"] = str(row["answer"])
-        return row
+            raise UserError(f"{where} is no JSON object; a {pool} row is one with a prompt.")
+        if "prompt" not in raw:
+            raise UserError(f"{where} lacks prompt; every row has one.")
+        return raw | {
+            column: _messages(raw[column], column, where)
+            for column in MESSAGES[pool]
+            if column in raw
+        }
 
     def _check_disjoint(self, pools: dict[str, list[dict[str, Any]]]) -> None:
         """Raise UserError where a prompt stands twice, in one pool or in two."""
@@ -118,10 +128,6 @@ class JsonLines:
                         f"{pool}; the pools must not share any: {prompt[:80]}"
                     )
                 seen[prompt] = pool
-
-
-def _columns(pool: str) -> str:
-    return ", ".join(COLUMNS[pool])
 
 
 def _messages(value: Any, column: str, where: str) -> list[dict[str, Any]]:

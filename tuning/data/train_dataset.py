@@ -1,90 +1,26 @@
 """The one door to data: a pool of a dataset by name, as plain rows in one seeded order.
 
     sft, validation   {"prompt": [messages], "completion": [messages]}
-    preference        {"prompt": [messages], "chosen": [messages], "rejected": [messages]};
-                      for grpo also "answer": str
-    test              {"prompt": [messages], "answer": str}
+    preference        {"prompt": [messages], ...} and what the method reads: "chosen", "rejected"
+    test              {"prompt": [messages], ...} and what the task grades by: "answer"
 
-A subset is a prefix of its pool, so that subsets are nested. No pool shares a prompt with another.
+Rows keep whatever else their dataset has. A subset is a prefix of its pool, so that subsets are
+nested. No pool shares a prompt with another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, Protocol
 
 from tuning.config import DatasetEntry
-from tuning.runs.errors import UserError, choose
-
-Row = dict[str, Any]
+from tuning.data.loaders import Row, loader
+from tuning.runs.errors import UserError
 
 POOL_OF_TYPE = {"sft": "sft", "pt": "preference"}
 READ_BY_TYPE = {"sft": ("sft", "validation"), "pt": ("preference",), "test": ("test",)}
 """The pools that SFT, preference tuning and evaluation read."""
-LATER = ("gsm8k", "tuluif")
-
-
-class Loader(Protocol):
-    """What a dataset brings: a version that changes with its content, and its pools."""
-
-    def version(self, pools: Sequence[str]) -> str: ...
-
-    def pool(self, name: str) -> list[Row]: ...
-
-    def size(self, name: str) -> int: ...
-
-    def answers(self) -> bool: ...
-
-
-class _Arith:
-    """The synthetic dataset, made once a process."""
-
-    def __init__(self) -> None:
-        from tuning.data import arith
-
-        self._arith = arith
-        self._pools: dict[str, list[Row]] = {}
-
-    def version(self, pools: Sequence[str]) -> str:
-        return self._arith.VERSION
-
-    def pool(self, name: str) -> list[Row]:
-        self._pools = self._pools or self._arith.pools()
-        return self._pools[name]
-
-    def answers(self) -> bool:
-        return True
-
-    def size(self, name: str) -> int:
-        return {
-            "sft": self._arith.SFT,
-            "preference": self._arith.PREFERENCE,
-            "validation": self._arith.VALIDATION,
-            "test": self._arith.TEST,
-        }[name]
-
-
-@lru_cache(maxsize=8)
-def _loader(name: str, loader: str, files: tuple[tuple[str, str], ...]) -> Loader:
-    from tuning.data import jsonl
-
-    if loader == "arith":
-        return _Arith()
-    if loader == "jsonl":
-        return jsonl.JsonLines(DatasetEntry(name=name, loader=loader, files=dict(files)))
-    if loader in LATER:
-        raise UserError(
-            f"dataset '{name}' has no loader yet in this version; 'arith' works, and "
-            "your own files do with 'loader: jsonl' in collections.yaml."
-        )
-    choose(f"loader of dataset '{name}':", loader, ("arith", "jsonl", *LATER))
-    raise AssertionError("choose() raises for what is not listed")
-
-
-def loader(dataset: DatasetEntry) -> Loader:
-    """The loader of a dataset."""
-    return _loader(dataset.name, dataset.loader, tuple(sorted(dataset.files.items())))
+SFT_COLUMNS = ("prompt", "completion")
+"""What SFT reads of a training row, and the perplexity of a validation row."""
 
 
 def version(dataset: DatasetEntry, kind: str) -> str:
@@ -117,13 +53,22 @@ def require(dataset: DatasetEntry, pool: str, size: int, what: str, hint: str = 
         )
 
 
-def require_answers(dataset: DatasetEntry) -> None:
-    """Raise UserError unless the preference pool has reference answers, which grpo rewards by."""
-    if not loader(dataset).answers():
-        raise UserError(
-            f"grpo needs a reference answer a prompt; the preference pool of '{dataset.name}' "
-            "lacks 'answer' in some rows."
-        )
+def require_columns(dataset: DatasetEntry, pool: str, columns: Sequence[str], who: str) -> None:
+    """Raise UserError, with the first row that lacks one, unless a pool has all `columns`."""
+    source = loader(dataset)
+    if set(columns) <= source.columns(pool):
+        return
+    for number, row in enumerate(source.pool(pool)):
+        if lacking := [column for column in columns if column not in row]:
+            raise UserError(
+                f"{source.where(pool, number)} lacks {', '.join(lacking)}; {who} needs "
+                f"{', '.join(columns)} in every row of the {pool} pool of '{dataset.name}'."
+            )
+
+
+def where(dataset: DatasetEntry, pool: str, number: int) -> str:
+    """A row of a pool, counted from 0, as an error message names it."""
+    return loader(dataset).where(pool, number)
 
 
 def rows(dataset: DatasetEntry, pool: str, size: int | None = None) -> list[Row]:

@@ -1,8 +1,7 @@
-"""The engine for programs of your own: `TrainingArgs` says what, `train()` does it.
+"""The engine's Python API: settings as `TrainingArgs`, training by `train()`.
 
-It is the training of `run_pretrain.py --output_dir`, in the same directory with the same settings,
-lock and resume; either continues what the other began. Under torchrun every process calls
-`train()`.
+It is the training of `run_pretrain.py --output_dir`, with the same settings, directory, lock and
+checkpoints; either resumes what the other began. Under torchrun every process calls `train()`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuning import config as site
-from tuning.engine.config import DataConfig, EngineConfig, ModelConfig, PretrainConfig
+from tuning.engine.config import (
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizationConfig,
+    OutputConfig,
+)
 from tuning.engine.together import on_all_ranks
 from tuning.flags import coerce, settable
 from tuning.runs import interrupt
 from tuning.runs.errors import UserError
-from tuning.runs.identity import digest
 from tuning.runs.rundir import Identity, claim
 from tuning.runs.training import training_in
+from tuning.settings import identity_hash
 
 if TYPE_CHECKING:
     from tuning.engine.losses import LossFunction
@@ -31,13 +36,13 @@ if TYPE_CHECKING:
     from tuning.engine.run_config import PretrainRunConfig
     from tuning.engine.samples import Samples
 
-PARTS: tuple[type, ...] = (DataConfig, PretrainConfig, EngineConfig)
+PARTS: tuple[type, ...] = (DataConfig, OptimizationConfig, ComputeConfig, OutputConfig)
 SAMPLES_LOOKED_AT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    """The data are documents, to be cut into blocks."""
+    """The data are documents, which are cut into blocks."""
 
     block_size: int
     """Tokens of a block."""
@@ -48,21 +53,21 @@ class PretrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingArgs(DataConfig, PretrainConfig, EngineConfig):
-    """What is trained, on what, how, and where it goes: the settings of run_pretrain.py by their
-    names. A mistake is a UserError.
+class TrainingArgs(DataConfig, OptimizationConfig, ComputeConfig, OutputConfig):
+    """Model, data, training and output: the settings of run_pretrain.py by the same names. Raises
+    UserError for a setting that is not allowed.
     """
 
     output_dir: str | os.PathLike[str]
-    """The run's own directory: model/, metrics.jsonl, result.json and what it resumes from."""
+    """The run's own directory: model/, metrics.jsonl, result.json and checkpoints."""
     model_name_or_path: str | os.PathLike[str] | None = None
-    """Weights to train on from: a folder, a hub id, or a model of collections.yaml."""
+    """Weights to start from: a folder, a hub id, or a model of collections.yaml."""
     model: ModelConfig | None = None
-    """The shape of fresh weights, in place of model_name_or_path."""
+    """The shape of fresh weights, instead of model_name_or_path."""
     pretraining_config: PretrainingConfig | None = None
-    """Cut documents into blocks; None where the data are rows of fine-tuning."""
+    """Cut documents into blocks; None for fine-tuning rows."""
     learning_rate: InitVar[float | None] = None
-    """Another name of max_lr, which is where it stands."""
+    """Another name of max_lr, to which it is assigned."""
 
     def __post_init__(self, learning_rate: float | None) -> None:
         if learning_rate is not None:
@@ -88,7 +93,7 @@ class TrainingArgs(DataConfig, PretrainConfig, EngineConfig):
         return Path(self.output_dir).expanduser().resolve()
 
     def run_config(self, samples: Samples | None = None) -> PretrainRunConfig:
-        """The run that these arguments describe; `samples` take the place of its data."""
+        """The run that these arguments describe; `samples` replace its data."""
         from tuning.engine.run_config import experiment_config
 
         values = {f.name: getattr(self, f.name) for part in PARTS for f in settable(part)}
@@ -100,11 +105,12 @@ class TrainingArgs(DataConfig, PretrainConfig, EngineConfig):
         if self.pretraining_config is not None:
             values["seq_len"] = self.pretraining_config.block_size
         self._check_file()
-        told = None if samples is None else _fingerprint(samples)
-        return experiment_config("gpt", values, samples=told)
+        fingerprint = None if samples is None else _fingerprint(samples)
+        return experiment_config("gpt", values, samples=fingerprint)
 
     def _check_file(self) -> None:
-        """Raise UserError for a file of another kind than is asked for, or no room to read it."""
+        """Raise UserError for rows that are to be cut into blocks, or if TUNING_HOME, where tokens
+        are cached, cannot be written."""
         if self.data_path is None:
             return
         from tuning.engine.sources import kind_of
@@ -120,7 +126,7 @@ class TrainingArgs(DataConfig, PretrainConfig, EngineConfig):
 
 
 def _typed(args: TrainingArgs, part: type, name: str) -> Any:
-    """A setting as its field wants it: paths as text, lists as tuples, numbers as numbers."""
+    """A setting in the type of its field: paths as text, lists as tuples, numbers as numbers."""
     value = getattr(args, name)
     if value is None and getattr(part, name) is not None:
         raise UserError(f"{name} is None; give it a value or leave it out")
@@ -129,12 +135,12 @@ def _typed(args: TrainingArgs, part: type, name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What a training left."""
+    """The results of a training."""
 
     directory: Path
     """The run's directory."""
     result: dict[str, Any]
-    """result.json: steps, samples, tokens, seconds, and the validation loss where there is one."""
+    """result.json: steps, samples, tokens, seconds, and the validation loss if one is measured."""
 
     @property
     def model(self) -> Path:
@@ -149,22 +155,25 @@ def train(
     loss_function: LossFunction | None = None,
     optimizer: OptimizerFactory | None = None,
 ) -> TrainingResult:
-    """Train, or continue, what `args` describe in args.output_dir; what is done is not done again.
+    """Train, or resume, the run that `args` describe in args.output_dir; returns at once if it is
+    done.
 
-    Signals to stop (SIGTERM, SIGINT, SIGUSR1) are heeded at the next step.
+    Signals to stop (SIGTERM, SIGINT, SIGUSR1) take effect before the next step.
 
     Args:
         args: Settings.
         samples: Data of your own, see samples.py; validation_split holds some of them out.
-        loss_function: In place of args.loss, see losses.py.
-        optimizer: From parameter groups to an optimizer, in place of AdamW; the learning rate of
+        loss_function: Instead of args.loss, see losses.py.
+        optimizer: From parameter groups to an optimizer, instead of AdamW; the learning rate of
             its groups is set before each step.
 
     Raises:
-        UserError: Settings or data that cannot be, or output_dir holds something else.
-        Interrupted: Stopped by a signal; everything is saved, and the same call continues.
+        UserError: Settings or data are not allowed, or output_dir holds something else.
+        Interrupted: Stopped by a signal; a checkpoint is saved, and the same call resumes.
     """
     config = args.run_config(samples)
+    if loss_function is None:
+        config.training.own_function()
     brought = {"loss_function": loss_function, "optimizer": optimizer}
     program = {name: _name(what) for name, what in brought.items() if what is not None}
     identity = _identity(config.identity(), args.directory.name, program)
@@ -183,16 +192,16 @@ def train(
 
 
 def _identity(found: Identity, run_name: str, program: dict[str, str]) -> Identity:
-    """The identity of a run to which a program may have brought parts of its own."""
+    """The identity of a run with the names of functions that were passed in from Python."""
     if not program:
         return replace(found, run_name=run_name)
     hashed = found.hashed | {"program": program}
-    told = digest({"kind": found.kind, "settings": hashed})
-    return replace(found, run_name=run_name, hash=told, hashed=hashed)
+    new_hash = identity_hash(found.kind, hashed)
+    return replace(found, run_name=run_name, hash=new_hash, hashed=hashed)
 
 
 def _fingerprint(samples: Samples) -> str:
-    """Samples as a hash: over the lengths of all of them, and over some of them whole."""
+    """A hash of samples: of the lengths of all, and of the contents of some."""
     import numpy as np
 
     if not len(samples):
@@ -208,7 +217,7 @@ def _fingerprint(samples: Samples) -> str:
 
 
 def _name(brought: Callable[..., Any]) -> str:
-    """What tells a function or an object from another: its name, and what a partial fixes."""
+    """The name of a function or of an object's class, with the arguments that a partial fixes."""
     if isinstance(brought, functools.partial):
         fixed = [*map(str, brought.args), *(f"{k}={v}" for k, v in brought.keywords.items())]
         return f"{_name(brought.func)}({', '.join(fixed)})"

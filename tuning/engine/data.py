@@ -112,9 +112,10 @@ def _tokenizer(config: PretrainRunConfig) -> Any:
 
 def _file(config: PretrainRunConfig, path: str, tokenizer: Any) -> Samples:
     """Rows as they are; documents and text in blocks of seq_len tokens."""
-    kind, t = sources.kind_of(path), config.training
+    kind = sources.kind_of(path)
     if kind == "rows":
-        return sources.read_rows(path, max_tokens=t.max_tokens_per_gpu, on_long=config.data.on_long)
+        most = config.compute.max_tokens_per_gpu
+        return sources.read_rows(path, max_tokens=most, on_long=config.data.on_long)
     tokens, starts = _stream(Path(path), kind, tokenizer)
     return Blocks(tokens, starts, config.seq_len)
 

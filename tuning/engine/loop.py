@@ -1,12 +1,12 @@
 """The training loop, read from top to bottom: a paragraph for each part of a step.
 
-It resumes by itself from the newest whole checkpoint in its directory, and the result is equal, bit
-for bit, to that of a run that was never disturbed: the batch, the learning rate and the random
-numbers are functions of the step, and all else that a step depends on is in the checkpoint. The
-number of processes, the micro-batch and the packing change nothing but rounding.
+It resumes from the newest whole checkpoint in its directory, and the result is equal, bit for bit,
+to that of an uninterrupted run: the batch, the learning rate and the random numbers are functions
+of the step, and all else that a step depends on is in the checkpoint. The number of processes, the
+micro-batch and the packing change nothing but rounding.
 
 Extension points are plain arguments: the model, the samples, a loss function, an optimizer factory,
-and what is called after a step.
+and hooks that are called after a step.
 """
 
 from __future__ import annotations
@@ -26,26 +26,28 @@ from tuning.engine import checkpoint, parallel, ranks, sep
 from tuning.engine import flops as flops_of
 from tuning.engine.batches import Batches, Row
 from tuning.engine.checkpoint import Checkpoints, TrainingState
-from tuning.engine.config import EngineConfig, PretrainConfig
+from tuning.engine.config import LoopConfig
 from tuning.engine.flops import Flops
 from tuning.engine.losses import LossFunction, cross_entropy
 from tuning.engine.parallel import OptimizerFactory, Spread
 from tuning.runs.errors import Interrupted
-from tuning.runs.manifest import newest_whole
+from tuning.runs.manifest import KEPT, newest_whole
+from tuning.weights.config import in_half
 
 Metrics = dict[str, Any]
 AfterStep = Callable[[TrainingState], bool]
-"""Called after a step by all processes alike; True ends the training."""
+"""Called after a step, on all ranks; True ends the training."""
 
 
 def train(
     spread: Spread,
     batches: Batches,
-    config: PretrainConfig,
-    engine: EngineConfig,
+    config: LoopConfig,
     *,
     steps: int | None,
-    directory: Path,
+    directory: Path | None,
+    save_every: int | None = None,
+    keep: int = KEPT,
     loss_function: LossFunction = cross_entropy,
     optimizer: OptimizerFactory | None = None,
     flops: Flops | None = None,
@@ -54,31 +56,34 @@ def train(
     after_step: AfterStep | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingState:
-    """Train a model in place for `steps` optimizer steps and return where it stands.
+    """Train a model in place for `steps` optimizer steps and return its state.
 
     Args:
         spread: The model on this process, from `parallel.spread()`.
-        batches: What each step works on.
-        config: Optimizer, schedule, precision.
-        engine: When to save, where a checkpoint goes.
-        steps: Optimizer steps altogether; None goes on until a hook or a signal ends it.
-        directory: Where checkpoints are written, and looked for.
+        batches: The samples of each step.
+        config: Schedule, optimizer, precision, seed.
+        steps: Optimizer steps in total; None trains until a hook or a signal ends it.
+        directory: Where checkpoints are written, and resumed from; None: no checkpoints, for
+            trials of a few steps.
+        save_every: A checkpoint every so many steps and after the last one; None: only when
+            `should_stop` ends the training.
+        keep: How many checkpoints are kept.
         loss_function: See losses.py.
         optimizer: From parameter groups to an optimizer; None: AdamW of the config.
-        flops: What a token costs, for the MFU.
-        peak_flops: Of one device, FLOP/s; None where it is not known.
-        on_step: Gets the metrics of each step; see `_metrics`.
-        after_step: Called with the state, once before the first step too.
-        should_stop: Asked before each step; where it says yes, a checkpoint is written. All
-            processes must get the same answer.
+        flops: Cost of a token, for the MFU.
+        peak_flops: Of one device, FLOP/s; None if unknown.
+        on_step: Called with the metrics of each step.
+        after_step: Called with the state after each step, and once before the first one.
+        should_stop: Asked before each step; if true, a checkpoint is written and training ends.
+            All ranks must get the same answer.
 
     Raises:
-        Interrupted: `should_stop` said yes; the same call continues.
+        Interrupted: `should_stop` returned True; the same call resumes.
     """
     parallel.add_optimizers(spread, optimizer or adamw(config), config.weight_decay)
     state = TrainingState(spread=spread)
-    checkpoints = Checkpoints(directory, keep=engine.keep_checkpoints)
-    if found := ranks.from_first(str(newest_whole(directory) or "")):
+    checkpoints = Checkpoints(directory, keep=keep) if directory else None
+    if directory and (found := ranks.from_first(str(newest_whole(directory) or ""))):
         checkpoint.load(state, Path(found))
     device = next(spread.module.parameters()).device
     losses = torch.zeros(2, dtype=torch.float64, device=device)
@@ -89,6 +94,8 @@ def train(
         if should_stop():
             if state.step == 0:
                 raise Interrupted("stopped before the first step")
+            if checkpoints is None:
+                raise Interrupted(f"stopped after step {state.step}; nothing is saved")
             saved = checkpoints.save(state)
             checkpoints.wait()
             raise Interrupted(f"stopped after step {state.step}; saved {saved.name}")
@@ -104,7 +111,7 @@ def train(
         rows = batches.rows(batch, device)
         for number, row in enumerate(rows):
             with spread.accumulating(last=number == len(rows) - 1):
-                loss, balance = losses_of(spread, row, config, loss_function)
+                loss, balance = losses_of(spread, row, config.precision, loss_function)
                 loss = loss / max(batch.loss_tokens, 1)
                 losses[0] += loss.detach()
                 if balance is not None:
@@ -117,7 +124,7 @@ def train(
         norm = spread.clip(config.grad_clip_value)
         spread.step(rate)
 
-        # What has been done, for the reader and for the disk.
+        # The record of the step, and a checkpoint.
         ranks.total(losses)
         loss_value, balance_value = losses.tolist()
         seconds = time.perf_counter() - started
@@ -149,22 +156,23 @@ def train(
                 }
             )
         ended = after_step(state) if after_step else False
-        if not engine.debug and (state.step % engine.save_every_steps == 0 or state.step == steps):
+        if checkpoints and save_every and (state.step % save_every == 0 or state.step == steps):
             checkpoints.save(state)
 
-    checkpoints.wait()
+    if checkpoints:
+        checkpoints.wait()
     return state
 
 
 def losses_of(
-    spread: Spread, row: Row, config: PretrainConfig, loss_function: LossFunction
+    spread: Spread, row: Row, precision: str, loss_function: LossFunction
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """This process's parts of (the loss summed over tokens, the loss that balances experts, None
-    where there are none).
+    """This process's parts of (the loss summed over tokens, the load-balancing loss of the experts
+    or None for a dense model).
 
-    Logits are computed where a token counts, and nowhere else.
+    Logits are computed only at tokens with a loss.
     """
-    with autocast(spread, config.precision, row.input_ids.device):
+    with autocast(spread, precision, row.input_ids.device):
         out = spread.model(
             input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False,
             documents=row.documents, logits_to_keep=row.kept,
@@ -183,22 +191,20 @@ def losses_of(
 def autocast(
     spread: Spread, precision: str, device: torch.device
 ) -> contextlib.AbstractContextManager[Any]:
-    """bf16 computation over float32 weights; fsdp2 has its own way."""
-    half = computes_in_half(precision, device) and spread.kind != "fsdp2"
-    if not half:
+    """bf16 computation over float32 weights; fsdp2 casts by its own mixed-precision policy."""
+    half = in_half(precision, cuda=device.type == "cuda")
+    if not half or spread.kind == "fsdp2":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def computes_in_half(precision: str, device: torch.device) -> bool:
-    """Whether a precision means bfloat16 on a device."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
-
-
-def peak_flops(config: PretrainConfig) -> float | None:
-    """FLOP/s of this process's device in the precision of a training; said once if not known."""
+def peak_flops(spread: Spread, precision: str) -> float | None:
+    """FLOP/s of this process's device in the precision of a training; None, with a warning from
+    rank 0, if the device is unknown.
+    """
     device = ranks.device()
-    half = computes_in_half(config.precision, device) or config.train_dtype == "bfloat16"
+    weights = next(spread.module.parameters()).dtype
+    half = in_half(precision, cuda=device.type == "cuda") or weights == torch.bfloat16
     found = flops_of.peak(device, torch.bfloat16 if half else torch.float32)
     if found is None and ranks.rank() == 0:
         what = torch.cuda.get_device_name(device) if device.type == "cuda" else "this processor"
@@ -206,8 +212,8 @@ def peak_flops(config: PretrainConfig) -> float | None:
     return found
 
 
-def learning_rate(step: int, config: PretrainConfig, steps: int | None) -> float:
-    """Linear warmup, then down to min_lr with the last step (counted from 0)."""
+def learning_rate(step: int, config: LoopConfig, steps: int | None) -> float:
+    """Of step `step`, counted from 0: linear warmup, then down to min_lr at the last step."""
     if step < config.warmup_steps:
         return config.max_lr * ((step + 1) / config.warmup_steps)
     if config.lr_scheduler == "constant" or steps is None:
@@ -221,7 +227,7 @@ def learning_rate(step: int, config: PretrainConfig, steps: int | None) -> float
     return config.last_lr + height * left
 
 
-def adamw(config: PretrainConfig) -> OptimizerFactory:
+def adamw(config: LoopConfig) -> OptimizerFactory:
     """AdamW (Loshchilov and Hutter 2019), in one kernel on CUDA."""
 
     def make(groups: parallel.ParamGroups) -> torch.optim.Optimizer:
@@ -241,8 +247,8 @@ def seed_of(seed: int, step: int, rank: int) -> int:
 
 
 def seed_with(seed: int, device: torch.device) -> None:
-    """Seed the generators that a model draws from; `torch.manual_seed` asks after every kind of
-    device there is, which takes longer than all else of a step that is not the model's.
+    """Seed the generators that a model draws from. `torch.manual_seed` probes every kind of device,
+    which takes longer than everything else in a step that is not the model's work.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -250,7 +256,7 @@ def seed_with(seed: int, device: torch.device) -> None:
 
 
 def mfu(batch: Any, flops: Flops | None, peak: float | None, seconds: float) -> float | None:
-    """Model FLOPs utilization: FLOP/s that the model needs over what the devices can do."""
+    """Model FLOPs utilization: FLOP/s that the model needs over the peak of all devices."""
     if flops is None or peak is None:
         return None
     needed = flops.training(batch.tokens, batch.squares, batch.loss_tokens)

@@ -1,7 +1,5 @@
-"""The loss of a token from its logits; the loop sums it and divides by the tokens that count.
-
-Any callable of this shape can take their place: logits [tokens, vocabulary] in float32 and labels
-[tokens], none of them ignored, to losses [tokens].
+"""The loss of a token from its logits. Trainers sum it and divide by the number of tokens with a
+loss in the whole optimizer step, however that is split into micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -12,7 +10,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from tuning.engine.config import LossConfig
+
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""logits [tokens, vocabulary] in float32, labels [tokens] without ignored ones -> [tokens]."""
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -25,14 +26,16 @@ def focal(
 ) -> torch.Tensor:
     """alpha * (1 - p)^gamma times the cross-entropy (Lin et al. 2017, eq. 5); [tokens].
 
-    p is the probability of the label. With gamma 0 and alpha 1 it is the cross-entropy.
+    p is the probability of the label. With alpha 1 and gamma 0 it is the cross-entropy.
     """
     nll = cross_entropy(logits, labels)
-    # A token that is sure has no gradient; without the bound it would be 0 times infinity.
+    # Without the bound, the gradient at p = 1 would be 0 times infinity.
     doubt = (-torch.expm1(-nll)).clamp_min(torch.finfo(nll.dtype).tiny)
     return alpha * doubt**gamma * nll
 
 
-def named(name: str, alpha: float, gamma: float) -> LossFunction:
-    """The loss of a config."""
-    return partial(focal, alpha=alpha, gamma=gamma) if name == "focal" else cross_entropy
+def loss_function(config: LossConfig) -> LossFunction:
+    """The loss that a config names; UserError if it cannot be imported."""
+    if config.loss == "focal":
+        return partial(focal, alpha=config.focal_alpha, gamma=config.focal_gamma)
+    return config.own_function() or cross_entropy

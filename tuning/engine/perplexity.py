@@ -1,5 +1,5 @@
-"""The perplexity of a pool under a model in place on all processes: what
-`tuning.evaluation.perplexity.measure` gives for a model on one, from packed rows.
+"""The perplexity of a pool under a model that is spread over all ranks, from packed rows; equal to
+`tuning.evaluation.perplexity.measure` of the same model on one process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import torch
 from tuning.data.encoding import Encoded
 from tuning.engine import loop, losses, ranks
 from tuning.engine.batches import Batches, Row
-from tuning.engine.config import PretrainConfig
 from tuning.engine.parallel import Spread
 from tuning.engine.samples import Rows
 from tuning.evaluation.perplexity import Perplexity, from_sums
@@ -27,33 +26,34 @@ def rows_of(pool: Sequence[Encoded]) -> Rows:
 
 
 class PoolPerplexity:
-    """Measures one pool as often as it is asked to."""
+    """Measures the perplexity of one pool, repeatedly."""
 
     def __init__(
-        self, pool: Sequence[Encoded], training: Batches, spread: Spread, config: PretrainConfig
+        self, pool: Sequence[Encoded], training: Batches, spread: Spread, precision: str
     ) -> None:
-        """`training` says how rows are packed, `config` in which precision the model computes."""
+        """Rows are packed as in `training`; the model computes in `precision`."""
         self.spread = spread
-        self.config = config
+        self.precision = precision
         self.samples = rows_of(pool)
         self.batches = training.over(self.samples, len(pool))
 
     def measure(self) -> Perplexity:
-        """The same on all processes, which must all call this; dropout is off meanwhile."""
+        """The same on all ranks; all ranks must call this. Dropout is off meanwhile."""
         device = next(self.spread.module.parameters()).device
         sums = torch.zeros(len(self.samples), dtype=torch.float64, device=device)
         with self.spread.evaluating():
             for micro in self.batches.at(0).shares:
                 numbers = micro[self.batches.layout.dp_rank]
                 row = self.batches.row(numbers, device)
-                loop.losses_of(self.spread, row, self.config, self._adding_to(sums, row, numbers))
+                add = self._adding_to(sums, row, numbers)
+                loop.losses_of(self.spread, row, self.precision, add)
         found = from_sums(ranks.total(sums).tolist(), self.samples.loss_tokens.tolist())
         return ranks.from_first(found)
 
     def _adding_to(
         self, sums: torch.Tensor, row: Row, numbers: Sequence[int]
     ) -> losses.LossFunction:
-        """A loss function that adds the loss of each token to the sum of the sample it is of."""
+        """A loss function that adds the loss of each token to the sum of its sample."""
         # A row may end with fill, a document of its own in which no token counts.
         documents = np.array([*numbers, 0])[: len(row.documents.lengths)]
         owners = np.repeat(documents, row.documents.lengths)

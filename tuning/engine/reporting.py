@@ -1,5 +1,5 @@
-"""What a run of the engine tells: metrics.jsonl (the record), log.txt beside it, a progress bar,
-W&B, and the trace of a profiler.
+"""Reports of a run of the engine: metrics.jsonl (the record), log.txt, a progress bar, W&B, and the
+trace of a profiler.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from tqdm import tqdm
 
 from tuning import config as site
 from tuning.engine import ranks
-from tuning.engine.config import EngineConfig
+from tuning.engine.config import OutputConfig
 from tuning.runs import atomic
 from tuning.runs.rundir import RunDirectory
 
 
 class Reporter:
-    """Takes in what each step and each validation measured; only the first process writes."""
+    """Records the metrics of each step and each validation; only rank 0 writes."""
 
     def __init__(
-        self, directory: RunDirectory, engine: EngineConfig, name: str, *, steps: int | None,
+        self, directory: RunDirectory, output: OutputConfig, name: str, *, steps: int | None,
         done: int, report_to: list[str],
     ) -> None:  # fmt: skip
-        """`name`: of the folder under log_dir; `done`: the step from which the run goes on."""
+        """`name`: of the folder under log_dir; `done`: the step that the run resumes from."""
         self.directory = directory
         self.steps = steps
-        self.every = engine.log_steps
+        self.every = output.log_steps
         self._first = ranks.rank() == 0
         self._done = done
-        root = Path(engine.log_dir) if engine.log_dir else site.home() / "outputs/logs"
+        root = Path(output.log_dir) if output.log_dir else site.home() / "outputs/logs"
         self.folder = root / name
         self._report_to = report_to if self._first else []
         self._wandb: Any = None
         self._profile = (
-            Profile(self.folder, engine.steps_to_profile)
-            if engine.use_profiler and self._first
+            Profile(self.folder, output.steps_to_profile)
+            if output.use_profiler and self._first
             else None
         )
 
@@ -65,7 +65,7 @@ class Reporter:
             self._wandb.finish()
 
     def step(self, record: dict[str, Any]) -> None:
-        """What a step measured."""
+        """The metrics of a step."""
         if not self._first:
             return
         step, note = record["step"], f"loss {record['loss']:.3f}"
@@ -89,9 +89,7 @@ class Reporter:
             self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
 
     def _rewound_log(self) -> TextIO:
-        """log.txt without what was logged after the step from which the run goes on, to be written
-        on, line by line.
-        """
+        """log.txt, open to append, without the lines after the step that the run resumes from."""
         log = self.folder / "log.txt"
         kept = []
         with contextlib.suppress(FileNotFoundError):
@@ -102,7 +100,7 @@ class Reporter:
 
 
 class Profile:
-    """A trace of some steps of the first process, as chrome://tracing and Perfetto read it."""
+    """A trace of some steps of rank 0, for chrome://tracing or Perfetto."""
 
     def __init__(self, folder: Path, steps: tuple[int, ...]) -> None:
         self.path = folder / "rank0_trace.json"
@@ -110,7 +108,7 @@ class Profile:
         self._profiler: Any = None
 
     def step(self, done: int) -> None:
-        """Called after each step; records from the end of the step before the first one."""
+        """Called after each step; recording begins at the end of the step before the first one."""
         from torch.profiler import ProfilerActivity, profile
 
         if self._profiler is not None and done >= self.last:
@@ -124,7 +122,7 @@ class Profile:
         return self.path.exists()
 
     def close(self) -> None:
-        """Write what was recorded."""
+        """Write the trace."""
         if self._profiler is None:
             return
         profiler, self._profiler = self._profiler, None

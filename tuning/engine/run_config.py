@@ -3,85 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tuning import config as site
 from tuning.data import train_dataset
-from tuning.engine.config import DataConfig, EngineConfig, ModelConfig, PretrainConfig
+from tuning.engine.config import (
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizationConfig,
+    OutputConfig,
+    loss_name,
+)
 from tuning.engine.sources import kind_of
-from tuning.flags import build, override
+from tuning.flags import build
 from tuning.runs import provenance, ranks
 from tuning.runs.content import file_hash, weights_hash
 from tuning.runs.errors import UserError, choose
 from tuning.runs.identity import digest
 from tuning.runs.rundir import SHORT
-from tuning.settings import RunConfig, hashed_settings
+from tuning.schema import mapping, override, read_yaml
+from tuning.settings import RunConfig, setting
 from tuning.weights.shape import Shape, linears
 
-PRETRAIN_PARTS: tuple[type, ...] = (ModelConfig, DataConfig, PretrainConfig, EngineConfig)
+PRETRAIN_PARTS: tuple[type, ...] = (
+    ModelConfig, DataConfig, OptimizationConfig, ComputeConfig, OutputConfig,
+)  # fmt: skip
 PRESETS = Path(__file__).with_name("presets.yaml")
-_FREE: dict[str, Any] = {"hashed": False}
+MICRO_BATCH = 8
+"""Sequences of a forward pass, unless --micro_batch_size or --max_tokens_per_gpu is given."""
+PACKED_BATCH = 8
+"""Samples of an optimizer step with --max_tokens_per_gpu, unless --batch_size is given."""
+_INSTEAD = {
+    "data_path": ("corpus",),
+    "use_mock_data": ("corpus",),
+    "batch_size": ("micro_batch_size",),
+    "micro_batch_size": ("batch_size",),
+    "max_tokens_per_gpu": ("micro_batch_size",),
+}
+"""What a setting that is given takes the place of, in a preset or in collections.yaml."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRunConfig(RunConfig):
     """One run of the engine: from fresh weights, tokenizer and chat template included, or on from
-    a model that there is.
+    an existing model.
     """
 
     kind = "pretrain"
-    model: str = field(metadata=_FREE)
+    model: str = setting(hashed=False)
     """The run's name: a model of collections.yaml that this run makes, or an experiment's."""
-    registered: bool = field(metadata=_FREE)
-    """Whether `model` stands in collections.yaml."""
+    registered: bool = setting(hashed=False)
+    """Whether `model` is in collections.yaml."""
     chat_template: str
     """A file of tuning/data/chat_templates without its ending."""
     data_version: str
     """Changes when the data do."""
-    source: str | None = field(default=None, metadata=_FREE)
-    """The folder or hub id of the weights that are trained on; None: fresh ones."""
+    source: str | None = setting(None, hashed=False)
+    """The folder or hub id of the weights that training starts from; None: fresh ones."""
     base_hash: str | None = None
-    """Of those weights."""
-    brought: bool = field(default=False, metadata=_FREE)
-    """Whether the samples come from a program, and not from what `data` names."""
-    is_default: bool = field(default=False, metadata=_FREE)
+    """The hash of those weights."""
+    brought: bool = setting(False, hashed=False)
+    """Whether the samples are passed in from Python, in place of what `data` names."""
+    is_default: bool = setting(False, hashed=False)
     """Whether all settings are those of the model in collections.yaml."""
-    shape: ModelConfig
+    shape: ModelConfig = setting(hashed=lambda part, run: run.source is None)
     data: DataConfig
-    training: PretrainConfig
-    engine: EngineConfig = field(metadata=_FREE)
+    training: OptimizationConfig
+    balanced_over: int | None = setting(None, before=None)
+    """Of a mixture of experts: the micro-batch, in sequences or tokens, since the loss that
+    balances the experts is taken over one."""
+    truncated_at: int | None = setting(None, before=None)
+    """Tokens after which rows are cut off; None: longer rows are refused."""
+    compute: ComputeConfig = setting(default_factory=ComputeConfig)
+    output: OutputConfig = setting(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        _check_sources(self)
+        _check_batch(self)
+        _check_held_out(self)
+        if self.training.osft and self.source is None:
+            raise UserError("--osft keeps what a model knows; give one with --model_name_or_path")
 
     @property
-    def hashed(self) -> dict[str, Any]:
-        """The settings that change the result."""
-        found: dict[str, Any] = hashed_settings(self)
-        training, data = found["training"], found["data"]
-        if self.source is not None:
-            del found["shape"]
-        for name in ("data_path", "validation_data_path", "validation_split"):
-            if not (name == "validation_split" and data[name]):
-                del data[name]
-        mixed = self.shape.use_moe and self.source is None
-        packed = self.training.max_tokens_per_gpu is not None
-        if packed:
-            del training["total_batch_size"]
-        elif not mixed:
-            del training["batch_size"]
-        if not mixed:
-            # Among experts, the loss that balances them is taken over a micro-batch.
-            del training["router_aux_loss_coef"]
-            if self.data.on_long != "truncate":
-                del training["max_tokens_per_gpu"]
-            training["packed"] = packed
-        if not self.training.osft:
-            del training["osft_unfreeze_rank_ratio"], training["osft_target_patterns"]
-        if self.training.loss != "focal":
-            del training["focal_alpha"], training["focal_gamma"]
-        training |= {"training_mode": self.training.mode, "min_lr": self.training.last_lr}
-        return found
+    def has_experts(self) -> bool:
+        """Whether fresh weights are those of a mixture of experts."""
+        return self.shape.use_moe and self.source is None
 
     @property
     def artifact_form(self) -> str:
@@ -102,7 +112,7 @@ class PretrainRunConfig(RunConfig):
     def global_batch(self) -> int:
         """Samples of an optimizer step over all ranks."""
         t = self.training
-        return t.batch_size if t.max_tokens_per_gpu else t.total_batch_size // self.seq_len
+        return t.batch_size or t.total_batch_size // self.seq_len
 
 
 def pretrain_config(model: str, values: Mapping[str, Any] | None = None) -> PretrainRunConfig:
@@ -115,9 +125,9 @@ def pretrain_config(model: str, values: Mapping[str, Any] | None = None) -> Pret
             f"model '{model}' is not pre-trained here; a model is where collections.yaml says "
             f"'from_run: {model}' under its name."
         )
-    where = f"collections.yaml, models: {model}: settings: pretrain"
+    where = f"collections.yaml: models: {model}: settings: pretrain"
     given = dict(entry.settings.get("pretrain", {}))
-    chosen = preset(given.pop("preset", None)) | override(PRETRAIN_PARTS, given, where)
+    chosen = beside(preset(given.pop("preset", None)), override(PRETRAIN_PARTS, given, where))
     template = entry.chat_template or "chatml"
     default = replace(_config(model, True, template, chosen), is_default=True)
     if not values:
@@ -129,9 +139,9 @@ def pretrain_config(model: str, values: Mapping[str, Any] | None = None) -> Pret
 def experiment_config(
     name: str, values: Mapping[str, Any], *, samples: str | None = None
 ) -> PretrainRunConfig:
-    """A run by the name of an experiment, of settings that are all given.
+    """A run named by its experiment, with the settings in `values`.
 
-    `samples` tells those that a program brings from others; None: the settings name the data.
+    `samples`: fingerprint of samples passed in from Python; None if the settings name the data.
     """
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"exp_name is '{name}'; it must be a name for a folder")
@@ -139,18 +149,16 @@ def experiment_config(
 
 
 def beside(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` over those of a preset or of collections.yaml; data that are named take the place of
-    the corpus there.
+    """`values` over `base`, the settings of a preset or of collections.yaml, without the settings
+    of `base` that they take the place of.
     """
-    named = values.get("data_path") or values.get("use_mock_data")
-    return {k: v for k, v in base.items() if not (named and k == "corpus")} | dict(values)
+    dropped = {old for name in values if values[name] for old in _INSTEAD.get(name, ())}
+    return {k: v for k, v in base.items() if k not in dropped} | dict(values)
 
 
 @cache
-def _presets() -> dict[str, dict[str, Any]]:
-    import yaml
-
-    return yaml.safe_load(PRESETS.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+def _presets() -> dict[str, Any]:
+    return mapping(read_yaml(PRESETS), PRESETS.name)
 
 
 def preset(name: str | None) -> dict[str, Any]:
@@ -166,11 +174,13 @@ def _config(
     samples: str | None = None,
 ) -> PretrainRunConfig:  # fmt: skip
     chosen = dict(chosen)
-    location = chosen.pop("model_name_or_path", None)
-    data, training = build(DataConfig, chosen), build(PretrainConfig, chosen)
-    shape = build(ModelConfig, chosen)
-    training = replace(training, seq_len=training.seq_len or shape.block_size)
-    source, base_hash = _weights(location)
+    source, base_hash = _weights(chosen.pop("model_name_or_path", None))
+    chosen |= _batch(chosen)
+    data, shape = build(DataConfig, chosen), build(ModelConfig, chosen)
+    training = _resolved(build(OptimizationConfig, chosen), shape)
+    compute = build(ComputeConfig, chosen)
+    has_experts = shape.use_moe and source is None
+    micro = compute.max_tokens_per_gpu or compute.micro_batch_size
     made = PretrainRunConfig(
         model=name,
         registered=registered,
@@ -182,14 +192,51 @@ def _config(
         shape=shape,
         data=data,
         training=training,
-        engine=build(EngineConfig, chosen),
+        balanced_over=micro if has_experts else None,
+        truncated_at=compute.max_tokens_per_gpu if data.on_long == "truncate" else None,
+        compute=compute,
+        output=build(OutputConfig, chosen),
     )
-    check(made)
+    _check_file(made)
     return made
 
 
-def shape_of(config: ModelConfig, tokenizer: int) -> Shape:
-    """The shape of a model that is pre-trained here, with a tokenizer of so many bytes."""
+def _batch(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the batch, with `batch_size` in its one meaning: samples of a packed step."""
+    micro, size = chosen.get("micro_batch_size"), chosen.get("batch_size")
+    packed = chosen.get("max_tokens_per_gpu") is not None
+    if packed and micro is not None:
+        raise UserError(
+            "micro_batch_size is for batches of a fixed length; with --max_tokens_per_gpu, samples "
+            "are packed up to that many tokens: give one of the two"
+        )
+    if packed:
+        return {"packed": True, "batch_size": PACKED_BATCH if size is None else size}
+    if micro is not None and size is not None:
+        raise UserError(
+            "batch_size and micro_batch_size are the same setting without --max_tokens_per_gpu; "
+            "give one of them"
+        )
+    # Checked here, since the error would name the other setting.
+    if size is not None and size < 1:
+        raise UserError(f"batch_size is {size}; it must be at least 1.")
+    given = size if micro is None else micro
+    return {"batch_size": None, "micro_batch_size": MICRO_BATCH if given is None else given}
+
+
+def _resolved(training: OptimizationConfig, shape: ModelConfig) -> OptimizationConfig:
+    """The settings with those that follow from others filled in."""
+    return replace(
+        training,
+        seq_len=training.seq_len or shape.block_size,
+        training_mode=training.mode,
+        min_lr=training.last_lr,
+        loss=loss_name(training.loss),
+    )
+
+
+def shape_of(config: ModelConfig) -> Shape:
+    """The shape of a model that is pre-trained here."""
     return Shape(
         layers=config.num_layer,
         linears=linears(
@@ -206,14 +253,11 @@ def shape_of(config: ModelConfig, tokenizer: int) -> Shape:
         vocabulary=config.vocab_size,
         hidden=config.hidden_size,
         tied=config.tied_lm_head,
-        tokenizer=tokenizer,
     )
 
 
 def _weights(location: str | None) -> tuple[str | None, str | None]:
-    """Where the weights of a model lie, and their hash: a folder, a model of collections.yaml, or a
-    hub id.
-    """
+    """(location, hash) of weights: a folder, a model of collections.yaml, or a hub id."""
     if location is None:
         return None, None
     if Path(location).is_dir():
@@ -238,8 +282,8 @@ def _version(data: DataConfig) -> str:
     return "+".join(file_hash(Path(path)) for path in paths) or "mock"
 
 
-def check(config: PretrainRunConfig) -> None:
-    """Raise UserError for settings that contradict each other, before anything is built."""
+def _check_sources(config: PretrainRunConfig) -> None:
+    """Raise UserError unless there is one source of data, and it fits the model."""
     data, t, shape = config.data, config.training, config.shape
     sources = [
         name
@@ -255,68 +299,68 @@ def check(config: PretrainRunConfig) -> None:
             "--data_path FILE, or --model with a model that is made here (tiny)"
         )
     if data.corpus and t.mode != "step":
-        raise UserError("a corpus that is made here has no end; give --max_steps")
+        raise UserError("a generated corpus has no end; give --max_steps")
     if data.corpus and config.source is None and shape.vocab_size < data.tokenizer_vocab_size:
         raise UserError(
             f"vocab_size {shape.vocab_size} is below tokenizer_vocab_size "
             f"{data.tokenizer_vocab_size}; every token needs a row of the embedding."
         )
-    if config.source is None and config.seq_len > shape.block_size:
+
+
+def _check_batch(config: PretrainRunConfig) -> None:
+    """Raise UserError unless sequences, batch, and the processes of a replica divide evenly."""
+    t, sep, length = config.training, config.compute.sep_size, config.seq_len
+    if config.source is None and length > config.shape.block_size:
         raise UserError(
-            f"seq_len {config.seq_len} is above block_size {shape.block_size}, the longest "
+            f"seq_len {length} is above block_size {config.shape.block_size}, the longest "
             "sequence of the model"
         )
-    _check_file(config)
-    _check_batch(config)
-    if t.osft and config.source is None:
-        raise UserError("--osft keeps what a model knows; give one with --model_name_or_path")
+    if not t.packed and t.total_batch_size % length:
+        near = max(1, round(t.total_batch_size / length)) * length
+        raise UserError(
+            f"total_batch_size {t.total_batch_size} is not a multiple of seq_len {length}; {near} "
+            "is the nearest"
+        )
+    for name, value in (
+        ("seq_len", length),
+        ("num_attention_heads", config.shape.num_attention_heads),
+        ("num_experts", config.shape.num_experts if config.shape.use_moe else None),
+    ):
+        if config.source is None and value and value % sep:
+            raise UserError(f"sep_size {sep} does not divide {name} {value}; change one of them")
+
+
+def _check_held_out(config: PretrainRunConfig) -> None:
+    data = config.data
+    if data.validation_data_path and data.validation_split:
+        raise UserError("give --validation_data_path or --validation_split, not both")
+    held_out = data.validation_data_path or data.validation_split
+    if config.output.save_best_val_loss and not held_out:
+        raise UserError("--save_best_val_loss needs --validation_split or --validation_data_path")
 
 
 def _check_file(config: PretrainRunConfig) -> None:
-    """What a data file needs to be read."""
+    """Raise UserError unless all is given that the data file needs to be read."""
     path = config.data.data_path
     if path is None:
         return
     kind = kind_of(path)
     if kind == "text" and config.source is None and config.data.tokenizer is None:
         raise UserError(f"'{path}' is text; say how to read it with --tokenizer ID_OR_FOLDER")
-    if kind == "rows" and config.training.max_tokens_per_gpu is None:
+    if kind == "rows" and not config.training.packed:
         raise UserError(
             f"'{path}' holds rows of different lengths; say how many tokens fit a pass with "
             "--max_tokens_per_gpu, and how many samples make a step with --batch_size"
         )
 
 
-def check_place(engine: EngineConfig) -> None:
-    """Raise UserError for what the processes and devices here cannot do."""
+def check_place(compute: ComputeConfig) -> None:
+    """Raise UserError if the processes or devices here cannot do what is asked."""
     world = ranks.world_size()
-    if world % engine.sep_size:
+    if world % compute.sep_size:
         raise UserError(
-            f"sep_size {engine.sep_size} does not divide the {world} processes; start a multiple "
-            f"of {engine.sep_size} with torchrun, or lower --sep_size"
+            f"sep_size {compute.sep_size} does not divide the {world} processes; start a multiple "
+            f"of {compute.sep_size} with torchrun, or lower --sep_size"
         )
-    if engine.use_liger_kernels and not provenance.gpus():
+    if compute.use_liger_kernels and not provenance.gpus():
         raise UserError("--use_liger_kernels needs an NVIDIA GPU; there is none here. Leave it out")
-
-
-def _check_batch(config: PretrainRunConfig) -> None:
-    t, sep = config.training, config.engine.sep_size
-    if t.max_tokens_per_gpu is None and t.total_batch_size % config.seq_len:
-        near = max(1, round(t.total_batch_size / config.seq_len)) * config.seq_len
-        raise UserError(
-            f"total_batch_size {t.total_batch_size} is not a multiple of seq_len "
-            f"{config.seq_len}; {near} is the nearest"
-        )
-    for name, value in (
-        ("seq_len", config.seq_len),
-        ("num_attention_heads", config.shape.num_attention_heads),
-        ("num_experts", config.shape.num_experts if config.shape.use_moe else None),
-    ):
-        if config.source is None and value and value % sep:
-            raise UserError(f"sep_size {sep} does not divide {name} {value}; change one of them")
-    data = config.data
-    if data.validation_data_path and data.validation_split:
-        raise UserError("give --validation_data_path or --validation_split, not both")
-    held_out = data.validation_data_path or data.validation_split
-    if config.engine.save_best_val_loss and not held_out:
-        raise UserError("--save_best_val_loss needs --validation_split or --validation_data_path")

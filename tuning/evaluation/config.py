@@ -9,9 +9,11 @@ from typing import Any
 
 from tuning import config as site
 from tuning.data.config import DatasetConfig, dataset_config
-from tuning.flags import build, override
-from tuning.runs.errors import UserError
+from tuning.evaluation.generators import GENERATORS
+from tuning.flags import build
+from tuning.runs.errors import UserError, choose
 from tuning.runs.rundir import SHORT
+from tuning.schema import override
 from tuning.settings import RunConfig, hashed_settings, require, setting
 from tuning.sweetspots.store import sweetspot_hash, sweetspot_name
 from tuning.weights.config import ModelLoadConfig
@@ -39,8 +41,11 @@ class PassAtKConfig:
     """Prompts sampled together; part of what makes a sample reproducible."""
     sampling_seed: int = 0
     """Of the sampling; each batch is seeded by it, the run and its own number."""
+    backend: str = setting("hf", before="hf")
+    """The inference engine that samples; hf is transformers."""
 
     def __post_init__(self) -> None:
+        choose("backend", self.backend, GENERATORS)
         for name in ("prompts", "n_samples", "max_new_tokens", "batch_size"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         if not 0 < self.temperature < math.inf:
@@ -102,7 +107,7 @@ class EvaluationRunConfig(RunConfig):
 def sampling_config(model: str, values: Mapping[str, Any] | None = None) -> PassAtKConfig:
     """How a model is sampled: defaults, then collections.yaml, then `values`."""
     entry = site.collections().model(model)
-    where = f"collections.yaml, models: {entry.name}: settings: evaluation"
+    where = f"collections.yaml: models: {entry.name}: settings: evaluation"
     chosen = override((PassAtKConfig,), entry.settings.get("evaluation", {}), where)
     return build(PassAtKConfig, chosen | dict(values or {}))
 

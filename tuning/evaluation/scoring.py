@@ -1,9 +1,11 @@
-"""From responses.jsonl to scores.json: exact checking, pass@k, intervals. Needs no model and no
+"""From responses.jsonl to scores.json: grades, pass@k, intervals. Needs no model, no dataset and no
 torch.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 from tuning.evaluation.config import EvaluationRunConfig
@@ -11,14 +13,16 @@ from tuning.evaluation.intervals import Interval, mean_interval
 from tuning.evaluation.pass_at_k import per_prompt
 from tuning.runs import atomic
 from tuning.runs.rundir import RunDirectory, read_lines
-from tuning.tasks.base import task
+from tuning.tasks.base import Grade
+from tuning.tasks.registry import task
 
 
 def score(directory: RunDirectory, config: EvaluationRunConfig) -> dict[str, Any]:
-    """Check every response of a finished inference and write scores.json."""
+    """Grade every response of a finished inference and write scores.json."""
     rows = read_lines(directory.path / "responses.jsonl")
-    check = task(config.task).check
-    correct = [sum(check(text, row["answer"]) for text in row["responses"]) for row in rows]
+    grade = task(config.task).grade
+    grades = [[grade(text, row) for text in row["responses"]] for row in rows]
+    correct = [sum(entry.right for entry in of_prompt) for of_prompt in grades]
     samples = config.sampling.n_samples
     ks = sorted({1, *config.sampling.k_values})
     scores = {
@@ -31,9 +35,19 @@ def score(directory: RunDirectory, config: EvaluationRunConfig) -> dict[str, Any
         "samples": samples,
         "pass_at_k": {str(k): _rounded(mean_interval(per_prompt(correct, samples, k))) for k in ks},
         "correct": correct,
+        "parts": _parts(entry for of_prompt in grades for entry in of_prompt),
     }
     atomic.write_json(directory.path / "scores.json", scores)
     return scores
+
+
+def _parts(grades: Iterable[Grade]) -> dict[str, float]:
+    """The mean of each part, over the responses that have it."""
+    values: dict[str, list[float]] = {}
+    for entry in grades:
+        for name, value in entry.parts.items():
+            values.setdefault(name, []).append(float(value))
+    return {name: round(math.fsum(of) / len(of), 6) for name, of in values.items()}
 
 
 def _rounded(interval: Interval) -> dict[str, float]:

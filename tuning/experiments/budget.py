@@ -311,6 +311,7 @@ def _check(budget: Budget, splits: Sequence[Split]) -> None:
     dataset = collections.dataset(budget.dataset, collections.task(budget.task))
     for method in budget.pft_methods:
         collections.method(method)
+    budget.require_used(budget.pft_methods)
     if not (budget.do_training or budget.do_inference or budget.do_evaluation):
         raise UserError(
             "nothing to do: ask for training, inference or evaluation (DO_TRAINING=y, "
@@ -322,8 +323,6 @@ def _check(budget: Budget, splits: Sequence[Split]) -> None:
     if any(split.n_pt for split in splits) and not budget.pft_methods:
         raise UserError("pft_method is missing: a budget that SFT does not use up needs one.")
     _check_pools(dataset, splits)
-    if any(split.n_pt for split in splits) and "grpo" in budget.pft_methods:
-        train_dataset.require_answers(dataset)
 
 
 def _check_pools(dataset: site.DatasetEntry, splits: Iterable[Split]) -> None:

@@ -6,17 +6,27 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from tuning.engine.config import ComputeConfig, LossConfig
 from tuning.evaluation.config import PassAtKConfig
 from tuning.flags import Parser, add_flags, given
 from tuning.runs.errors import UserError
 from tuning.sweetspots.config import PerplexityConfig
-from tuning.training.config import DPOTrainingConfig, EngineSFTConfig, TrainingArgumentsConfig
+from tuning.training.config import (
+    DPOTrainingConfig,
+    EngineSFTConfig,
+    TrainingArgumentsConfig,
+    refuse_unused,
+    unused,
+)
 from tuning.weights.config import LoraConfig, ModelLoadConfig
 
+MICRO = ("micro_batch_size",)
+"""The flag that SFT and preference tuning both have, so that each has its own prefix."""
+NOT_MICRO = tuple(f.name for f in fields(ComputeConfig) if f.name not in MICRO)
 RULES = ("perplexity_thresholds", "perplexity_patience", "early_stop")
 """The settings of sweetspots, which only a sweetspot experiment has."""
 
@@ -48,6 +58,16 @@ class Choices:
         """Whether models are sampled or scored at all."""
         return self.do_inference or self.do_evaluation
 
+    def pft_values_of(self, method: str) -> dict[str, Any]:
+        """The settings of preference tuning, without those that this method does not use."""
+        return {k: v for k, v in self.pft_values.items() if k not in unused(method)}
+
+    def require_used(self, methods: Collection[str]) -> None:
+        """Raise UserError for a setting of preference tuning that none of `methods` uses."""
+        for name in self.pft_values:
+            if methods and all(name in unused(method) for method in methods):
+                refuse_unused(next(iter(methods)), [name])
+
 
 def add_settings(parser: Parser, *, rules: bool) -> None:
     """The settings of SFT (--sft_*), preference tuning (--pft_*), the model and the evaluation.
@@ -58,21 +78,27 @@ def add_settings(parser: Parser, *, rules: bool) -> None:
     title = "sweetspots" if rules else "perplexity during SFT"
     add_flags(parser, PerplexityConfig, skip=skip, title=title)
     add_flags(parser, TrainingArgumentsConfig, prefix="sft_", title="SFT")
+    add_flags(parser, LossConfig, prefix="sft_", title="the loss of SFT")
     add_flags(parser, LoraConfig, prefix="sft_", title="the adapter of SFT")
     add_flags(parser, DPOTrainingConfig, prefix="pft_", title="preference tuning")
     add_flags(parser, LoraConfig, prefix="pft_", title="the adapter of preference tuning")
-    add_flags(parser, EngineSFTConfig, title="what trains SFT")
+    add_flags(parser, EngineSFTConfig, title="the trainer of SFT")
+    title = "how SFT is computed"
+    add_flags(parser, ComputeConfig, skip=MICRO, title=title)
+    add_flags(parser, ComputeConfig, prefix="sft_", skip=NOT_MICRO, title=title)
+    title = "how preference tuning is computed"
+    add_flags(parser, ComputeConfig, prefix="pft_", skip=unused("dpo"), title=title)
     add_flags(parser, ModelLoadConfig, title="the model")
     add_flags(parser, PassAtKConfig, title="inference and evaluation")
 
 
 def settings_given(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line set of them, as Choices take it."""
-    sft = given(args, (TrainingArgumentsConfig, LoraConfig), "sft_")
-    plain = given(args, (PerplexityConfig, EngineSFTConfig))
+    sft = given(args, (TrainingArgumentsConfig, LossConfig, LoraConfig, ComputeConfig), "sft_")
+    plain = given(args, (PerplexityConfig, EngineSFTConfig, ComputeConfig))
     return {
         "model_values": given(args, (ModelLoadConfig,)),
         "sft_values": plain | sft,
-        "pft_values": given(args, (DPOTrainingConfig, LoraConfig), "pft_"),
+        "pft_values": given(args, (DPOTrainingConfig, LoraConfig, ComputeConfig), "pft_"),
         "evaluation_values": given(args, (PassAtKConfig,)),
     }

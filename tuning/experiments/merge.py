@@ -94,16 +94,10 @@ def _about(plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def _listed(plan: Plan) -> dict[str, Any]:
-    """The choices of a plan of either kind under the same names."""
+    """The choices of a plan; models by the names of its stages, which merging may have changed."""
     about = {key: value for key, value in plan.about.items() if key != "kind"}
-    if "models" in about:
-        return about
-    model, source = about.pop("model"), about.pop("source")
-    total, share = about.pop("total_data"), about.pop("sft_data")
-    return {
-        "models": [model], "sources": [source], "train_sizes": [total], "sft_data": [share],
-        "model_of": {stage.name: model for stage in plan.stages}, **about,
-    }  # fmt: skip
+    names = [stage.name for stage in plan.stages]
+    return about | {"model_of": dict(zip(names, about["model_of"].values(), strict=True))}
 
 
 def _united(values: Sequence[Any]) -> list[Any]:

@@ -18,6 +18,7 @@ from tuning import config as site
 from tuning.experiments.budget import Budget, exact_ratio
 from tuning.experiments.choices import settings_given
 from tuning.flags import truth
+from tuning.methods import METHODS
 from tuning.runs.errors import UserError, nearest
 
 
@@ -40,7 +41,7 @@ _NEEDED = (
     _Choice(flag="dataset", help="a dataset of the task", several=False),
     _Choice(flag="sft_ratio", help="shares of the budget that SFT takes, from 0 to 1"),
     _Choice(flag="base_model", help="collections.yaml keys, hub ids or local folders"),
-    _Choice(flag="pft_method", help="dpo, kto, grpo"),
+    _Choice(flag="pft_method", help=", ".join(METHODS)),
 )
 _SIZES = _Choice(
     flag="train_sizes", help="budgets in examples, SFT and preference together (default: 1000)"

@@ -21,6 +21,7 @@ from tuning.evaluation.config import (
     evaluation_config,
     sampling_config,
 )
+from tuning.evaluation.prompts import require_test_pool
 from tuning.experiments.choices import RULES, Choices
 from tuning.flags import plain
 from tuning.plan import Stage
@@ -61,9 +62,12 @@ class StageMaker:
         return model_config(self.model, self.choices.model_values)
 
     def require_test_pool(self) -> None:
-        """Raise UserError unless the test pool has the prompts that are asked for."""
-        entry = site.collections().dataset(self.choices.dataset)
-        train_dataset.require(entry, "test", self.sampling.prompts, "prompts")
+        """Raise UserError unless the prompts that are asked for are there, and can be graded."""
+        collections = site.collections()
+        entry, prompts = collections.dataset(self.choices.dataset), self.sampling.prompts
+        if self.choices.evaluates:
+            require_test_pool(entry, collections.task(self.choices.task), prompts)
+        train_dataset.require(entry, "test", prompts, "prompts")
 
     def sft_run(self, size: int, rules: Mapping[str, Any] | None = None) -> SFTRunConfig:
         """SFT on `size` examples; `rules` replace the settings of its sweetspots."""
@@ -82,7 +86,7 @@ class StageMaker:
         return preference_config(
             model=self.model, dataset=c.dataset, task=c.task, pft_method=method,
             train_size=size, parent=parent,
-            values={**c.model_values, **self.seed, **c.pft_values},
+            values={**c.model_values, **self.seed, **c.pft_values_of(method)},
         )  # fmt: skip
 
     def pretrain_stage(self) -> Stage | None:

@@ -91,13 +91,16 @@ class _Planner:
 
     def _about(self) -> dict[str, Any]:
         w, sampling = self.wanted, self.maker.sampling
+        seeds = (s.seed for s in self.stages if s.kind in ("sft", "pft") and s.seed is not None)
         return {
-            "model": w.model, "source": self.maker.base.source, "dataset": w.dataset,
-            "task": site.collections().task(w.task), "total_data": w.total_data,
-            "sft_data": w.sft_data, "rules": [rule.label for rule in self.sft.rules],
-            "methods": list(w.methods),
+            "kind": "sweetspot", "models": [w.model], "sources": [self.maker.base.source],
+            "dataset": w.dataset, "task": site.collections().task(w.task),
+            "train_sizes": [w.total_data], "sft_data": [w.sft_data],
+            "rules": [rule.label for rule in self.sft.rules],
+            "methods": list(w.methods), "seeds": list(dict.fromkeys(seeds)),
             "k_values": list(sampling.k_values), "prompts": sampling.prompts,
             "samples": sampling.n_samples, "temperature": sampling.temperature,
+            "model_of": {stage.name: w.model for stage in self.stages},
         }  # fmt: skip
 
     def _taken(self) -> set[str]:
@@ -142,6 +145,7 @@ def _check(wanted: Wanted) -> None:
         raise UserError(f"pft_method names a method twice: {' '.join(wanted.methods)}.")
     for method in wanted.methods:
         collections.method(method)
+    wanted.require_used(wanted.methods)
     check_thresholds(wanted.sft_values.get("perplexity_thresholds", ()))
     train_dataset.require(dataset, "validation", 1, "the validation pool")
     train_dataset.require(dataset, "sft", wanted.sft_data, "sft_data")
@@ -152,8 +156,6 @@ def _check(wanted: Wanted) -> None:
         )
     if wanted.do_dpo:
         train_dataset.require(dataset, "preference", wanted.total_data, "total_data")
-    if wanted.do_dpo and "grpo" in wanted.methods:
-        train_dataset.require_answers(dataset)
     if wanted.do_sft and wanted.references:
         hint = "The SFT reference run takes them all; --no_references leaves it out."
         train_dataset.require(dataset, "sft", wanted.total_data, "total_data", hint)

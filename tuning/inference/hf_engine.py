@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tuning.evaluation.config import PassAtKConfig
+from tuning.inference.generator import Messages, seed_of
+from tuning.weights.artifact import Artifact
+
+
+@contextlib.contextmanager
+def opened(artifact: Artifact) -> Iterator[HFGenerator]:
+    """A generator on a model that is loaded for it."""
+    from tuning.weights import loading
+
+    yield HFGenerator(loading.open_model(artifact), loading.open_tokenizer(artifact))
 
 
 class HFGenerator:
-    """The Generator on a loaded model and its tokenizer.
+    """The Generator on a loaded model, which it borrows, and its tokenizer.
 
     A sequence ends with a turn, as the chat template has it, or with a document, as the base model
     has it. Nothing else is taken from the model's own generation defaults: they are no part of a
-    run's identity.
+    run's identity. A chunk is one batch, and is seeded by its number.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        from transformers import GenerationConfig
-
-        self.model = model.eval()
+        self.model = model
         self.tokenizer = tokenizer
         ends = model.generation_config.eos_token_id
         self.ends = sorted(
             {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         )
-        model.generation_config = GenerationConfig()
+
+    def chunk_size(self, sampling: PassAtKConfig) -> int:
+        """A batch."""
+        return sampling.batch_size
+
+    def seed(self, sampling: PassAtKConfig, run_hash: str, first: int) -> int:
+        """The seed of the batch whose first prompt has the place `first`."""
+        return seed_of(run_hash, sampling.sampling_seed, first // sampling.batch_size)
 
     def generate(
-        self, prompts: Sequence[list[dict[str, Any]]], sampling: PassAtKConfig, seed: int
+        self, prompts: Sequence[Messages], sampling: PassAtKConfig, run_hash: str, first: int
     ) -> list[list[str]]:
         """See Generator; the sequences of one call are sampled together."""
         import torch
@@ -40,8 +56,8 @@ class HFGenerator:
         batch = self.tokenizer(
             texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
         ).to(self.model.device)
-        torch.manual_seed(seed)
-        with torch.inference_mode():
+        with borrowed(self.model):
+            torch.manual_seed(self.seed(sampling, run_hash, first))
             output = self.model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -59,3 +75,40 @@ class HFGenerator:
         )
         n = sampling.n_samples
         return [answers[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+@contextlib.contextmanager
+def borrowed(model: Any) -> Iterator[None]:
+    """Generate with a model that may be in training: without gradients, dropout and defaults of its
+    own. Afterwards the mode of each module, the defaults and the random numbers are as before.
+    """
+    import torch
+
+    modes = [(module, module.training) for module in model.modules()]
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), _no_defaults(model):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+@contextlib.contextmanager
+def _no_defaults(model: Any) -> Iterator[None]:
+    """Without the model's generation defaults; with an adapter, the wrapper may have some too."""
+    from transformers import GenerationConfig
+
+    holders = [model, model.get_base_model()] if hasattr(model, "peft_config") else [model]
+    before = [vars(holder).get("generation_config") for holder in holders]
+    for holder in holders:
+        holder.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for holder, own in zip(holders, before, strict=True):
+            if own is None:
+                del holder.generation_config
+            else:
+                holder.generation_config = own

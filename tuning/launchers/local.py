@@ -1,9 +1,10 @@
 """The local launcher: the stages of a plan in order on this machine, small ones side by side.
 
-A stage starts when its parents have ended well; one that failed stops only its descendants. A wide
-stage (pre-training) runs alone with all cores; the others share them, so that a stage has the same
-number of threads whatever else is left to do. Every stage runs under a supervisor, which ends when
-this process does.
+A stage starts when its parents are done; one that failed blocks only its descendants. A stage that
+several processes can train together gets all GPUs, one process each, or as many processes as were
+asked for. It runs alone with all cores, as a wide stage (pre-training) does; the others get one GPU
+and a fixed share of the cores each, so that the number of threads of a stage does not depend on
+what else is left to do. Every stage runs under a supervisor, which ends when this process does.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any
 
 from tuning import config as site
 from tuning.launchers.display import Display
-from tuning.launchers.processes import python_path, stage_command
+from tuning.launchers.processes import Placement, command, python_path, stage_words
 from tuning.plan import Plan, Stage, standing
 from tuning.runs import atomic, provenance
-from tuning.runs.errors import EXIT_AGAIN
+from tuning.runs.errors import EXIT_AGAIN, UserError
 from tuning.runs.interrupt import PARENT_VARIABLE
 from tuning.runs.progress import PROGRESS_VARIABLE, tell
 
@@ -36,34 +37,44 @@ A_STAGE = 1_000_000
 
 @dataclass(kw_only=True)
 class Running:
-    """A stage that is under way."""
+    """A stage that is running."""
 
     stage: Stage
     process: subprocess.Popen[bytes]
     record: Path
     progress: Path
-    device: str | None
+    placement: Placement
     started: float
     asked: bool = False
 
 
 class LocalLauncher:
-    """Runs a plan; `launch()` returns the state and the reason of every stage."""
+    """Runs a plan; `launch()` returns the state and the reason of every stage.
+
+    `processes`: of each stage that several processes can train together; one per GPU by default.
+    """
 
     def __init__(
-        self, plan: Plan, *, max_parallel: int | None = None, wait: bool = True, wandb: str = "off"
+        self,
+        plan: Plan,
+        *,
+        max_parallel: int | None = None,
+        processes: int | None = None,
+        wait: bool = True,
+        wandb: str = "off",
     ) -> None:
         self.plan = plan
         self.wait = wait
         self.wandb = wandb
         self.devices = provenance.gpus()
+        self.processes = _processes(processes, len(self.devices))
         self.slots = max_parallel or max(1, len(self.devices) or min(2, os.cpu_count() or 1))
         self.folder = site.reports_dir() / plan.experiment
         self.display = Display(plan)
         self.states: dict[str, tuple[str, str]] = {}
         self.running: list[Running] = []
         self.stopping = False
-        self._told = -1
+        self._furthest = -1
 
     def launch(self) -> dict[str, tuple[str, str]]:
         """Run what is not done; {stage name: (done | skipped | failed | blocked | pending,
@@ -91,11 +102,11 @@ class LocalLauncher:
         return self.states
 
     def _tell(self) -> None:
-        """Say how far the plan is, where this process itself is supervised."""
-        told = [atomic.read_json(entry.progress) or {} for entry in self.running]
-        at = A_STAGE * len(self.states) + sum(int(entry.get("at", 0)) for entry in told)
-        if at > self._told and os.environ.get(PROGRESS_VARIABLE):
-            self._told = at
+        """Report the progress of the plan, if this process itself is supervised."""
+        found = [atomic.read_json(entry.progress) or {} for entry in self.running]
+        at = A_STAGE * len(self.states) + sum(int(entry.get("at", 0)) for entry in found)
+        if at > self._furthest and os.environ.get(PROGRESS_VARIABLE):
+            self._furthest = at
             of = A_STAGE * len(self.plan.stages)
             tell(directory=str(self.folder), phase="plan", at=at, of=of, note="", time=time.time())
 
@@ -111,12 +122,12 @@ class LocalLauncher:
         """Ask every stage to stop, once each."""
         for entry in self.running:
             if not entry.asked:
-                self.display.say(f"stopping {entry.stage.name}: it saves what it has")
+                self.display.say(f"stopping {entry.stage.name}: saving its state")
                 entry.process.send_signal(signal.SIGTERM)
                 entry.asked = True
 
     def _settle(self) -> None:
-        """Take note of what is done, skipped, or stands on something that failed."""
+        """Record the stages that are done, skipped, or blocked by a failure."""
         busy = {entry.stage.name for entry in self.running}
         for stage in self.plan.stages:
             if stage.name in self.states or stage.name in busy:
@@ -147,26 +158,43 @@ class LocalLauncher:
             )
             if not ready:
                 continue
-            alone = stage.wide or any(entry.stage.wide for entry in self.running)
+            alone = self._alone(stage) or any(self._alone(entry.stage) for entry in self.running)
             if len(self.running) >= self.slots or (alone and self.running):
                 return
             self.running.append(self._start(stage))
             self.display.started(stage)
+
+    def _joined(self, stage: Stage) -> bool:
+        """Whether several processes train a stage together."""
+        return stage.joinable and "train" in stage.phases and self.processes > 1
+
+    def _alone(self, stage: Stage) -> bool:
+        """Whether no other stage may run beside this one."""
+        return stage.wide or self._joined(stage)
+
+    def _placement(self, stage: Stage) -> Placement:
+        """The GPUs and the number of processes of a stage that starts now."""
+        if self._joined(stage):
+            devices = self.devices[: self.processes]
+            return Placement(processes=self.processes, devices=tuple(devices))
+        taken = {device for entry in self.running for device in entry.placement.devices}
+        free = [device for device in self.devices if device not in taken] or self.devices
+        return Placement(devices=tuple(free[:1]))
 
     def _start(self, stage: Stage) -> Running:
         record = self.folder / "stages" / f"{stage.name}.json"
         progress = self.folder / "stages" / str(os.getpid()) / f"{stage.name}.json"
         log = self.folder / "logs" / f"{stage.name}.txt"
         progress.parent.mkdir(parents=True, exist_ok=True)
-        device = self._free_device()
-        command = [
+        placement = self._placement(stage)
+        words = stage_words(stage, self.folder, wait=self.wait, wandb=self.wandb)
+        supervisor = [
             sys.executable, "-P", "-m", "tuning.launchers.supervisor", "--record", str(record),
-            "--progress", str(progress),
-            "--log", str(log), "--",
-            *stage_command(stage, self.folder, wait=self.wait, wandb=self.wandb),
+            "--progress", str(progress), "--log", str(log),
+            *(["--joined"] if placement.joined else []), "--", *command(words, placement),
         ]  # fmt: skip
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, env=self._environment(stage, device),
+            supervisor, stdin=subprocess.DEVNULL, env=self._environment(stage, placement),
             start_new_session=True,
         )  # fmt: skip
         return Running(
@@ -174,26 +202,15 @@ class LocalLauncher:
             process=process,
             record=record,
             progress=progress,
-            device=device,
+            placement=placement,
             started=time.monotonic(),
         )
 
-    def _environment(self, stage: Stage, device: str | None) -> dict[str, str]:
+    def _environment(self, stage: Stage, placement: Placement) -> dict[str, str]:
         cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
-        share = cores if stage.wide else max(1, cores // self.slots)
-        threads = os.environ.get("OMP_NUM_THREADS") or str(share)
-        environment = os.environ | {
-            PARENT_VARIABLE: str(os.getpid()),
-            "OMP_NUM_THREADS": threads,
-            "PYTHONPATH": python_path(),
-        }
-        if device is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = device
-        return environment
-
-    def _free_device(self) -> str | None:
-        taken = {entry.device for entry in self.running}
-        return next((d for d in self.devices if d not in taken), next(iter(self.devices), None))
+        share = cores if self._alone(stage) else max(1, cores // self.slots)
+        own = {PARENT_VARIABLE: str(os.getpid()), "PYTHONPATH": python_path()}
+        return os.environ | own | placement.environment(share)
 
     def _reap(self) -> None:
         for entry in [e for e in self.running if e.process.poll() is not None]:
@@ -201,19 +218,32 @@ class LocalLauncher:
             seconds = time.monotonic() - entry.started
             state, reason = self._outcome(entry)
             if state == "again":
-                self.display.say(f"{entry.stage.name}: its supervisor was stopped; starting again")
+                self.display.say(f"{entry.stage.name}: its supervisor was stopped; restarting")
             elif state != "pending":
                 self._note(entry.stage, state, reason, seconds)
 
     def _outcome(self, entry: Running) -> tuple[str, str]:
-        """How a stage that is no longer running stands; the run directories have the last word."""
+        """State and reason of a stage whose supervisor has ended; run directories decide."""
         found = standing(self.plan, entry.stage, site.home())
         if found.state != "pending":
             return found.state, found.reason
         if self.stopping:
             return "pending", ""
         code = entry.process.returncode
-        told: dict[str, Any] = atomic.read_json(entry.record) or {}
+        record: dict[str, Any] = atomic.read_json(entry.record) or {}
         if code == EXIT_AGAIN or code < 0:
             return "again", ""
-        return "failed", told.get("reason") or f"exit code {code}"
+        return "failed", record.get("reason") or f"exit code {code}"
+
+
+def _processes(asked: int | None, gpus: int) -> int:
+    """How many processes train one stage together; UserError for a number that cannot be had."""
+    if asked is None:
+        return max(1, gpus)
+    if asked < 1:
+        raise UserError(f"processes is {asked}; it must be at least 1.")
+    if asked > gpus > 0:
+        raise UserError(
+            f"processes is {asked}; each needs a GPU of its own, and this machine has {gpus}."
+        )
+    return asked

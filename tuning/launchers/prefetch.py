@@ -1,32 +1,24 @@
 """What a plan needs from the network: which files of it are not here, and how to get them.
 
 Compute nodes often reach no network, so a submission names what is missing and `tuning prefetch`
-fetches it where there is one. Only hub models are ever fetched: the datasets of this project are
-made by code (`arith`) or lie in local files (`jsonl`).
+fetches it on a machine that has one. Only hub models are ever fetched: the datasets of this project
+are made by code (`arith`) or lie in local files (`jsonl`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuning import config as site
 from tuning.plan import Plan, Stage
 from tuning.runs import disk
-from tuning.runs.atomic import read_json
 from tuning.runs.errors import UserError
 from tuning.runs.log import logger
-from tuning.weights.shape import TOKENIZERS
+from tuning.weights.hub import lacking, wanted
 
-_SMALL = (".json", ".jinja", ".model", ".tiktoken", ".txt")
-_WEIGHTS = (
-    ("model.safetensors", re.compile(r"model(-\d+-of-\d+)?\.safetensors")),
-    ("pytorch_model.bin", re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")),
-)
-"""The single file of each format and what its shards are called, in the order of preference."""
+_LOGIN = "set HF_TOKEN, or log in with 'hf auth login'"
 
 
 def hub_models(plan: Plan) -> dict[str, str]:
@@ -42,14 +34,12 @@ def missing(plan: Plan) -> list[str]:
     """What to say, without a full stop, of each hub model that is not whole in the Hugging Face
     cache and of each dataset whose files are not there; [] where the plan needs no network.
     """
-    return [
-        *(
-            f"model '{name}' is not whole in the Hugging Face cache ('{hub}' lacks {what})"
-            for name, hub in hub_models(plan).items()
-            if (what := _listed(lacking(hub)))
-        ),
-        *(line for entry in _datasets(plan) for line in _missing_data(entry)),
+    models = [
+        f"model '{name}' is not whole in the Hugging Face cache ('{hub}' lacks {_listed(left)})"
+        for name, hub in hub_models(plan).items()
+        if (left := lacking(hub))
     ]
+    return models + _missing_data(plan)
 
 
 def fetch(plan: Plan) -> None:
@@ -71,7 +61,7 @@ def fetch(plan: Plan) -> None:
                 f"{_listed(left)}. Name another repository."
             )
         logger.info(f"{hub}: fetched")
-    for line in (line for entry in _datasets(plan) for line in _missing_data(entry)):
+    for line in _missing_data(plan):
         logger.warning(line)
 
 
@@ -82,66 +72,6 @@ def offline_environment() -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
-def snapshot_folder(hub: str) -> Path | None:
-    """Where the Hugging Face cache has the main revision of a model; None where it has none."""
-    from huggingface_hub import constants
-
-    repository = Path(constants.HF_HUB_CACHE) / f"models--{hub.replace('/', '--')}"
-    try:
-        commit = (repository / "refs" / constants.DEFAULT_REVISION).read_text().strip()
-    except OSError:
-        return None
-    folder = repository / "snapshots" / commit
-    return folder if commit and folder.is_dir() else None
-
-
-def lacking(hub: str) -> list[str]:
-    """The files that from_pretrained needs of a hub model and the cache does not have whole."""
-    folder = snapshot_folder(hub)
-    if folder is None:
-        return ["all files"]
-    left = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        left.append("a tokenizer")
-    return left + _lacking_weights(folder) or _lacking_of_listing(hub, folder)
-
-
-def _lacking_weights(folder: Path) -> list[str]:
-    """The weight files that are not there: one file, or the shards that an index names."""
-    for single, _ in _WEIGHTS:
-        if (folder / single).is_file():
-            return []
-        with contextlib.suppress(ValueError, AttributeError):
-            index = read_json(folder / f"{single}.index.json") or {}
-            shards = sorted(set(index.get("weight_map", {}).values()))
-            if shards:
-                return [name for name in shards if not (folder / name).is_file()]
-    return ["model.safetensors"]
-
-
-def _lacking_of_listing(hub: str, folder: Path) -> list[str]:
-    """What else a download was to bring, where the cache has the listing that it began with."""
-    from huggingface_hub import get_cached_repo_tree
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
-
-    try:
-        sizes = {file.path: file.size for file in get_cached_repo_tree(hub, revision=folder.name)}
-    except (CachedRepoTreeNotFoundError, OSError, ValueError):
-        return []
-    return [name for name in wanted(sizes) if _size(folder / name) != sizes[name]]
-
-
-def wanted(files: Iterable[str]) -> list[str]:
-    """Of the files of a repository, those that a model is loaded from: configs, the tokenizer, and
-    weights in one format, safetensors where there are any.
-    """
-    names = sorted(files)
-    small = [n for n in names if n.endswith(_SMALL) and "/" not in n]
-    small += [n for n in names if n.startswith("additional_chat_templates/")]
-    weights = ([n for n in names if pattern.fullmatch(n)] for _, pattern in _WEIGHTS)
-    return small + next(filter(None, weights), [])
-
-
 def _base_of(stage: Stage) -> dict[str, Any] | None:
     """The base model that a stage loads, as its config has it."""
     if stage.run and stage.kind != "pretrain":
@@ -149,23 +79,13 @@ def _base_of(stage: Stage) -> dict[str, Any] | None:
     return dict(stage.evaluation["base"]) if stage.evaluation else None
 
 
-def _datasets(plan: Plan) -> list[site.DatasetEntry]:
-    """The datasets that the stages of a plan read."""
-    configs = [stage.run and stage.run.get("dataset") for stage in plan.stages]
-    configs += [stage.evaluation and stage.evaluation["data"] for stage in plan.stages]
-    found = {c["dataset"]: c for c in configs if c}
-    return [
-        site.DatasetEntry(name=name, loader=c["loader"], files=c["files"])
-        for name, c in found.items()
-    ]
-
-
-def _missing_data(entry: site.DatasetEntry) -> list[str]:
-    """What a dataset lacks. A loader that reads from the hub says so here, and `fetch` gets it."""
-    if entry.loader != "jsonl":
-        return []
-    lost = [file for file in entry.files.values() if not Path(file).is_file()]
-    return [f"dataset '{entry.name}' lacks {_listed(lost)}"] if lost else []
+def _missing_data(plan: Plan) -> list[str]:
+    """What the datasets of a plan lack; only those of local files can lack anything."""
+    configs = [stage.run.get("dataset") for stage in plan.stages if stage.run]
+    configs += [stage.evaluation["data"] for stage in plan.stages if stage.evaluation]
+    files = {c["dataset"]: c["files"].values() for c in configs if c and c["loader"] == "jsonl"}
+    lost = {name: [f for f in of if not Path(f).is_file()] for name, of in files.items()}
+    return [f"dataset '{name}' lacks {_listed(left)}" for name, left in lost.items() if left]
 
 
 def _download(hub: str) -> None:
@@ -200,46 +120,37 @@ def _explained(hub: str) -> Iterator[None]:
             f"'{hub}' cannot be fetched: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set; unset it."
         ) from None
     except HfHubHTTPError as error:
-        raise UserError(_refused(hub, constants.ENDPOINT, error)) from None
+        raise UserError(f"'{hub}' {_refused(hub, constants.ENDPOINT, error)}.") from None
     except (httpx.HTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        advice = (
+            f"run this where {constants.ENDPOINT} is reached, or set HF_ENDPOINT to a mirror; "
+            "files that are whole are kept"
+        )
         if disk.is_full(error):
             advice = f"free space under {constants.HF_HUB_CACHE}, or set HF_HOME to another disk"
-        else:
-            advice = (
-                f"run this where {constants.ENDPOINT} is reached, or set HF_ENDPOINT to a mirror; "
-                "files that are whole are kept"
-            )
         raise UserError(f"'{hub}' cannot be fetched ({reason}): {advice}.") from None
 
 
 def _refused(hub: str, endpoint: str, error: Any) -> str:
-    """What an answer of the hub that is no file means, and what to do."""
+    """What an answer of the hub other than a file means, and what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    login = "set HF_TOKEN, or log in with 'hf auth login'"
-    status = error.response.status_code
+    code = error.response.status_code
     if isinstance(error, GatedRepoError):
-        ask = f"ask for access at {endpoint}/{hub}, then {login} as the one who has it"
-        return f"'{hub}' is gated (HTTP {status}): {ask}."
-    if isinstance(error, RepositoryNotFoundError) or status == 404:
         return (
-            f"'{hub}' is not at {endpoint} (HTTP {status}): check the name; for a private "
-            f"repository {login}."
+            f"is gated (HTTP {code}): ask for access at {endpoint}/{hub}, then {_LOGIN} as the one "
+            "who has it"
         )
-    if status in (401, 403):
-        return f"'{hub}' is refused by {endpoint} (HTTP {status}): {login} as one who may read it."
-    return f"'{hub}' cannot be fetched: {endpoint} answers HTTP {status}; try again later."
+    if isinstance(error, RepositoryNotFoundError) or code == 404:
+        private = f"for a private repository {_LOGIN}"
+        return f"is not at {endpoint} (HTTP {code}): check the name; {private}"
+    if code in (401, 403):
+        return f"is refused by {endpoint} (HTTP {code}): {_LOGIN} as one who may read it"
+    return f"cannot be fetched: {endpoint} answers HTTP {code}; try again later"
 
 
 def _listed(names: Sequence[str]) -> str:
     """`a, b, c and 4 more`."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

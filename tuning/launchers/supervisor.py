@@ -1,13 +1,13 @@
-"""Starts one stage command, outlives it, and decides what its end means. The same under every
-launcher; no torch.
+"""Starts the process of one stage, outlives it, and decides whether to restart it. The same under
+every launcher; imports no torch.
 
     python -m tuning.launchers.supervisor --record FILE --log FILE -- python tuning/run_sft.py ...
 
-Passes SIGTERM, SIGINT and SIGUSR1 on, and ends with its own parent. A stage is started again when
-it saved and stopped (75) without this process having been asked to stop, and when it was killed by
-signal 9 with progress since it began and no sign of memory exhaustion: here, or, inside a SLURM
-job, by putting the job back into the queue. Writes how the stage ended, and why, to the record and
-to the run's status.
+Forwards SIGTERM, SIGINT and SIGUSR1, and stops the stage when its own parent is gone. A stage is
+restarted when it saved and stopped (75) although nobody asked this process to stop, and when it was
+killed by signal 9, had made progress, and shows no sign of memory exhaustion: right here, or,
+inside a SLURM job, by requeueing the job. Writes how the stage ended, and why, to the record and to
+the run's status.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tuning.runs import atomic
+from tuning.runs import atomic, outcome
 from tuning.runs.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR
-from tuning.runs.interrupt import EXIT_VARIABLE, PARENT_VARIABLE, STOP_VARIABLE
+from tuning.runs.interrupt import PARENT_VARIABLE, STOP_VARIABLE
 from tuning.runs.lock import Lock, slurm_job
+from tuning.runs.outcome import EXIT_VARIABLE, Outcome
 from tuning.runs.progress import PROGRESS_VARIABLE
 from tuning.runs.rundir import RunDirectory
 
@@ -38,15 +39,17 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a stage ended: its state, the exit code to pass on, and why."""
+    """How a stage ended: its state, the exit code to return, and why."""
 
     state: str
     code: int
     reason: str = ""
+    signal: str = ""
+    """The signal that killed it for good."""
 
 
 def decide(code: int, *, asked: bool, progressed: bool, out_of_memory: bool) -> str:
-    """`again`, or the state in which a stage is left, from its exit code (-N for signal N).
+    """`again` for a stage to restart, or its final state, from its exit code (-N for signal N).
 
     `asked`: whether this supervisor was asked to stop; `progressed`: since the stage was started.
     """
@@ -62,27 +65,27 @@ def decide(code: int, *, asked: bool, progressed: bool, out_of_memory: bool) -> 
 
 
 class Host(Protocol):
-    """The place where a supervisor runs, as far as it makes a difference."""
+    """Where a supervisor runs: a plain machine, or the allocation of a job."""
 
     starts_again: bool
-    """Whether a stage is started again right here."""
+    """Whether a stage is restarted by this supervisor."""
 
     def watch(self) -> None:
         """Called several times a second while the stage runs."""
 
     def requeue(self, why: str, record: Callable[[str], None]) -> bool:
-        """Have the stage started again later and elsewhere, if that is to be; `record` writes
-        down why, before the place ends.
+        """Requeue the job of the stage; whether there is a queue. `record` writes down why, before
+        the job ends.
         """
 
 
 class Here:
-    """A process on a machine of which nobody wants the place back."""
+    """Outside a scheduler: the process is never preempted."""
 
     starts_again = True
 
     def watch(self) -> None:
-        """Nothing to look after."""
+        """Nothing to do."""
 
     def requeue(self, why: str, record: Callable[[str], None]) -> bool:
         """There is no queue."""
@@ -92,8 +95,9 @@ class Here:
 class Supervisor:
     """One stage from its first start to its end.
 
-    `joined`: the command starts the stage's processes through torchrun, which does not pass signals
-    and exit codes on; they go by way of two files.
+    `joined`: the command starts the processes of the stage through torchrun, which forwards neither
+    signals nor exit codes: a file requests the stop, and the recorded outcome has the code.
+    `continues`: go on with the counts of the record, which an earlier job of the stage wrote.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class Supervisor:
         self._stop_file = self.progress_file.with_suffix(".stop")
         self._exit_file = self.progress_file.with_suffix(".exit")
         self._log_start = 0
+        self._outcome = Outcome(code=0)
         before = (atomic.read_json(record) or {}) if continues else {}
         self._attempts = int(before.get("attempts", 0))
         self._idle = int(before.get("idle", 0))
@@ -133,14 +138,14 @@ class Supervisor:
             self._attempts += 1
             self._write(Ending(state="running", code=0))
             memory = oom_kills()
-            code = self._attempt()
+            self._outcome = self._attempt()
             out_of_memory = oom_kills() > memory
-            verdict = self._verdict(code, out_of_memory=out_of_memory)
+            verdict = self._verdict(self._outcome.code, out_of_memory=out_of_memory)
             if verdict == "again" and self.host.starts_again:
                 continue
-            if verdict in ("again", "stopped") and self._requeued(code):
+            if verdict in ("again", "stopped") and self._requeued(self._outcome.code):
                 return Ending(state="pending", code=EXIT_AGAIN)
-            ending = self._ending(verdict, code, out_of_memory=out_of_memory)
+            ending = self._ending(verdict, self._outcome, out_of_memory=out_of_memory)
             self._write(ending)
             self._mark_run(ending)
             return ending
@@ -161,14 +166,14 @@ class Supervisor:
         return "failed" if verdict == "stopped" and self._stuck() else verdict
 
     def _waited(self) -> bool:
-        """Whether the stage has waited for another process that has its run."""
+        """Whether the stage was waiting for another process that holds its run."""
         return (atomic.read_json(self.progress_file) or {}).get("phase") == "waiting"
 
     def _too_often(self) -> bool:
         return self.host.starts_again and self._attempts >= MOST_ATTEMPTS
 
     def _stuck(self) -> bool:
-        """Whether two starts in a row led nowhere where each costs a place in the queue."""
+        """Whether two starts in a row made no progress, where each start has to queue."""
         return not self.host.starts_again and self._idle > 1
 
     def _requeued(self, code: int) -> bool:
@@ -181,15 +186,15 @@ class Supervisor:
         )
 
     def _write(self, ending: Ending) -> None:
-        """The record: how the stage stands, and what the next start needs to know."""
+        """Write the record: the state of the stage, and the counts for its next start."""
         counts = {
             "attempts": self._attempts, "idle": self._idle, "furthest": self._furthest,
             "job": slurm_job(os.environ),
         }  # fmt: skip
         atomic.write_json(self.record, asdict(ending) | counts)
 
-    def _attempt(self) -> int:
-        """Start the stage and wait for it; its exit code, or -N for signal N."""
+    def _attempt(self) -> Outcome:
+        """Start the stage and wait for its end."""
         environment = os.environ | {
             PARENT_VARIABLE: str(os.getpid()),
             PROGRESS_VARIABLE: str(self.progress_file),
@@ -213,25 +218,25 @@ class Supervisor:
                 self._pass_on(signal.SIGTERM)
             self.host.watch()
             time.sleep(POLL_SECONDS)
-        return self._told_exit(code)
+        return self._ended(code)
 
-    def _told_exit(self, code: int) -> int:
-        """The exit code of a stage that torchrun started, as its first rank wrote it down.
+    def _ended(self, code: int) -> Outcome:
+        """The outcome of a process that left with `code` (-N for signal N).
 
-        It says 75 only where all ranks agreed to stop. A rank that was killed could write nothing:
-        torchrun says which signal it was that began it all.
+        The exit code of torchrun is only right if it is 0; the recorded one is that of the rank
+        that failed first, or of rank 0.
         """
-        told = self._exit_file.read_text() if self._exit_file.exists() else ""
+        recorded = outcome.read(self._exit_file)
         self._exit_file.unlink(missing_ok=True)
         self._stop_file.unlink(missing_ok=True)
-        if not self.joined or code == EXIT_DONE:
-            return code
-        if told:
-            return int(told)
-        killed = _ROOT_CAUSE.search(_said(self.log, self._log_start))
-        return int(killed[1]) if killed else code
+        if recorded is None:
+            return Outcome(code=code)
+        if self.joined and code != EXIT_DONE:
+            return recorded
+        return recorded if recorded.code == code else Outcome(code=code)
 
     def _pass_on(self, number: int) -> None:
+        """Forward a signal; SIGINT as SIGTERM, since a second SIGINT would not let it save."""
         self.asked = number
         self._tell_child(signal.SIGTERM if number == signal.SIGINT else number)
 
@@ -245,7 +250,7 @@ class Supervisor:
             self._child.send_signal(number)
 
     def _progressed(self) -> bool:
-        """Whether the stage got further than ever; a step that is done again does not count."""
+        """Whether the stage got further than ever before; repeated steps do not count."""
         found: dict[str, Any] = atomic.read_json(self.progress_file) or {}
         if not found.get("directory"):
             return False
@@ -254,28 +259,26 @@ class Supervisor:
         self._furthest[place] = max(found["at"], self._furthest.get(place, 0))
         return further
 
-    def _ending(self, verdict: str, code: int, *, out_of_memory: bool) -> Ending:
+    def _ending(self, verdict: str, found: Outcome, *, out_of_memory: bool) -> Ending:
+        code = found.code
         if verdict == "done":
-            said = last_line(self.log, self._log_start)
-            if said.startswith("skipped: "):
-                return Ending(state="skipped", code=0, reason=said.removeprefix("skipped: "))
-            return Ending(state="done", code=0)
+            return Ending(state="skipped" if found.skipped else "done", code=0, reason=found.reason)
         if verdict == "stopped":
             return Ending(state="pending", code=EXIT_AGAIN, reason="stopped on request")
         if out_of_memory:
             return Ending(state="failed", code=EXIT_FAILED, reason="out of memory")
         if code < 0:
             name = signal.Signals(-code).name
-            return Ending(state="failed", code=EXIT_FAILED, reason=f"killed by {name}")
+            return Ending(state="failed", code=EXIT_FAILED, reason=f"killed by {name}", signal=name)
         if code == EXIT_AGAIN:
             return Ending(state="failed", code=1, reason="stopped again and again without progress")
-        reason = last_line(self.log, self._log_start).removeprefix("error: ")
+        reason = found.reason or last_line(self.log, self._log_start).removeprefix("error: ")
         return Ending(
             state="failed", code=code if code == EXIT_USER_ERROR else EXIT_FAILED, reason=reason
         )
 
     def _mark_run(self, ending: Ending) -> None:
-        """A stage that was killed could not say so itself."""
+        """Write `failed` to the status of a run whose process was killed before it could."""
         found = atomic.read_json(self.progress_file) or {}
         if ending.state != "failed" or not found.get("directory"):
             return
@@ -285,15 +288,17 @@ class Supervisor:
 
 
 def last_line(log: Path, start: int = 0) -> str:
-    """What was said last behind byte `start`: an error if there is one, no progress bar."""
-    lines = [part.strip() for part in re.split(r"[\r\n]+", _said(log, start))]
-    said = [line for line in (_BAR.sub("", line) for line in lines) if line]
-    errors = [line for line in said if line.startswith("error: ")]
-    return (errors or said or [""])[-1]
+    """The last line of a log after byte `start`, preferably an error, without progress bars; for
+    people, as the reason of a failure that left no record.
+    """
+    lines = [part.strip() for part in re.split(r"[\r\n]+", _tail(log, start))]
+    written = [line for line in (_BAR.sub("", line) for line in lines) if line]
+    errors = [line for line in written if line.startswith("error: ")]
+    return (errors or written or [""])[-1]
 
 
-def _said(log: Path, start: int) -> str:
-    """The end of a log behind byte `start`."""
+def _tail(log: Path, start: int) -> str:
+    """The end of a log, from byte `start` at the earliest."""
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(start, file.tell() - 8192))
@@ -301,14 +306,11 @@ def _said(log: Path, start: int) -> str:
     return ""
 
 
-_ROOT_CAUSE = re.compile(r"Root Cause.*?exitcode\s*:\s*(-\d+)", re.DOTALL)
 _BAR = re.compile(r"^[^|]*\d+%\|[^|]*\| *\d+/\d+ *\[[^\]]*\]?")
 
 
 def oom_kills() -> int:
-    """How often the kernel has killed for memory in this process's cgroup; 0 where it cannot be
-    told.
-    """
+    """How often the kernel killed for lack of memory in this process's cgroup; 0 if unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         group = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].partition("::")[2]
         events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text().split()
@@ -317,17 +319,23 @@ def oom_kills() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of the stage, as decided."""
+    """Exit code of the stage: 0, 1, 2 or 75."""
     from tuning.flags import Parser
 
     parser = Parser(prog="python -m tuning.launchers.supervisor", description=__doc__)
     parser.add_argument("--record", type=Path, required=True, help="where to write how it ended")
     parser.add_argument("--log", type=Path, required=True, help="where the stage's output goes")
-    parser.add_argument("--progress", type=Path, help="where the stage says how far it is")
+    parser.add_argument("--progress", type=Path, help="where the stage reports its progress")
+    parser.add_argument(
+        "--joined", action="store_true", help="the command starts several processes by torchrun"
+    )
     words = list(sys.argv[1:] if argv is None else argv)
     split = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:split])
-    return Supervisor(words[split + 1 :], args.record, args.log, args.progress).run().code
+    supervisor = Supervisor(
+        words[split + 1 :], args.record, args.log, args.progress, joined=args.joined
+    )
+    return supervisor.run().code
 
 
 if __name__ == "__main__":

@@ -124,8 +124,8 @@ def _not_done(
         record = {}  # of an earlier submission
     if record.get("state") == "failed":
         reason = str(record["reason"])
-        if task is not None and reason.startswith("killed by SIG"):
-            return _silent(view, task, job, reason, begun=True)  # SLURM may know what did it
+        if task is not None and record.get("signal"):
+            return _silent(view, task, job, reason, begun=True)  # SLURM may know who sent it
         return "failed", reason
     for parent in stage.parents:
         if parent in above and above[parent].state in ("failed", "blocked", "cancelled"):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 from tuning import config as site
-from tuning.data import train_dataset
 from tuning.evaluation.config import EvaluationRunConfig
+from tuning.evaluation.prompts import require_test_pool
 from tuning.phases.options import Options
 from tuning.phases.train import use_one_device
 from tuning.runs import disk, interrupt
@@ -16,54 +14,29 @@ from tuning.runs.errors import UserError
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory, claim, locate
 from tuning.sweetspots.store import find_sweetspot
-from tuning.tasks import base as tasks
-from tuning.weights.config import ModelLoadConfig
+from tuning.weights.artifact import Artifact, artifact_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """Weights that can be evaluated: of a base (no run), a run, or a checkpoint of one."""
-
-    model: ModelLoadConfig
-    run: RunDirectory | None = None
-    checkpoint: Path | None = None
-
-    def load(self) -> tuple[Any, Any]:
-        """The model and its tokenizer."""
-        from tuning.weights import loading
-
-        loaded = loading.load_artifact(self.model, self.run, self.checkpoint)
-        return loaded, loading.load_tokenizer(self.model)
-
-
-def artifact_of(config: EvaluationRunConfig) -> Artifact:
+def artifact_to_evaluate(config: EvaluationRunConfig) -> Artifact:
     """The weights that an evaluation is about.
 
     Raises Skipped where a finished run has no such sweetspot, and UserError for weights that are
     not there.
     """
     if config.run is None:
-        return Artifact(model=config.base)
+        return artifact_of(config.base)
     run = RunDirectory(locate(site.models_dir(), config.run, config.run_hash or ""))
     if config.sweetspot is not None:
-        checkpoint = find_sweetspot(run, config.sweetspot).path
-        return Artifact(model=config.base, run=run, checkpoint=checkpoint)
+        return artifact_of(config.base, run, find_sweetspot(run, config.sweetspot).path)
     if not run.done("train"):
         state = run.status["state"]
         raise UserError(f"run '{config.run}' is not trained yet; it is {state}.")
-    return Artifact(model=config.base, run=run)
+    return artifact_of(config.base, run)
 
 
 def check_test_pool(config: EvaluationRunConfig) -> None:
-    """Raise UserError for a test pool that cannot be scored, before anything is trained for it."""
-    train_dataset.require(config.data.entry, "test", config.sampling.prompts, "prompts")
-    accepts = tasks.task(config.task).accepts
-    for number, row in enumerate(config.data.rows("test", config.sampling.prompts), 1):
-        if not accepts(row["answer"]):
-            raise UserError(
-                f"test row {number} of '{config.dataset}': task '{config.task}' cannot check the "
-                f"answer '{row['answer']}'."
-            )
+    """Raise UserError for a test pool that cannot be graded, before anything is trained for it."""
+    require_test_pool(config.data.entry, config.task, config.sampling.prompts)
 
 
 def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) -> None:
@@ -94,14 +67,15 @@ def evaluate_run(config: EvaluationRunConfig, directory: RunDirectory, options: 
     knew.
     """
     config = replace(config, artifact=directory.name, run=directory.name)
-    evaluate(config, artifact_of(config), options)
+    evaluate(config, artifact_to_evaluate(config), options)
 
 
 def _infer(directory: RunDirectory, config: EvaluationRunConfig, artifact: Artifact) -> None:
-    from tuning.inference.hf_engine import HFGenerator
+    from tuning.inference.generator import opened
     from tuning.inference.sampling import sample
 
-    sample(directory, config, HFGenerator(*artifact.load()))
+    with opened(config.sampling.backend, artifact) as generator:
+        sample(directory, config, generator)
 
 
 def _score(directory: RunDirectory, config: EvaluationRunConfig) -> None:

@@ -1,9 +1,10 @@
 """The report of an experiment: results.csv, report.html and the table for the terminal.
 
     outputs/reports/{experiment}/results.csv    one row a stage, in the order of the plan
-    outputs/reports/{experiment}/report.html    one page that needs nothing else
+    outputs/reports/{experiment}/report.html    one page that needs no other file
 
-Reads run directories only. Cheap to import: what draws and computes is imported when needed.
+Reads run directories only. Cheap to import: the modules that draw and compute are imported when a
+report is written.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tuning.plan import Plan
 from tuning.runs import atomic
 
 WIDTH = 100
-"""Columns of the words below the table."""
+"""Columns of the text below the table."""
 
 
 def write_report(
@@ -24,23 +25,24 @@ def write_report(
 ) -> str:
     """Write the report of a plan under `home`; returns the text for the terminal.
 
-    `states` says of each stage how the launcher saw it end, (state, reason); what the run
-    directories themselves say is done goes first.
+    `states` has (state, reason) of each stage as the launcher saw it end; a stage that is done in
+    its run directories is done.
     """
-    from tuning.report.budget_words import budget_answer
+    from tuning.report.answer import answer
     from tuning.report.comparisons import compare
+    from tuning.report.labels import Labels
     from tuning.report.page import page
-    from tuning.report.row import is_counted
-    from tuning.report.rows import gather
-    from tuning.report.table import csv_text, terminal_table
-    from tuning.report.words import answer
+    from tuning.report.read import gather
+    from tuning.report.text_table import BUDGET_COLUMNS, COLUMNS, csv_text, terminal_table
 
     rows = gather(plan, home, states)
     folder = home / "outputs" / "reports" / plan.experiment
-    atomic.write_text(folder / "results.csv", csv_text(rows))
-    found = compare(rows)
-    said = (budget_answer if is_counted(rows) else answer)(rows, found)
-    html = page(plan.experiment, plan.about, rows, found, said)
+    several = plan.about.get("kind") in ("budget", "grid")
+    columns = BUDGET_COLUMNS if several else COLUMNS
+    atomic.write_text(folder / "results.csv", csv_text(rows, columns))
+    labels, comparisons = Labels.of(rows), compare(rows)
+    summary = answer(rows, comparisons, labels)
+    html = page(plan.experiment, plan.about, rows, comparisons, summary, labels)
     atomic.write_text(folder / "report.html", html)
-    words = textwrap.fill(f"{said.title}. {said.text}", WIDTH)
-    return f"{terminal_table(rows)}\n\n{words}\n\nreport: {folder / 'report.html'}"
+    text = textwrap.fill(f"{summary.title}. {summary.text}", WIDTH)
+    return f"{terminal_table(rows)}\n\n{text}\n\nreport: {folder / 'report.html'}"

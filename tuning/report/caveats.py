@@ -1,4 +1,4 @@
-"""What the numbers of an experiment do not show, said with its own numbers."""
+"""The limits of the results: what the numbers of this experiment do not show."""
 
 from __future__ import annotations
 
@@ -6,49 +6,53 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from tuning.report.comparisons import MIN_PROMPTS, Comparison
-from tuning.report.row import WAYS, Row, is_counted, of_role, same_weights
-from tuning.report.table import count
+from tuning.report.comparisons import Comparison
+from tuning.report.formats import count
+from tuning.report.labels import Labels
+from tuning.report.rows import TUNED, WAYS, Row, of_role, same_weights
 
 _DATASETS = {
     "arith": "The problems, the solutions and the wrong answers of arith are made by a program. "
-    "Its rejected answers are mistakes that a program can think of, not those of this model.",
+    "Its rejected answers are mistakes that a program can invent, not those of this model.",
 }
 
 
 def caveats(
-    rows: Sequence[Row], comparisons: Sequence[Comparison], about: Mapping[str, Any]
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    about: Mapping[str, Any],
+    labels: Labels,
 ) -> list[str]:
-    """One sentence or two each; only what applies."""
+    """The caveats that apply, one or two sentences each."""
     found = [
-        _seeds(rows),
+        _seeds(rows, labels),
         _resolution(comparisons),
         _many(comparisons),
         _schedule(rows),
         _offline(rows),
         _DATASETS.get(str(about.get("dataset")), "") if comparisons else "",
         _price(rows),
-        _same_weights(rows),
-        _missing(rows),
+        _same_weights(rows, labels),
+        _missing(rows, labels),
     ]
     return [text for text in found if text]
 
 
-def _seeds(rows: Sequence[Row]) -> str:
+def _seeds(rows: Sequence[Row], labels: Labels) -> str:
     trained = of_role(rows, "sft", *WAYS)
     seeds = sorted({row.seed for row in trained if row.seed is not None})
     if not seeds or not any(row.scores for row in rows):
         return ""
-    if any(row.names_seed for row in rows) and len(seeds) > 1:
+    if labels.seeds and len(seeds) > 1:
         return (
             f"Every split was trained with seeds {', '.join(map(str, seeds))}, and the headline "
-            "and the figure take all their answers together. The intervals are over test prompts; "
-            "they hold for these seeds and say nothing of others."
+            "and the figure pool all their answers. The intervals are over test prompts; they hold "
+            "for these seeds and say nothing of others."
         )
     which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
     return (
         f"Every model was trained once, with {which}. The intervals are over test prompts; they "
-        "say nothing of how far another seed would move a model."
+        "say nothing of how much another seed would change a model."
     )
 
 
@@ -56,7 +60,7 @@ def _resolution(comparisons: Sequence[Comparison]) -> str:
     if not comparisons:
         return ""
     prompts = comparisons[0].prompts
-    if prompts < MIN_PROMPTS:
+    if not comparisons[0].conclusive:
         return f"{prompts} test prompts are too few for any comparison."
     half = median((c.difference.high - c.difference.low) / 2 for c in comparisons)
     return (
@@ -94,20 +98,16 @@ def _offline(rows: Sequence[Row]) -> str:
     if "grpo" in methods:
         parts.append("One GRPO example is one prompt, however many answers were sampled for it.")
     if methods:
-        runs = "runs" if is_counted(rows) else "forks"
-        parts.append(
-            f"All {runs} of a method share their hyperparameters; none was tuned for itself."
-        )
+        parts.append("All runs of a method share their hyperparameters; none was tuned by itself.")
     return " ".join(parts)
 
 
 def _price(rows: Sequence[Row]) -> str:
-    """What an example of either kind took in tokens."""
+    """The training tokens per example of either kind."""
     sft = next(
         (r for r in of_role(rows, "reference_sft", "sft") if r.cost and r.sft_data_used), None
     )
-    tuned = of_role(rows, "fork", "pt", "reference_pt")
-    pairs = [row for row in tuned if row.cost and row.pft_data]
+    pairs = [row for row in of_role(rows, *TUNED) if row.cost and row.pft_data]
     if sft is None or not pairs:
         return ""
     assert sft.cost is not None and sft.sft_data_used
@@ -120,24 +120,25 @@ def _price(rows: Sequence[Row]) -> str:
     )
 
 
-def _same_weights(rows: Sequence[Row]) -> str:
+def _same_weights(rows: Sequence[Row], labels: Labels) -> str:
     for sft in of_role(rows, "sft"):
         for spot in of_role(rows, "sweetspot"):
             if same_weights(spot, sft) and spot.scores and sft.scores:
+                names = f"“{labels.label(sft)}” and “{labels.label(spot)}”"
                 return (
-                    f"SFT stopped at {spot.spot}, so “{sft.label}” and “{spot.label}” are the same "
-                    "weights; what differs between their scores is the luck of sampling."
+                    f"SFT stopped at a sweetspot, so {names} are the same weights; the difference "
+                    "between their scores is the luck of sampling."
                 )
     return ""
 
 
-def _missing(rows: Sequence[Row]) -> str:
+def _missing(rows: Sequence[Row], labels: Labels) -> str:
     missing = [row for row in rows if row.missing]
     if not missing:
         return ""
-    labels: dict[str, list[str]] = {}
+    by_note: dict[str, list[str]] = {}
     for row in missing:
-        labels.setdefault(row.note, []).append(row.label)
-    reasons = "; ".join(f"{', '.join(names)}: {note}" for note, names in labels.items())
+        by_note.setdefault(row.note, []).append(labels.label(row))
+    reasons = "; ".join(f"{', '.join(names)}: {note}" for note, names in by_note.items())
     which = "One row has" if len(missing) == 1 else f"{count(len(missing))} rows have"
     return f"{which} no result. {reasons}."

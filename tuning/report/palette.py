@@ -1,15 +1,15 @@
-"""One colour a run, the same in every figure and table of the page, on light and dark paper.
+"""One colour for each run, the same in every figure and table of the page, light and dark.
 
 The hues are those of Okabe and Ito (2008), which people with any colour vision can tell apart.
 Figures are drawn in the light colours; on the page each becomes a CSS variable, so that a dark page
-takes the dark ones.
+can replace them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tuning.report.row import WAYS, Row, is_counted, of_role
+from tuning.report.rows import WAYS, Row, of_role
 
 NEUTRAL = {
     "ink": ("#1b1f24", "#e8eaed"),
@@ -30,9 +30,11 @@ SERIES = {
     "spot-5": ("#4aa3d9", "#8fd0f7"),
 }
 COLOURS = NEUTRAL | SERIES
+"""Name of the CSS variable -> (light, dark)."""
 INK, MUTED, GRID, CARD = (NEUTRAL[name][0] for name in ("ink", "muted", "grid", "card"))
 MARKERS = {"dpo": "o", "kto": "s", "grpo": "^"}
 DASHES = {"dpo": "-", "kto": (0, (5, 1.6)), "grpo": (0, (1.5, 1.3))}
+_BY_ROLE = {"sft": "sft", "reference_sft": "whole", "reference_pt": "pref"}
 
 
 def with_variables(svg: str) -> str:
@@ -42,36 +44,29 @@ def with_variables(svg: str) -> str:
     return svg
 
 
-def css_variables(dark: bool) -> str:
-    """The declarations of all colours."""
-    return " ".join(f"--{name}: {pair[dark]};" for name, pair in COLOURS.items())
-
-
 class Palette:
-    """Which run has which colour: a sweetspot and its forks share one.
+    """The colours of runs, made once from all rows.
 
-    Of one budget each split has a colour; where there are several, each budget of each model has.
+    Within one budget each sweetspot with its forks has a colour, and so has each split. If there
+    are several budgets, all ways to spend one have the same colour.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        spots = [row.threshold for row in rows if row.role in ("sweetspot", "fork")]
-        self._spots = list(dict.fromkeys(spots))
-        ways = of_role(rows, *WAYS) if is_counted(rows) else []
-        budgets = list(dict.fromkeys((row.model, row.total_budget) for row in ways))
+        budgets = list(dict.fromkeys(row.budget for row in of_role(rows, *WAYS)))
         self._budgets = budgets if len(budgets) > 1 else []
-        self._shares = sorted({row.sft_share or 0 for row in of_role(ways, "pt")})
+        shares = sorted({row.sft_share or 0 for row in of_role(rows, "pt")})
+        rules = dict.fromkeys(row.rule for row in of_role(rows, "sweetspot", "fork"))
+        self._kinds: list[object] = [*rules, *shares]
 
     def name(self, row: Row) -> str:
         """The name of the CSS variable."""
         if self._budgets and row.role in WAYS:
-            return f"spot-{self._budgets.index((row.model, row.total_budget)) % 6}"
-        if row.role == "pt":
-            return f"spot-{self._shares.index(row.sft_share or 0) % 6}"
+            return f"spot-{self._budgets.index(row.budget) % 6}"
         if row.role in ("sweetspot", "fork"):
-            return f"spot-{self._spots.index(row.threshold) % 6}"
-        return {"sft": "sft", "reference_sft": "whole", "reference_pt": "pref"}.get(
-            row.role, "base"
-        )
+            return f"spot-{self._kinds.index(row.rule) % 6}"
+        if row.role == "pt":
+            return f"spot-{self._kinds.index(row.sft_share or 0) % 6}"
+        return _BY_ROLE.get(row.role, "base")
 
     def __getitem__(self, row: Row) -> str:
         """The colour on light paper."""

@@ -1,32 +1,45 @@
-"""Settings and provenance of every run, side by side: what all share is said once."""
+"""Settings and provenance of every run side by side; values that all runs share appear once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
-from tuning.report.row import Row
+from tuning.report.formats import UNKNOWN
+from tuning.report.labels import Labels
+from tuning.report.rows import TUNED, Row
 
 _LEFT_OUT = ("time", "slurm_job")
 
 
-def settings(rows: Sequence[Row]) -> str:
-    """A table a kind of run for the settings, and one for where the results came from."""
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A table with a line for each setting and a column for each run."""
+
+    title: str
+    columns: list[str]
+    lines: list[tuple[str, list[str]]]
+    """The setting and its values; one value if all runs share it."""
+
+
+def settings(rows: Sequence[Row], labels: Labels) -> list[Matrix]:
+    """A table of settings for each kind of run, and one for the provenance of all."""
     found = _runs(rows)
-    parts = []
+    names = {key: labels.label(row) for key, (row, _) in found.items()}
+    matrices = []
     for title, kinds in (
         ("Pre-training", ("base",)),
         ("SFT", ("sft", "reference_sft")),
-        ("Preference tuning", ("fork", "pt", "reference_pt")),
+        ("Preference tuning", TUNED),
     ):
-        mine = {k: v for k, v in found.items() if v[0].role in kinds}
-        flat = {k: _identity(r, c) | _flat(c.get("settings") or {}) for k, (r, c) in mine.items()}
-        parts.append(_matrix(title, {k: mine[k][0].label for k in mine}, flat))
-    parts.append(_sampling(rows))
-    where = {k: _flat(_provenance(c)) for k, (_, c) in found.items()}
-    parts.append(_matrix("Provenance", {k: v[0].label for k, v in found.items()}, where))
-    return "".join(parts)
+        mine = {key: config for key, (row, config) in found.items() if row.role in kinds}
+        flat = {k: _identity(c) | _flat(c.get("settings") or {}) for k, c in mine.items()}
+        matrices.append(_matrix(title, names, flat))
+    matrices.append(_sampling(rows))
+    provenance = {key: _flat(_provenance(config)) for key, (_, config) in found.items()}
+    matrices.append(_matrix("Provenance", names, provenance))
+    return [matrix for matrix in matrices if matrix.lines]
 
 
 def _runs(rows: Sequence[Row]) -> dict[str, tuple[Row, dict[str, Any]]]:
@@ -34,7 +47,7 @@ def _runs(rows: Sequence[Row]) -> dict[str, tuple[Row, dict[str, Any]]]:
     return {str(row.config["hash"]): (row, row.config) for row in rows if row.config}
 
 
-def _identity(row: Row, config: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     parent = config.get("parent") or {}
     return {
         "run": config.get("run_name"),
@@ -44,8 +57,8 @@ def _identity(row: Row, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sampling(rows: Sequence[Row]) -> str:
-    """How models were sampled and scored; one column where all share it."""
+def _sampling(rows: Sequence[Row]) -> Matrix:
+    """How models were sampled and scored; one column if that is the same for all."""
     columns: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row.evaluation_config is not None:
@@ -78,29 +91,19 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _matrix(title: str, labels: Mapping[str, str], columns: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line a setting, one column a run; a value that all share spans the columns."""
-    keys = list(dict.fromkeys(key for column in columns.values() for key in column))
-    if not keys:
-        return ""
-    head = "".join(f"<th>{escape(labels[name])}</th>" for name in columns)
+def _matrix(
+    title: str, names: Mapping[str, str], columns: Mapping[str, Mapping[str, Any]]
+) -> Matrix:
     lines = []
-    for key in keys:
+    for key in dict.fromkeys(key for column in columns.values() for key in column):
         values = [_text(column.get(key)) for column in columns.values()]
-        if len(set(values)) == 1:
-            cells = f'<td class="all" colspan="{len(values)}">{escape(values[0])}</td>'
-        else:
-            cells = "".join(f"<td>{escape(value)}</td>" for value in values)
-        lines.append(f"<tr><td>{escape(key)}</td>{cells}</tr>")
-    return (
-        f'<h3>{title}</h3><div class="sheet"><table><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+        lines.append((key, values if len(set(values)) > 1 else values[:1]))
+    return Matrix(title=title, columns=[names[key] for key in columns], lines=lines)
 
 
 def _text(value: Any) -> str:
     if value is None:
-        return "–"
+        return UNKNOWN
     if isinstance(value, list | tuple):
-        return " ".join(map(str, value)) or "–"
+        return " ".join(map(str, value)) or UNKNOWN
     return str(value)

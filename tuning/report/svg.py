@@ -1,5 +1,5 @@
-"""Matplotlib figures as inline SVG: text stays text in the font of the page, colours become its
-variables, ids are the figure's own, and the same data give the same bytes.
+"""Matplotlib figures as inline SVG: text stays text in the page's font, colours become its CSS
+variables, ids are unique within the page, and the same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from tuning.report.palette import CARD, GRID, INK, MUTED, with_variables
 
 WIDTH = 10.0
-"""Inches: 720 units of the drawing, about the pixels that it gets on a page."""
+"""Inches: 720 units of the drawing, about its width in pixels on the page."""
 _RC: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -54,7 +54,7 @@ _RC: dict[str, Any] = {
 
 
 class Drawing:
-    """A figure on its way to the page; `svg` is there once the `drawing()` block has ended."""
+    """A figure being drawn; `svg` is set when the `drawing()` block ends."""
 
     def __init__(self, name: str, title: str, figure: Figure) -> None:
         self.name = name
@@ -68,7 +68,7 @@ class Drawing:
         return self.figure.add_subplot(*position, **options)
 
     def tip(self, artist: Artist, text: str) -> None:
-        """What is shown where the pointer rests on an artist."""
+        """Set the tooltip of an artist."""
         artist.set_gid(f"tip-{len(self._tips)}")
         self._tips.append(text)
 
@@ -113,7 +113,7 @@ def drawing(name: str, title: str, height: float) -> Iterator[Drawing]:
 def spread(
     wanted: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf
 ) -> list[float]:
-    """Positions as near as can be to the wanted ones, at least `gap` apart, in their order and
+    """Positions as near as possible to the wanted ones, at least `gap` apart, in their order and
     between `low` and `high`, if they have room there.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
@@ -140,14 +140,14 @@ def _touch(left: tuple[float, int], right: tuple[float, int], gap: float) -> boo
 
 
 def share(value: float, bottom: float, top: float, log: bool) -> float:
-    """Where a value lies on the axis, from 0 to 1."""
+    """The position of a value on an axis, from 0 to 1."""
     if log:
         return math.log(value / bottom) / math.log(top / bottom)
     return (value - bottom) / (top - bottom)
 
 
 def end_labels(ax: Any, labels: Sequence[tuple[float, str, str]], xs: Sequence[float]) -> None:
-    """(y, text, colour) at the right ends of lines, none on another."""
+    """Texts at the right ends of lines, without overlaps; `labels` are (y, text, colour)."""
     bottom, top = ax.get_ylim()
     log = ax.get_yscale() == "log"
     inches = ax.figure.get_size_inches()[1] * 0.8

@@ -20,6 +20,16 @@ class StageFailed(Exception):
     """A stage failed for a known reason; printed as one line, exit code 1."""
 
 
+class Skipped(Exception):
+    """A stage that has nothing to do, and its cause: `met_by_base`, `unreached` or
+    `no_budget_left`; printed as one line, exit code 0.
+    """
+
+    def __init__(self, reason: str, cause: str) -> None:
+        super().__init__(reason)
+        self.cause = cause
+
+
 class Interrupted(Exception):
     """Stopped on request with everything saved; exit code 75."""
 

@@ -25,8 +25,6 @@ from tuning.runs.errors import Interrupted
 
 PARENT_VARIABLE = "TUNING_PARENT"
 STOP_VARIABLE = "TUNING_STOP"
-EXIT_VARIABLE = "TUNING_EXIT"
-"""Path of the file to which rank 0 writes its exit code, as torchrun does not pass it on."""
 POLL_SECONDS = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _asked = threading.Event()
@@ -37,8 +35,8 @@ def install() -> None:
     for number in SIGNALS:
         signal.signal(number, _on_signal)
     joined = ranks.under_torchrun()
-    parent = None if joined else os.environ.get(PARENT_VARIABLE)
-    if parent:
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent and (not joined or parent == str(os.getppid())):
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
     if joined and (stop := os.environ.get(STOP_VARIABLE)):
         threading.Thread(target=_look_for, args=(Path(stop),), daemon=True).start()

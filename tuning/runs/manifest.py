@@ -14,6 +14,8 @@ from pathlib import Path
 from tuning.runs.atomic import read_json, sync_directory, write_json
 
 MANIFEST = "manifest.json"
+KEPT = 2
+"""Whole checkpoints that a run keeps; there is one more while it is written."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -59,7 +61,7 @@ def newest_whole(run_dir: Path) -> Path | None:
     return next((path for _, path in reversed(checkpoints(run_dir)) if is_whole(path)), None)
 
 
-def prune(run_dir: Path, keep: int = 2) -> None:
+def prune(run_dir: Path, keep: int = KEPT) -> None:
     """Delete all checkpoints older than the newest `keep` whole ones."""
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least one checkpoint must stay")

@@ -66,6 +66,16 @@ class Threshold:
         """`ppl 2.0`"""
         return f"{self.measure.name} {self.setting}"
 
+    @property
+    def short(self) -> str:
+        """`ppl 2.0`"""
+        return self.words
+
+    @property
+    def spelled_out(self) -> str:
+        """`perplexity 2.0`"""
+        return f"{self.measure.title} {self.setting}"
+
     def met(self, history: list[float]) -> bool:
         """Whether the newest of the measurements meets the rule."""
         return self.measure.reached(history[-1], self.value)
@@ -103,6 +113,16 @@ class Patience:
     def words(self) -> str:
         """`patience 2@0.02`"""
         return f"patience {self.setting}"
+
+    @property
+    def short(self) -> str:
+        """`2@0.02`"""
+        return self.setting
+
+    @property
+    def spelled_out(self) -> str:
+        """`patience 2@0.02`"""
+        return self.words
 
     def met(self, history: list[float]) -> bool:
         """Whether the last measurements meet the rule."""

@@ -8,20 +8,12 @@ from typing import Any
 
 from tuning.runs import manifest
 from tuning.runs.atomic import read_json
-from tuning.runs.errors import StageFailed, UserError, nearest
+from tuning.runs.errors import Skipped, StageFailed, UserError, nearest
 from tuning.runs.identity import digest
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.rules import PERPLEXITY, parse
 
 METADATA = "sweetspot_metadata.json"
-
-
-class Skipped(Exception):
-    """A stage that has nothing to do, and why: `met_by_base`, `unreached` or `spent`."""
-
-    def __init__(self, reason: str, why: str) -> None:
-        super().__init__(reason)
-        self.why = why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +34,7 @@ class Sweetspot:
         left = total_data - self.data_used
         if left <= 0:
             reason = f"SFT used {self.data_used} of {total_data} examples; none is left"
-            raise Skipped(reason, "spent")
+            raise Skipped(reason, "no_budget_left")
         return left
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from tuning.engine.config import ComputeConfig
+from tuning.engine.config import ComputeConfig, OSFTConfig
+from tuning.flags import build
+from tuning.methods import METHODS
 from tuning.runs.errors import UserError, choose
 from tuning.settings import require, setting
 from tuning.weights.config import LoraConfig, ModelLoadConfig
@@ -17,12 +20,15 @@ OPTIMIZERS = (
     "paged_adamw_32bit", "adafactor", "sgd",
 )  # fmt: skip
 ENGINE_OPTIMIZERS = ("auto", "adamw_torch", "adamw_torch_fused")
-"""Names under which the engine's AdamW goes."""
+"""Names that stand for the engine's AdamW."""
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 _POSITIVE = (
-    "num_train_epochs", "learning_rate", "effective_batch_size", "micro_batch_size", "save_steps",
-    "max_grad_norm",
+    "num_train_epochs", "learning_rate", "effective_batch_size", "save_steps", "max_grad_norm",
 )  # fmt: skip
+MICRO_BATCH = 4
+"""Examples of a forward pass with TRL, unless --micro_batch_size is given."""
+PACKED_TOKENS = 8192
+"""Tokens of a forward pass in SFT on the engine, unless --max_tokens_per_gpu is given."""
 
 
 def _on_trl(part: Any, run: Any) -> bool:
@@ -30,12 +36,8 @@ def _on_trl(part: Any, run: Any) -> bool:
 
 
 def _only(*methods: str) -> dict[str, Any]:
-    """A setting of these preference methods, which changes nothing of the others."""
+    """A setting of these preference methods, without effect on the others."""
     return {"hashed": lambda part, run: run.pft_method in methods, "methods": methods}
-
-
-def _with_osft(part: Any, run: Any) -> bool:
-    return bool(part.osft)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,6 @@ class TrainingArgumentsConfig:
     """Peak learning rate."""
     effective_batch_size: int = 16
     """Examples an optimizer step, over all devices and accumulation."""
-    micro_batch_size: int = setting(4, hashed=False)
-    """Examples in one forward pass; changes memory and speed, not the result."""
     optimizer: str = setting("auto", hashed=_on_trl)
     """A name of transformers' optimizers; auto: adamw_8bit on CUDA, adamw_torch elsewhere."""
     lr_scheduler: str = "cosine"
@@ -75,29 +75,13 @@ class TrainingArgumentsConfig:
         require(self, "warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)")
         require(self, "weight_decay", 0 <= self.weight_decay < math.inf, "zero or more")
 
-    def require_whole_micro_batches(self) -> None:
-        """Raise UserError unless the micro-batch divides the effective batch."""
-        micro = min(self.micro_batch_size, self.effective_batch_size)
-        if self.effective_batch_size % micro:
-            raise UserError(
-                f"micro_batch_size {micro} does not divide effective_batch_size "
-                f"{self.effective_batch_size}."
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
-class EngineSFTConfig(ComputeConfig):
-    """What trains; the rest is for the engine, which trains all weights and leaves a full model."""
+class EngineSFTConfig(OSFTConfig):
+    """The trainer of SFT, and the settings that only the engine has."""
 
     trainer: Literal["trl", "engine"] = "trl"
-    """trl trains an adapter on one device; engine trains all weights, on any number of them."""
-    max_tokens_per_gpu: int = setting(8192, hashed=False)
-    """Most tokens of one forward pass a rank: examples are packed up to it (engine)."""
-    osft: bool = False
-    """Orthogonal subspace fine-tuning: the strongest directions of each matrix stay as they are
-    (engine)."""
-    osft_unfreeze_rank_ratio: float = setting(0.25, hashed=_with_osft)
-    """Share of the directions of each matrix that is trained, from 0.0 to 1.0 (osft)."""
+    """trl trains an adapter, on one device; engine trains all weights, on any number of devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,54 +108,89 @@ class DPOTrainingConfig(TrainingArgumentsConfig):
     """Weight of the KL term to the reference model (grpo)."""
 
 
-def method_settings(method: str) -> list[str]:
-    """The settings of DPOTrainingConfig that this preference method alone, or with others, has."""
-    return [f.name for f in fields(DPOTrainingConfig) if method in f.metadata.get("methods", ())]
+def method_settings(method: str, config: type = DPOTrainingConfig) -> list[str]:
+    """The settings that this preference method alone, or with others, has."""
+    return [f.name for f in fields(config) if method in f.metadata.get("methods", ())]
+
+
+def _names(*parts: type) -> frozenset[str]:
+    return frozenset(f.name for part in parts for f in fields(part))
+
+
+_ON_TRL = _names(LoraConfig) | {"micro_batch_size", "gradient_checkpointing"}
+USED: dict[str, frozenset[str]] = {
+    "trl": _ON_TRL,
+    "engine": _names(OSFTConfig, ComputeConfig) - {"micro_batch_size"},
+    **{
+        method.name: _ON_TRL if method.micro_batches else _ON_TRL - {"micro_batch_size"}
+        for method in METHODS.values()
+    },
+}
+"""The settings of LoraConfig, OSFTConfig and ComputeConfig that each trainer of SFT, and each
+preference method, uses."""
+_REFUSED = {
+    "trl": "is for --trainer engine; the trainer is trl",
+    "engine": "is for --trainer trl; the engine trains all weights, in passes of "
+    "--max_tokens_per_gpu",
+}
+
+
+def unused(trainer: str) -> frozenset[str]:
+    """The settings of how to train that a trainer, or preference method, does not use."""
+    return frozenset().union(*USED.values()) - USED[trainer]
+
+
+def refuse_unused(trainer: str, given: Iterable[str]) -> None:
+    """Raise UserError for a setting, asked for by name, that the trainer does not use."""
+    for name in sorted(unused(trainer) & set(given)):
+        why = _REFUSED.get(trainer, f"is for SFT with --trainer engine; {trainer} trains with TRL")
+        if trainer in METHODS and name == "micro_batch_size":
+            why = f"is not used by {trainer}: its micro-batch is part of its result"
+        raise UserError(f"{name} {why}.")
+
+
+def compute_config(trainer: str, values: Mapping[str, Any], effective_batch: int) -> ComputeConfig:
+    """The settings of a trainer, or preference method, from `values` and its own defaults; the
+    micro-batch is no larger than the batch.
+    """
+    compute = build(ComputeConfig, values)
+    if trainer == "engine":
+        return replace(compute, max_tokens_per_gpu=compute.max_tokens_per_gpu or PACKED_TOKENS)
+    micro = min(compute.micro_batch_size or MICRO_BATCH, effective_batch)
+    return replace(compute, micro_batch_size=micro)
+
+
+def require_whole_micro_batches(compute: ComputeConfig, effective_batch: int) -> None:
+    """Raise UserError unless the micro-batch divides the effective batch."""
+    micro = compute.micro_batch_size
+    if micro and effective_batch % micro:
+        raise UserError(
+            f"micro_batch_size {micro} does not divide effective_batch_size {effective_batch}."
+        )
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is not above `at_most`."""
+    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+
+
+def optimizer_name(optimizer: str, *, cuda: bool) -> str:
+    """An optimizer of transformers; auto is adamw_8bit on CUDA, if bitsandbytes is installed."""
+    if optimizer != "auto":
+        return optimizer
+    eight_bit = cuda and importlib.util.find_spec("bitsandbytes") is not None
+    return "adamw_8bit" if eight_bit else "adamw_torch"
 
 
 def check_engine(
-    engine: EngineSFTConfig, model: ModelLoadConfig, training: TrainingArgumentsConfig
+    compute: ComputeConfig, model: ModelLoadConfig, training: TrainingArgumentsConfig
 ) -> None:
     """Raise UserError for settings with which the engine cannot train."""
-    require(engine, "sep_size", engine.sep_size >= 1, "at least 1")
-    ratio = engine.osft_unfreeze_rank_ratio
-    require(engine, "osft_unfreeze_rank_ratio", 0 <= ratio <= 1, "between 0.0 and 1.0")
-    fits = engine.max_tokens_per_gpu >= model.max_seq_length
+    fits = (compute.max_tokens_per_gpu or 0) >= model.max_seq_length
     longest = f"max_seq_length, {model.max_seq_length}, or more: every example fits one pass"
-    require(engine, "max_tokens_per_gpu", fits, longest)
+    require(compute, "max_tokens_per_gpu", fits, longest)
     if training.optimizer not in ENGINE_OPTIMIZERS:
         raise UserError(
             f"optimizer is {training.optimizer}; the engine trains with AdamW: with --trainer "
             "engine use --optimizer auto."
         )
-
-
-def refuse_other_trainer(trainer: str, given: Iterable[str]) -> None:
-    """Raise UserError for a setting, asked for by name, of the trainer that is not used."""
-    others = {f.name for f in fields(EngineSFTConfig)} - {"trainer"}
-    why = "is for --trainer engine; the trainer is trl"
-    if trainer == "engine":
-        others = {f.name for f in fields(LoraConfig)} | {"micro_batch_size"}
-        why = "is for --trainer trl; the engine trains all weights, in passes of "
-        why += "--max_tokens_per_gpu"
-    for name in sorted(others & set(given)):
-        raise UserError(f"{name} {why}.")
-
-
-def check_preference(t: DPOTrainingConfig, method: str) -> None:
-    """Raise UserError for settings that a preference method cannot have; those of the other
-    methods are not looked at.
-    """
-    if method in ("dpo", "kto"):
-        require(t, "beta", 0 < t.beta < math.inf, "above zero and finite")
-    if method == "dpo":
-        require(t, "sft_loss_weight", 0 <= t.sft_loss_weight < math.inf, "zero or more")
-    if method == "kto":
-        rows = 2 * t.effective_batch_size
-        fits = t.kl_batch_size > 0 and t.kl_batch_size % 2 == 0 and rows % t.kl_batch_size == 0
-        require(t, "kl_batch_size", fits, f"even and divide the {rows} rows of a step")
-    if method == "grpo":
-        require(t, "num_generations", t.num_generations >= 2, "2 or more: answers are compared")
-        require(t, "max_completion_length", t.max_completion_length > 0, "above zero")
-        require(t, "grpo_temperature", 0 < t.grpo_temperature < math.inf, "above zero and finite")
-        require(t, "grpo_beta", 0 <= t.grpo_beta < math.inf, "zero or more")

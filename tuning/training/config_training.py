@@ -12,31 +12,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tuning import config as site
+from tuning import methods
+from tuning.data import train_dataset
+from tuning.data.budget import total_steps
 from tuning.data.config import DatasetConfig, dataset_config
+from tuning.engine.config import ComputeConfig, LossConfig, loss_name
 from tuning.engine.run_config import PretrainRunConfig, pretrain_config
-from tuning.flags import build, override
+from tuning.flags import build
 from tuning.plan import REMAINING
 from tuning.runs.content import weights_hash
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import SHORT
+from tuning.schema import override
 from tuning.settings import RunConfig, setting
 from tuning.sweetspots.config import PerplexityConfig
 from tuning.sweetspots.monitor import Spending
 from tuning.sweetspots.rules import Rule
+from tuning.tasks import registry as tasks
 from tuning.training.config import (
+    USED,
     DPOTrainingConfig,
     EngineSFTConfig,
     TrainingArgumentsConfig,
     check_engine,
-    check_preference,
-    refuse_other_trainer,
+    compute_config,
+    refuse_unused,
+    require_whole_micro_batches,
 )
 from tuning.weights.config import LoraConfig, ModelLoadConfig
-
-T = TypeVar("T", bound=TrainingArgumentsConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +73,9 @@ class SFTRunConfig(RunConfig):
     task: str = setting(hashed=False)
     lora: LoraConfig = setting(hashed=lambda part, run: run.trainer == "trl")
     training: TrainingArgumentsConfig
+    loss: LossConfig = setting(default_factory=LossConfig, before=LossConfig())
     perplexity: PerplexityConfig
+    compute: ComputeConfig = setting(default_factory=ComputeConfig)
     engine: EngineSFTConfig = setting(
         default_factory=EngineSFTConfig, hashed=lambda part, run: run.trainer == "engine"
     )
@@ -78,15 +86,21 @@ class SFTRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         if self.trainer == "engine":
-            check_engine(self.engine, self.model, self.training)
+            check_engine(self.compute, self.model, self.training)
         else:
-            self.training.require_whole_micro_batches()
+            require_whole_micro_batches(self.compute, self.training.effective_batch_size)
 
     @property
     def train_size(self) -> int:
         """SFT examples."""
         assert self.dataset.train_size is not None
         return self.dataset.train_size
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, unless sweetspot rules end the run early."""
+        t = self.training
+        return total_steps(self.train_size, t.effective_batch_size, t.num_train_epochs)
 
     @property
     def trainer(self) -> str:
@@ -137,13 +151,26 @@ class PTRunConfig(RunConfig):
     pft_method: str
     lora: LoraConfig = setting(hashed=lambda part, run: not run.continues_adapter)
     training: DPOTrainingConfig
+    compute: ComputeConfig = setting(default_factory=ComputeConfig)
     parent: Parent | None = None
     is_default: bool = setting(True, hashed=False)
     """Whether all that its name does not show is the model's default."""
 
     def __post_init__(self) -> None:
-        check_preference(self.training, self.pft_method)
-        self.training.require_whole_micro_batches()
+        methods.method(self.pft_method).check(self.training)
+        if "micro_batch_size" in USED[self.pft_method]:
+            require_whole_micro_batches(self.compute, self.training.effective_batch_size)
+
+    def batch(self, train_size: int) -> int:
+        """Examples of an optimizer step, of `train_size` in all: a fork may have few."""
+        return min(self.training.effective_batch_size, train_size)
+
+    def steps(self, train_size: int) -> int:
+        """Optimizer steps on `train_size` examples."""
+        batch, epochs = self.batch(train_size), self.training.num_train_epochs
+        if methods.method(self.pft_method).whole_batches:
+            return max(1, round(epochs * (train_size // batch)))
+        return total_steps(train_size, batch, epochs)
 
     @property
     def artifact_form(self) -> str:
@@ -195,9 +222,10 @@ RUN_CONFIGS: dict[str, type[RunConfig]] = {
 }  # fmt: skip
 """The run config of each kind of stage that trains."""
 SFT_PARTS: tuple[type, ...] = (
-    ModelLoadConfig, LoraConfig, TrainingArgumentsConfig, PerplexityConfig, EngineSFTConfig,
+    ModelLoadConfig, LoraConfig, TrainingArgumentsConfig, LossConfig, PerplexityConfig,
+    ComputeConfig, EngineSFTConfig,
 )  # fmt: skip
-PT_PARTS: tuple[type, ...] = (ModelLoadConfig, LoraConfig, DPOTrainingConfig)
+PT_PARTS: tuple[type, ...] = (ModelLoadConfig, LoraConfig, DPOTrainingConfig, ComputeConfig)
 
 
 def sft_config(
@@ -211,15 +239,19 @@ def sft_config(
     """An SFT run: defaults, then collections.yaml, then `values` (flat names)."""
     values = dict(values or {})
     chosen = _model_settings(model, ("sft",), SFT_PARTS) | values
-    refuse_other_trainer(chosen.get("trainer", "trl"), values)
+    trainer = chosen.get("trainer", "trl")
+    refuse_unused(trainer, values)
     task = site.collections().task(task)
+    training, loss = build(TrainingArgumentsConfig, chosen), build(LossConfig, chosen)
     made = SFTRunConfig(
         model=_model(model, chosen),
         dataset=dataset_config(dataset, task, "sft", train_size),
         task=task,
         lora=build(LoraConfig, chosen),
-        training=_fitting(build(TrainingArgumentsConfig, chosen)),
+        training=training,
+        loss=replace(loss, loss=loss_name(loss.loss)),
         perplexity=_sorted(build(PerplexityConfig, chosen)),
+        compute=compute_config(trainer, chosen, training.effective_batch_size),
         engine=build(EngineSFTConfig, chosen),
     )
     if not values:
@@ -231,12 +263,6 @@ def sft_config(
         is_default=made.hashed == default.hashed,
         is_default_but_rules=ruled.hashed == default.hashed,
     )
-
-
-def _fitting(training: T) -> T:
-    """The settings with a micro-batch that is no larger than the batch."""
-    micro = min(training.micro_batch_size, training.effective_batch_size)
-    return replace(training, micro_batch_size=micro)
 
 
 def _sorted(perplexity: PerplexityConfig) -> PerplexityConfig:
@@ -266,20 +292,30 @@ def preference_config(
     """A preference run: defaults, then collections.yaml (pft, then the method), then `values`."""
     method = site.collections().method(pft_method)
     task = site.collections().task(task)
+    refuse_unused(method, values or {})
     chosen = _model_settings(model, ("pft", method), PT_PARTS) | dict(values or {})
-    lora, training = build(LoraConfig, chosen), _fitting(build(DPOTrainingConfig, chosen))
+    lora, training = build(LoraConfig, chosen), build(DPOTrainingConfig, chosen)
     if parent is not None and parent.lora is not None and not training.merge_parent:
         lora = parent.lora
+    data = dataset_config(dataset, task, "pt", train_size)
+    train_dataset.require_columns(data.entry, "preference", columns_of(method, task), method)
     made = PTRunConfig(
         model=_model(model, chosen),
-        dataset=dataset_config(dataset, task, "pt", train_size),
+        dataset=data,
         task=task,
         pft_method=method,
         lora=lora,
         training=training,
+        compute=compute_config(method, chosen, training.effective_batch_size),
         parent=parent,
     )
     return made if not values else replace(made, is_default=made.hashed == made.default().hashed)
+
+
+def columns_of(pft_method: str, task: str) -> tuple[str, ...]:
+    """The columns of the preference pool that a method reads."""
+    method = methods.method(pft_method)
+    return method.reads(tasks.task(task).columns if method.rewarded else ())
 
 
 def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:
@@ -298,7 +334,7 @@ def _model_settings(model: str, stages: Sequence[str], parts: Sequence[type]) ->
     if entry.chat_template:
         chosen["chat_template"] = entry.chat_template
     for stage in stages:
-        where = f"collections.yaml, models: {entry.name}: settings: {stage}"
+        where = f"collections.yaml: models: {entry.name}: settings: {stage}"
         chosen |= override(parts, entry.settings.get(stage, {}), where)
     return chosen
 

@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from tuning.methods import METHODS
 from tuning.runs.rundir import RunDirectory
 from tuning.training import preference, trainers
 from tuning.training.checkpoints import WholeCheckpoints
@@ -54,7 +55,7 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
     """Train, or continue, the run in `directory` and leave its model there."""
     prepared = preference.prepare(config, directory, start)
     weight = config.training.sft_loss_weight
-    columns = ("prompt", "chosen", "rejected")
+    columns = METHODS["dpo"].columns
     trainer = _Trainer(
         model=prepared.model,
         args=DPOConfig(

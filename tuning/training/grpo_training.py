@@ -1,8 +1,8 @@
 """Group relative policy optimization (Shao et al. 2024) with TRL, on the prompts of the preference
 pool.
 
-The reward is the task's own. Only prompts and reference answers are used; chosen and rejected are
-not looked at.
+The reward is that of the task. Only prompts and what the task grades by are used; chosen and
+rejected answers are not looked at.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from tuning.data import train_dataset
 from tuning.runs.rundir import RunDirectory
-from tuning.tasks.base import task
+from tuning.tasks.registry import task
 from tuning.training import preference, trainers
 from tuning.training.checkpoints import WholeCheckpoints
 from tuning.training.config_training import PTRunConfig
@@ -44,16 +43,16 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
     """Train, or continue, the run in `directory` and leave its model there."""
     prepared = preference.prepare(config, directory, start)
     t = config.training
-    train_dataset.require_answers(config.dataset.entry)
-    whole_batches = start.train_size // prepared.batch
-    steps = max(1, round(t.num_train_epochs * whole_batches))
-    arguments = trainers.arguments(config, directory, report_to, steps, prepared.batch)
+    arguments = trainers.arguments(config, directory, report_to, prepared.steps, prepared.batch)
     arguments["per_device_train_batch_size"] *= t.num_generations
     arguments["include_num_input_tokens_seen"] = "no"
-    reward = task(config.task).reward
+    grade, rows = task(config.task).grade, prepared.rows
 
-    def task_reward(completions: Any, answer: list[str], **_: Any) -> list[float | None]:
-        return [reward(c[0]["content"], a) for c, a in zip(completions, answer, strict=True)]
+    def task_reward(completions: Any, row: list[int], **_: Any) -> list[float | None]:
+        return [
+            grade(completion[0]["content"], rows[number]).reward
+            for completion, number in zip(completions, row, strict=True)
+        ]
 
     trainer = _Trainer(
         model=prepared.model,
@@ -67,7 +66,7 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
             disable_dropout=True,
         ),
         train_dataset=Dataset.from_list(
-            [{"prompt": row["prompt"], "answer": row["answer"]} for row in prepared.rows]
+            [{"prompt": row["prompt"], "row": number} for number, row in enumerate(rows)]
         ),
         processing_class=prepared.tokenizer,
         peft_config=prepared.peft_config,

@@ -13,6 +13,7 @@ from trl import KTOConfig, KTOTrainer
 from tuning.runs.rundir import RunDirectory
 from tuning.training import preference, trainers
 from tuning.training.checkpoints import WholeCheckpoints
+from tuning.training.config import largest_divisor
 from tuning.training.config_training import PTRunConfig
 from tuning.training.start import Start
 
@@ -39,7 +40,7 @@ def unpaired(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
 def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to: list[str]) -> None:
     """Train, or continue, the run in `directory` and leave its model there."""
     prepared = preference.prepare(config, directory, start)
-    micro = 2 * trainers.largest_divisor(prepared.batch, config.training.kl_batch_size // 2)
+    micro = 2 * largest_divisor(prepared.batch, config.training.kl_batch_size // 2)
     arguments = trainers.arguments(config, directory, report_to, prepared.steps, prepared.batch)
     arguments |= {
         "per_device_train_batch_size": micro,

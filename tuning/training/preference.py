@@ -13,13 +13,14 @@ from typing import Any
 
 from peft import PeftModel
 
-from tuning.data.budget import data_points_seen, total_steps
+from tuning.data.budget import data_points_seen
 from tuning.runs.rundir import RunDirectory
 from tuning.training import trainers
 from tuning.training.checkpoints import Resume, RunCallback, resume_point
 from tuning.training.config_training import PTRunConfig
 from tuning.training.start import Start
 from tuning.weights import loading
+from tuning.weights.artifact import Artifact, artifact_of
 
 
 @dataclass(kw_only=True)
@@ -38,27 +39,25 @@ class Prepared:
 
 def prepare(config: PTRunConfig, directory: RunDirectory, start: Start) -> Prepared:
     """Load the policy and the first `train_size` rows of the preference pool."""
-    batch = min(config.training.effective_batch_size, start.train_size)
     resume = resume_point(directory)
     trainers.seeded(config)
-    model, new_adapter = _policy(config, start)
+    artifact = artifact_of(config.model, start.parent, start.checkpoint)
+    model, new_adapter = _policy(config, artifact)
     return Prepared(
         rows=config.dataset.rows("preference", start.train_size),
         model=model,
         peft_config=new_adapter,
-        tokenizer=loading.load_tokenizer(config.model),
+        tokenizer=loading.open_tokenizer(artifact),
         resume=resume,
         callback=RunCallback(directory, resume),
-        batch=batch,
-        steps=total_steps(start.train_size, batch, config.training.num_train_epochs),
+        batch=config.batch(start.train_size),
+        steps=config.steps(start.train_size),
     )
 
 
-def _policy(config: PTRunConfig, start: Start) -> tuple[Any, Any]:
+def _policy(config: PTRunConfig, artifact: Artifact) -> tuple[Any, Any]:
     """(model, config of a new adapter or None where the parent's is trained further)."""
-    model = loading.load_artifact(
-        config.model, start.parent, start.checkpoint, trainable=not config.training.merge_parent
-    )
+    model = loading.open_model(artifact, trainable=not config.training.merge_parent)
     if not loading.is_adapter(model) or config.training.merge_parent:
         loading.require_modules(model, config.lora)
     if not loading.is_adapter(model):

@@ -5,36 +5,57 @@ them back.
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 
 from tuning.engine.run_config import PRETRAIN_PARTS, PretrainRunConfig, pretrain_config
 from tuning.evaluation.config import EvaluationRunConfig, PassAtKConfig, sampling_config
 from tuning.flags import command_line
+from tuning.settings import RunConfig
+from tuning.training.config import unused
 from tuning.training.config_training import PTRunConfig, SFTRunConfig, model_config
 from tuning.weights.config import ModelLoadConfig
+
+FOLLOWS = {
+    "seq_len": ("block_size",), "min_lr": ("max_lr",), "training_mode": ("max_steps", "max_tokens"),
+}  # fmt: skip
+"""Settings of pre-training that follow from others; beside those they must be given."""
 
 
 def pretrain_words(config: PretrainRunConfig) -> list[str]:
     """The pre-training of a model of collections.yaml."""
     default = pretrain_config(config.model)
-    parts = ("shape", "data", "training", "engine")
+    parts = ("shape", "data", "training", "compute", "output")
     assert len(parts) == len(PRETRAIN_PARTS)
     pairs = [(getattr(config, part), getattr(default, part)) for part in parts]
-    return ["run_pretrain.py", "--model", config.model, *command_line(pairs)]
+    words = command_line(pairs)
+    for name, others in FOLLOWS.items():
+        if f"--{name}" not in words and any(f"--{other}" in words for other in others):
+            words += [f"--{name}", str(getattr(config.training, name))]
+    return ["run_pretrain.py", "--model", config.model, *words]
 
 
 def sft_words(config: SFTRunConfig) -> list[str]:
     """An SFT run, without its phases."""
-    default, names = config.default(), ["model", "lora", "training", "perplexity", "engine"]
-    if config.trainer == "engine":  # settings of the other trainer are refused
-        names.remove("lora")
-        micro = default.training.micro_batch_size
-        config = replace(config, training=replace(config.training, micro_batch_size=micro))
-    pairs = [(getattr(config, part), getattr(default, part)) for part in names]
+    default = config.default()
+    names = ("model", "lora", "training", "loss", "perplexity", "compute", "engine")
     return [
         "run_sft.py", "--model", config.model.model, "--dataset", config.dataset.dataset,
-        "--task", config.task, "--train_size", str(config.train_size), *command_line(pairs),
+        "--task", config.task, "--train_size", str(config.train_size),
+        *_changes(config, default, names, unused(config.trainer)),
     ]  # fmt: skip
+
+
+def _changes(
+    config: RunConfig, default: RunConfig, names: Sequence[str], skip: Iterable[str]
+) -> list[str]:
+    """The flags of the parts `names` of a config that differ from the default's, without `skip`."""
+    pairs = []
+    for name in names:
+        ours, theirs = getattr(config, name), getattr(default, name)
+        same = {f.name: getattr(theirs, f.name) for f in fields(ours) if f.name in skip}
+        pairs.append((replace(ours, **same), theirs))
+    return command_line(pairs)
 
 
 def preference_words(config: PTRunConfig) -> list[str]:
@@ -51,8 +72,10 @@ def preference_words(config: PTRunConfig) -> list[str]:
         if config.parent.sweetspot:
             words += ["--sweetspot", config.parent.sweetspot]
             words += ["--total_data", str(config.parent.total_data)]
-    names = ["model", "training"] if config.continues_adapter else ["model", "lora", "training"]
-    return words + command_line([(getattr(config, n), getattr(default, n)) for n in names])
+    names = ["model", "lora", "training", "compute"]
+    if config.continues_adapter:
+        names.remove("lora")
+    return words + _changes(config, default, names, unused(config.pft_method))
 
 
 def evaluation_words(config: EvaluationRunConfig) -> list[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
-from tuning.data.budget import total_steps
-from tuning.data.encoding import Encoded
+from tuning.data.encoding import IGNORED, Encoded
+from tuning.engine.losses import loss_function
 from tuning.evaluation.perplexity import PerplexityProbe
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.monitor import Monitor
@@ -17,6 +21,7 @@ from tuning.training.config_training import SFTRunConfig
 from tuning.training.perplexity_callback import PerplexityStoppingCallback
 from tuning.training.pools import sft_pools
 from tuning.weights import loading
+from tuning.weights.artifact import Artifact, artifact_of
 
 
 class _Trainer(WholeCheckpoints, SFTTrainer):
@@ -26,8 +31,9 @@ class _Trainer(WholeCheckpoints, SFTTrainer):
 def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -> None:
     """Train, or continue, the run in `directory` and leave its model there."""
     size, batch = config.train_size, config.training.effective_batch_size
-    steps = total_steps(size, batch, config.training.num_train_epochs)
-    tokenizer = loading.load_tokenizer(config.model)
+    loss = _loss(config)
+    base = artifact_of(config.model)
+    tokenizer = loading.open_tokenizer(base)
     rows, pool = sft_pools(config, tokenizer)
 
     resume = resume_point(directory)
@@ -38,15 +44,16 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     callback = RunCallback(directory, resume, stateful=rules)
     perplexity = PerplexityStoppingCallback(monitor, PerplexityProbe(pool))
     trainer = _Trainer(
-        model=_adapted(config),
+        model=_adapted(config, base),
         args=SFTConfig(
-            **trainers.arguments(config, directory, report_to, steps, batch),
+            **trainers.arguments(config, directory, report_to, config.steps, batch),
             max_length=None,
             loss_type="nll",
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
         train_dataset=Dataset.from_list([_labelled(row) for row in rows]),
         processing_class=tokenizer,
+        compute_loss_func=loss,
         callbacks=[perplexity, callback],
     )
     trainer.directory = directory
@@ -60,12 +67,32 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     )  # fmt: skip
 
 
-def _adapted(config: SFTRunConfig) -> PeftModel:
+def _loss(config: SFTRunConfig) -> Callable[..., torch.Tensor] | None:
+    """The loss as the Trainer calls it: a sum over the tokens of a micro-batch, divided by the
+    number of tokens with a loss in the whole step. None for cross-entropy, which TRL has itself.
+    """
+    if config.loss.loss == "cross_entropy":
+        return None
+    function = loss_function(config.loss)
+
+    def compute(
+        outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        targets = labels[:, 1:]
+        counted = targets != IGNORED
+        losses = function(outputs.logits[:, :-1][counted].float(), targets[counted])
+        total = counted.sum() if num_items_in_batch is None else num_items_in_batch
+        return losses.sum() / torch.as_tensor(total, device=losses.device).clamp(min=1)
+
+    return compute
+
+
+def _adapted(config: SFTRunConfig, base: Artifact) -> PeftModel:
     """The base model with a new adapter, initialised from the run's seed."""
     trainers.seeded(config)
-    base = loading.load_base(config.model)
-    loading.require_modules(base, config.lora)
-    adapted = get_peft_model(base, loading.peft_config(config.lora))
+    model: Any = loading.open_model(base)
+    loading.require_modules(model, config.lora)
+    adapted = get_peft_model(model, loading.peft_config(config.lora))
     assert isinstance(adapted, PeftModel)
     return adapted
 

@@ -5,15 +5,18 @@ with how many examples. No torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tuning import config as site
+from tuning import methods
 from tuning.data import train_dataset
 from tuning.plan import REMAINING
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory, locate
 from tuning.sweetspots.store import find_sweetspot
+from tuning.tasks import registry as tasks
 from tuning.training.config_training import PTRunConfig
 
 
@@ -37,7 +40,8 @@ def start_of(config: PTRunConfig) -> Start:
     """Where a run starts.
 
     Raises Skipped for a fork whose sweetspot was not reached or that has no budget left, and
-    UserError where the parent is not there or the preference pool is too small.
+    UserError where the parent is not there, the preference pool is too small, or it has rows whose
+    responses cannot be rewarded.
     """
     parent = config.parent
     if parent is None:
@@ -64,6 +68,10 @@ def _size(config: PTRunConfig) -> int:
 
 
 def _checked(config: PTRunConfig, start: Start) -> Start:
-    entry = config.dataset.entry
+    entry, method = config.dataset.entry, methods.method(config.pft_method)
     train_dataset.require(entry, "preference", start.train_size, "the preference budget")
+    if method.rewarded:
+        rows = config.dataset.rows("preference", start.train_size)
+        where = partial(train_dataset.where, entry, "preference")
+        tasks.task(config.task).require_gradable(rows, where)
     return start

@@ -1,10 +1,9 @@
-"""What the four trainers have in common: arguments, resuming, the run through, what is written at
-the end.
+"""Shared by the four TRL trainers: arguments, seeding, training from a resume point, and what is
+written at the end.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from tuning.runs import interrupt
 from tuning.runs.errors import Interrupted
 from tuning.runs.rundir import RunDirectory
 from tuning.training.checkpoints import Resume, RunCallback
+from tuning.training.config import largest_divisor, optimizer_name
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
 from tuning.weights.base import MODEL
 from tuning.weights.loading import save
@@ -29,13 +29,10 @@ def arguments(
     batch: int,
 ) -> dict[str, Any]:
     """The training arguments that every TRL config takes; `batch` examples an optimizer step."""
-    t = config.training
-    micro = largest_divisor(batch, t.micro_batch_size)
+    t, compute = config.training, config.compute
+    micro = largest_divisor(batch, compute.micro_batch_size or batch)
     cuda = torch.cuda.is_available()
-    optimizer = t.optimizer
-    if optimizer == "auto":
-        eight_bit = cuda and importlib.util.find_spec("bitsandbytes") is not None
-        optimizer = "adamw_8bit" if eight_bit else "adamw_torch"
+    checkpointing = compute.gradient_checkpointing
     return {
         "output_dir": str(directory.path),
         "run_name": directory.name,
@@ -48,7 +45,7 @@ def arguments(
         "warmup_steps": 0 if t.lr_scheduler == "constant" else t.warmup_ratio,
         "weight_decay": t.weight_decay,
         "max_grad_norm": t.max_grad_norm,
-        "optim": optimizer,
+        "optim": optimizer_name(t.optimizer, cuda=cuda),
         "seed": t.seed,
         "data_seed": t.seed,
         "save_strategy": "steps",
@@ -56,16 +53,11 @@ def arguments(
         "logging_steps": 1,
         "use_cpu": not cuda,
         "bf16": cuda,
-        "gradient_checkpointing": cuda,
+        "gradient_checkpointing": cuda if checkpointing is None else checkpointing,
         "dataloader_pin_memory": cuda,
         "disable_tqdm": True,
         "include_num_input_tokens_seen": "non_padding",
     }
-
-
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` that is not above `at_most`."""
-    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
 
 
 def in_float32(model: Any) -> None:

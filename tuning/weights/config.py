@@ -12,6 +12,11 @@ ATTENTION_AND_MLP = (
 )  # fmt: skip
 
 
+def in_half(precision: str, *, cuda: bool) -> bool:
+    """Whether a precision or dtype setting means bfloat16; auto does on CUDA."""
+    return precision in ("bf16", "bfloat16") or (precision == "auto" and cuda)
+
+
 def _in_a_run(part: Any, run: Any) -> bool:
     """A setting of runs, and not of the base model by itself."""
     return run is not part

@@ -1,9 +1,4 @@
-"""One door to weights: the base model, and a run's artifact, adapter or whole, for training and for
-inference.
-
-An adapter lies over the nearest ancestor that left whole weights, or the sweetspot of it that was
-forked, or else over the base model.
-"""
+"""Artifacts as models of transformers and peft, for training and inference, and back to disk."""
 
 from __future__ import annotations
 
@@ -13,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 from tuning import config as site
 from tuning.runs.atomic import whole_directory
 from tuning.runs.errors import UserError, choose
-from tuning.runs.rundir import RunDirectory
-from tuning.sweetspots.store import checkpoint_name
-from tuning.weights.base import MODEL, base_location
-from tuning.weights.config import LoraConfig, ModelLoadConfig
-from tuning.weights.reading import pretrained
+from tuning.weights.artifact import Artifact
+from tuning.weights.config import LoraConfig, in_half
+from tuning.weights.reading import read, read_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -25,18 +18,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_tokenizer(model: ModelLoadConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer with the run's chat template; its end-of-sequence token ends a turn."""
-    from transformers import AutoTokenizer
-
-    location = base_location(model)
-    tokenizer = pretrained(AutoTokenizer, location)
-    if model.chat_template:
-        template = site.CHAT_TEMPLATES / f"{model.chat_template}.jinja"
+def open_tokenizer(artifact: Artifact) -> PreTrainedTokenizerBase:
+    """The tokenizer with the artifact's chat template; its end-of-sequence token ends a turn."""
+    tokenizer: PreTrainedTokenizerBase = read_tokenizer(artifact.tokenizer)
+    if artifact.chat_template:
+        template = site.CHAT_TEMPLATES / f"{artifact.chat_template}.jinja"
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     if not tokenizer.chat_template:
         raise UserError(
-            f"model '{model.model}' brings no chat template; give --chat_template NAME, one of: "
+            f"model '{artifact.model}' brings no chat template; give --chat_template NAME, one of: "
             f"{', '.join(sorted(path.stem for path in site.CHAT_TEMPLATES.glob('*.jinja')))}."
         )
     _end_turns(tokenizer)
@@ -56,62 +46,31 @@ def _end_turns(tokenizer: Any) -> None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(last)
 
 
-def load_base(model: ModelLoadConfig, location: str | None = None) -> PreTrainedModel:
-    """The base model on this machine's device, in the precision that the config asks for."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+def open_model(artifact: Artifact, *, trainable: bool = False) -> PreTrainedModel | PeftModel:
+    """The model on this machine's device, in its precision; `trainable`: its adapter is trained.
 
-    logging.disable_progress_bar()
-    loaded = pretrained(
-        AutoModelForCausalLM, location or base_location(model), dtype=dtype_of(model)
-    )
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def dtype_of(model: ModelLoadConfig) -> torch.dtype:
-    """The precision in which weights are loaded on this machine."""
+    Raises UserError where weights are not there or cannot be read.
+    """
     import torch
 
-    if model.dtype == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    found: torch.dtype = getattr(torch, model.dtype)
-    return found
-
-
-def foundation(
-    directory: RunDirectory | None, model: ModelLoadConfig, checkpoint: Path | None = None
-) -> str:
-    """Where the whole weights lie that a run, or a checkpoint of it, consists of or stands on."""
-    while directory is not None and directory.config is not None:
-        if directory.config["artifact"] == "full":
-            return str(checkpoint or directory.path / MODEL)
-        parent = directory.config["parent"]
-        if not parent:
-            break
-        directory = RunDirectory(directory.path.parent / parent["run_name"])
-        label = parent.get("sweetspot")
-        checkpoint = directory.path / checkpoint_name(label) if label else None
-    return base_location(model)
-
-
-def load_artifact(
-    model: ModelLoadConfig,
-    directory: RunDirectory | None,
-    checkpoint: Path | None = None,
-    *,
-    trainable: bool = False,
-) -> PreTrainedModel | PeftModel:
-    """The weights of a run, or of one of its checkpoints; of the base where `directory` is None."""
-    if directory is None:
-        return load_base(model)
-    where = checkpoint or directory.path / MODEL
-    loaded = load_base(model, foundation(directory, model, checkpoint))
-    if not (where / "adapter_config.json").exists():
+    adapter = artifact.adapter
+    if adapter is not None and not (adapter / "adapter_config.json").exists():
+        raise UserError(f"'{adapter}' holds no adapter: it has no adapter_config.json.")
+    loaded = read(artifact.base, dtype_of(artifact.dtype))
+    loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    if adapter is None:
         return loaded
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(loaded, str(where), is_trainable=trainable)
+    return PeftModel.from_pretrained(loaded, str(adapter), is_trainable=trainable)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The precision in which weights are loaded on this machine; see ModelLoadConfig.dtype."""
+    import torch
+
+    half = in_half(name, cuda=torch.cuda.is_available())
+    return torch.bfloat16 if half else torch.float32
 
 
 def is_adapter(model: Any) -> bool:

@@ -33,6 +33,7 @@ from tuning.launchers.slurm.ledger import REPORT
 from tuning.plan import Plan, Stage, standing, sweetspot_ready
 from tuning.runs import manifest
 from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.identity import FORMAT
 from tuning.sweetspots.store import METADATA, checkpoint_name
 
 LIVE = ("PENDING", "RUNNING", "COMPLETING")
@@ -59,6 +60,8 @@ class FakeTask:
     """Whether it is the only one of its array."""
     lost: bool = False
     """Whether only the number of its array is left of it."""
+    processes: int = 1
+    """Processes a node, as its script asks for."""
     conditions: list[tuple[str, int, int | None]] = field(default_factory=list)
     doomed: bool = False
     begins: int = 0
@@ -190,7 +193,9 @@ class FakeCluster:
         raise Broken(name)
 
     def _submit(self, script: Path) -> int:
-        options, tasks = read_script(script.read_text(encoding="utf-8"))
+        text = script.read_text(encoding="utf-8")
+        options, tasks = read_script(text)
+        processes = int(re.search(r"^export TUNING_PROCESSES=(\d+)$", text, re.MULTILINE)[1])
         assert "--hold" in options, (
             "an array that is not held may start before it knows its parents"
         )
@@ -215,6 +220,7 @@ class FakeCluster:
                     stage,
                     throttle=int(throttle or len(stages)),
                     alone=len(stages) == 1,
+                    processes=processes,
                 )
             )
         self.submitted += [stage.name for stage in stages]
@@ -454,7 +460,7 @@ class FakeStages:
             return
         for name in stage.parents:
             above = self.plan.stage(name)
-            if not above.command:
+            if not above.has_work:
                 self._require_input(above)
             elif standing(self.plan, above, self.home).state not in ("done", "skipped"):
                 raise BadInput(f"{stage.name} runs and {name} is not done")
@@ -527,7 +533,7 @@ class FakeStages:
         ):  # fmt: skip
             if directory is not None:
                 directory.path.mkdir(parents=True, exist_ok=True)
-                _write(directory.path / "config.json", {"hash": hash_})
+                _write(directory.path / "config.json", {"format": FORMAT, "hash": hash_})
                 _write(directory.path / "result.json", {"sweetspots": outcomes})
                 state = "done" if phases == stage.phases else "failed"
                 _write(

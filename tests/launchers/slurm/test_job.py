@@ -25,6 +25,7 @@ from tuning.launchers.slurm.ledger import Array, Jobs
 from tuning.plan import Plan, Stage
 from tuning.runs import atomic, manifest
 from tuning.runs.errors import StageFailed
+from tuning.runs.identity import FORMAT
 from tuning.runs.rundir import Identity, claim
 from tuning.sweetspots.store import METADATA, checkpoint_name
 
@@ -139,12 +140,12 @@ def test_forks_are_looked_after_every_few_seconds(monkeypatch):
     Allocation(Asked(), "17").watch()
 
 
-SFT = Stage(name="sft", role="sft", hash="a" * 64, command=("x.py",), phases=("train",))
-FORK = Stage(name="fork-remaining", role="fork", hash="b" * 64, command=("x.py",), parent="sft",
+SFT = Stage(name="sft", role="sft", hash="a" * 64, script="x.py", phases=("train",))
+FORK = Stage(name="fork-remaining", role="fork", hash="b" * 64, script="x.py", parent="sft",
              parents=("sft",), sweetspot="ppl-2.0", total_data=100, phases=("train",))  # fmt: skip
-SPOT = Stage(name="spot", role="sweetspot", hash="c" * 64, command=("x.py",), parent="sft",
+SPOT = Stage(name="spot", role="sweetspot", hash="c" * 64, script="x.py", parent="sft",
              parents=("sft",), sweetspot="ppl-3.0", trains=False)  # fmt: skip
-OTHER = Stage(name="other", role="pt", hash="d" * 64, command=("x.py",), parents=("sft",))
+OTHER = Stage(name="other", role="pt", hash="d" * 64, script="x.py", parents=("sft",))
 PLAN = Plan(experiment="trial", stages=(SFT, FORK, SPOT, OTHER))
 
 
@@ -257,16 +258,19 @@ def test_an_experiment_that_was_never_planned_has_no_forks(tmp_path):
 STAGE = """
 import json, os, sys, time
 from tuning.runs import interrupt
-from tuning.runs.rundir import tell
+from tuning.runs.progress import tell
 interrupt.install()
-print(json.dumps([sys.argv[1:], {k: os.environ.get(k) for k in
+words = sys.argv[1:]
+if "--stage" in words:
+    words += json.load(open(words[words.index("--stage") + 1]))["stage"]["run"]["flags"]
+print(json.dumps([words, {k: os.environ.get(k) for k in
     ("OMP_NUM_THREADS", "TUNING_PARENT", "PYTHONPATH", "TUNING_PROGRESS")}]), flush=True)
 tell(directory="run", phase="train", at=int(os.environ.get("AT", "1")), of=9, note="", time=0)
 for _ in range(int(os.environ.get("ROUNDS", "0"))):
     time.sleep(0.05)
     if interrupt.asked_to_stop():
         sys.exit(75)
-if "--fail" in sys.argv:
+if "--fail" in words:
     sys.exit("error: it was not to be")
 """
 SLURM = """#!/bin/sh
@@ -317,10 +321,11 @@ class Machine:
     def submitted(self, *flags: str) -> str:
         """The tasks file of an array whose second task is the stage."""
         stages = [Stage(name=name, role="sft", hash="a" * 64, phases=("train",),
-                        command=(str(self.stage), *flags)) for name in ("zero", "one")]  # fmt: skip
+                        script=str(self.stage), run={"flags": flags})
+                  for name in ("zero", "one")]  # fmt: skip
         path = self.home / "outputs" / "reports" / "trial" / "slurm" / "trial.1.sft.json"
         atomic.write_json(path, {
-            "folder": str(path.parent.parent), "wandb": "offline",
+            "format": FORMAT, "folder": str(path.parent.parent), "wandb": "offline",
             "stages": [asdict(stage) for stage in stages],
         })  # fmt: skip
         return str(path)
@@ -348,7 +353,8 @@ def test_a_task_runs_its_stage_and_leaves_record_progress_and_log(machine):
     code, out, errors = machine.run("--tasks", machine.submitted("--x", "1"), **JOB)
     assert (code, out, errors) == (0, "one: done\n", "")
     flags, environment = said(machine.folder / "logs" / "one.txt")
-    assert flags == ["--x", "1", "--wandb", "offline"]
+    file = machine.folder / "stages" / "one.stage.json"
+    assert flags == ["--stage", str(file), "--wandb", "offline", "--x", "1"]
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["PYTHONPATH"].split(":")[0] == str(CHECKOUT)
     assert environment["TUNING_PROGRESS"] == str(machine.folder / "stages/slurm/one.json")
@@ -423,7 +429,7 @@ def test_a_stage_by_hand_that_fails_ends_the_job_with_its_code_and_reason(machin
 def test_a_stage_by_hand_that_saves_is_started_again_here(machine):
     """Somebody who started it in a shell has no queue to wait in."""
     machine.stage.write_text(
-        "import sys\nfrom pathlib import Path\nfrom tuning.runs.rundir import tell\n"
+        "import sys\nfrom pathlib import Path\nfrom tuning.runs.progress import tell\n"
         "count = Path(sys.argv[1])\nat = len(count.read_text()) if count.exists() else 0\n"
         "count.write_text('x' * (at + 1))\n"
         "tell(directory='run', phase='train', at=at + 1, of=3, note='', time=0)\n"
@@ -436,7 +442,7 @@ def test_a_stage_by_hand_that_saves_is_started_again_here(machine):
 
 def test_a_stage_by_hand_in_a_job_writes_under_its_number_and_goes_back_into_the_queue(machine):
     machine.stage.write_text(
-        "import sys\nfrom tuning.runs.rundir import tell\n"
+        "import sys\nfrom tuning.runs.progress import tell\n"
         "tell(directory='run', phase='train', at=1, of=3, note='', time=0)\nsys.exit(75)\n"
     )
     code, out, _ = machine.run(str(machine.stage), SLURM_JOB_ID="17")

@@ -51,7 +51,7 @@ class Graph:
         return Plan(experiment="trial", stages=tuple(self.stages))
 
     def _add(self, role: str, name: str, **values) -> Stage:
-        values = {"command": (f"run_{role}.py", "--x"), "phases": ("train",), **values}
+        values = {"script": f"run_{role}.py", "phases": ("train",), **values}
         stage = Stage(name=name, role=role, hash=digest(name), task="math", **values)
         self.stages.append(stage)
         return stage
@@ -65,7 +65,8 @@ class Graph:
         return tuple(stage.name for stage in self.rng.sample(self.stages, count))
 
     def _sft(self) -> None:
-        stage = self._add("sft", self._name(), parents=self._some(2))
+        joinable = self.rng.random() < 0.5
+        stage = self._add("sft", self._name(), parents=self._some(2), joinable=joinable)
         for label in LABELS:
             at = self.rng.choice((None, 1, 2, 3, 4))
             self.spots[stage.name, label] = Spot(at=at, used=self.rng.choice((10, 50, 50, 100)))
@@ -80,7 +81,7 @@ class Graph:
                   phases=("infer", "evaluate"), evaluation_hash=digest(name))  # fmt: skip
 
     def _row(self) -> None:
-        self._add("base", self._name(), parents=self._some(2), trains=False, phases=(), command=())
+        self._add("base", self._name(), parents=self._some(2), trains=False, phases=(), script="")
 
     def _fork(self) -> None:
         if above := self._sft_stage():
@@ -133,14 +134,15 @@ class World:
         """Submit; nothing that had ended before may be submitted."""
         if not self.cluster.live:
             self._forget_late_ends()
-        ended = {name for name in self.with_command if self.stands(name) in ENDED}
+        ended = {name for name in self.with_work if self.stands(name) in ENDED}
         count = len(self.cluster.submitted)
         self.cluster._note("-- tuning submit")
         try:
-            return Submission(self.plan, self.settings, self.cluster, say=self.cluster._note).run()
+            return Submission(self.plan, self.settings, self.cluster).run()
         finally:
             again = ended & set(self.cluster.submitted[count:])
             assert not again, f"{again} had ended and are submitted again"
+            require_own_resources(self.cluster)
 
     def _forget_late_ends(self) -> None:
         """What was killed when all was written stops nothing that is submitted from now on."""
@@ -180,9 +182,9 @@ class World:
         return standing(self.plan, self.plan.stage(name), self.home).state
 
     @property
-    def with_command(self) -> list[str]:
+    def with_work(self) -> list[str]:
         """The stages that have something to do."""
-        return [stage.name for stage in self.plan.stages if stage.command]
+        return [stage.name for stage in self.plan.stages if stage.has_work]
 
     def check(self) -> None:
         """What must hold when a submission went through and the cluster came to rest."""
@@ -190,18 +192,18 @@ class World:
         assert not stuck, f"stuck for ever: {stuck}"
         self.check_states()
         stopping = {
-            name for name in self.with_command
+            name for name in self.with_work
             if self.stages.last.get(name) in ("failed", "killed", "cancelled", "late")
         }  # fmt: skip
         for stage in self.plan.stages:
-            if stage.command and self.stands(stage.name) not in ENDED:
+            if stage.has_work and self.stands(stage.name) not in ENDED:
                 reason = stopping & {stage.name, *self._ancestors(stage)}
                 assert reason, f"{stage.name} did not run, and nothing above it failed"
 
     def check_states(self) -> None:
         """What has failed is not called done, by the directories or by the status."""
         told = {entry.stage: entry.state for entry in stages_of(self.plan, self.home, self.cluster)}
-        for name in self.with_command:
+        for name in self.with_work:
             stands = self.stands(name)
             assert (stands == "done") == (name in self.stages.done), name
             assert (told[name] == "done") == (name in self.stages.done), name
@@ -237,9 +239,9 @@ class World:
             self.run()
             self.cluster.run_down()
             self.check()
-            if all(self.stands(name) in ENDED for name in self.with_command):
+            if all(self.stands(name) in ENDED for name in self.with_work):
                 break
-        left = {name: self.stands(name) for name in self.with_command}
+        left = {name: self.stands(name) for name in self.with_work}
         assert set(left.values()) <= set(ENDED), f"never done: {left}"
         count = len(self.cluster.calls)
         outcome = self.run()
@@ -252,7 +254,7 @@ def settings(tmp_path: Path) -> Cluster:
     """A cluster without settings, and one kind of stage of which two run at a time."""
     path = tmp_path / "cluster.yaml"
     path.write_text("stages: {pft: {throttle: 2}}\n")
-    return Cluster(environ={}, path=path)
+    return Cluster({"processes": 2}, environ={}, path=path)
 
 
 @pytest.fixture
@@ -267,7 +269,13 @@ def memory() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """No job runs any code here, so none is copied."""
-    monkeypatch.setattr(snapshot, "take", lambda say: Path("/code"))
+    monkeypatch.setattr(snapshot, "take", lambda: Path("/code"))
+
+
+def require_own_resources(cluster: FakeCluster) -> None:
+    """Fail unless what several processes can train has two, and everything else one."""
+    wrong = [t.id for t in cluster.tasks if t.processes != (2 if t.stage.joinable else 1)]
+    assert not wrong, f"{wrong} have the resources of other stages"
 
 
 def world(seed: int, root: Path, settings: Cluster, monkeypatch: pytest.MonkeyPatch) -> World:
@@ -297,7 +305,7 @@ def test_whatever_happens_submitting_again_finishes_an_experiment(
 
 def stage(name: str, *parents: str, role: str = "pt", **values) -> Stage:
     """A stage that trains and nothing else."""
-    values = {"command": ("run.py", "--x"), "phases": ("train",), **values}
+    values = {"script": "run.py", "phases": ("train",), **values}
     return Stage(name=name, role=role, hash=digest(name), parents=parents, **values)
 
 
@@ -314,9 +322,7 @@ class Small:
 
     def submit(self, plan: Plan | None = None, **options) -> Outcome:
         """As `tuning submit` does."""
-        return Submission(
-            plan or self.plan, self.settings, self.cluster, Options(**options), say=str
-        ).run()
+        return Submission(plan or self.plan, self.settings, self.cluster, Options(**options)).run()
 
     def steps(self, count: int) -> None:
         """Let some moments pass."""
@@ -346,9 +352,25 @@ def small(memory: Path, settings: Cluster, monkeypatch: pytest.MonkeyPatch):
 CHAIN = (stage("a"), stage("b", "a"), stage("c", "b"))
 MIXED = (
     stage("a", role="pretrain"), stage("b", "a", role="sft"), stage("d", "a", "b"),
-    stage("row", "b", command=(), phases=(), trains=False), stage("c", "row"),
+    stage("row", "b", script="", phases=(), trains=False), stage("c", "row"),
     stage("e", role="reference_sft"),
 )  # fmt: skip
+
+
+@pytest.mark.unit
+def test_stages_of_a_kind_that_ask_for_different_resources_are_different_arrays(small):
+    """SFT by the engine gets the processes that were asked for, also beside SFT with TRL."""
+    sft = [stage(name, role="sft", joinable=name[0] == "e") for name in ("t1", "e1", "t2", "e2")]
+    one = small(*sft, stage("p", "t1", "e1"))
+    outcome = one.submit()
+    require_own_resources(one.cluster)
+    arrays = {outcome.new[name].number for name in ("t1", "t2")}
+    assert len(arrays) == 1 and arrays.isdisjoint({outcome.new[name].number for name in ("e1",)})
+    tokens = sorted({task.token for task in one.cluster.tasks})
+    number = outcome.new["t1"].token.split(".")[1]
+    assert tokens == [f"small.{number}.{part}" for part in ("pft", "report", "sft-1", "sft-2")]
+    one.cluster.run_down()
+    assert set(one.states().values()) == {"done"}
 
 
 @pytest.mark.unit

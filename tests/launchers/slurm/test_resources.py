@@ -147,15 +147,15 @@ def test_a_report_goes_where_everything_goes_or_where_its_own_lines_say(asked):
         ("defalts: {}", "unknown key in cluster.yaml: 'defalts'; choose from: defaults, stages. "
                         "Did you mean 'defaults'?"),
         ("stages: {evaluaton: {}}", "Did you mean 'evaluation'?"),
-        ("defaults: {partiton: gpu}", "unknown setting in cluster.yaml, defaults: 'partiton'"),
+        ("defaults: {partiton: gpu}", "unknown setting in cluster.yaml: defaults: 'partiton'"),
         ("defaults: {partiton: gpu}", "Did you mean 'partition'?"),
-        ("stages: {sft: {tme: 1}}", "unknown setting in cluster.yaml, stages: sft: 'tme'"),
+        ("stages: {sft: {tme: 1}}", "unknown setting in cluster.yaml: stages: sft: 'tme'"),
         ("stages: {sft: {tme: 1}}", "Did you mean 'time'?"),
-        ("- a\n- b", "the file is ['a', 'b']; it must be a mapping."),
+        ("- a\n- b", "cluster.yaml is ['a', 'b']; it must be a mapping of: defaults, stages."),
         ("defaults: gpu", "defaults is 'gpu'; it must be a mapping."),
         ("stages: [sft]", "stages is ['sft']; it must be a mapping."),
         ("stages: {sft: 3}", "stages: sft is '3'; it must be a mapping."),
-        ("defaults: {cpus: many}", "cluster.yaml, defaults: cpus is 'many'; it must be a whole "
+        ("defaults: {cpus: many}", "cluster.yaml: defaults: cpus is 'many'; it must be a whole "
                                    "number."),
         ("defaults: {cpus: {a: b}}", "it must be a whole number."),
         ("defaults: {cpus: 0}", "cpus is 0; it must be at least 1."),
@@ -170,6 +170,9 @@ def test_a_report_goes_where_everything_goes_or_where_its_own_lines_say(asked):
         ("defaults: {mem: \"64G'\"}", "it must be one word."),
         ("defaults: {gres: [a, b]}", "it must be one word."),
         ("defaults: {a", "is not valid YAML"),
+        ("defaults: {setup: module load cuda}", "it must be a list, for example [module load "),
+        ("stages: {}\n\nstages: {}", "gives the key 'stages' twice, in line 1 and in line 3; keep "
+                                     "one."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_in_one_line(path, text, said):
@@ -182,8 +185,8 @@ def test_a_bad_flag_or_variable_is_said_in_one_line(path):
     assert said.startswith("time is 'soon'")
 
 
-def sft_stage(*flags: str) -> Stage:
-    return Stage(name="x", role="sft", hash="x", command=("run_sft.py", "--model", "tiny", *flags))
+def sft_stage(trainer: str) -> Stage:
+    return Stage(name="x", role="sft", hash="x", script="run_sft.py", joinable=trainer == "engine")
 
 
 def test_only_what_the_engine_trains_may_have_several_processes(path, asked):
@@ -192,16 +195,16 @@ def test_only_what_the_engine_trains_may_have_several_processes(path, asked):
     assert said.startswith("stages of kind pft are one process: nodes and processes must be 1")
     path.write_text("stages: {sft: {processes: 4}}")
     made = Cluster(environ={}, path=path)
-    assert made.of(sft_stage("--trainer", "engine")).processes == 4
+    assert made.of(sft_stage("engine")).processes == 4
     with pytest.raises(UserError, match="stages of kind sft with TRL are one process"):
-        made.of(sft_stage())
+        made.of(sft_stage("trl"))
 
 
 def test_a_flag_for_several_processes_is_for_stages_that_they_can_do_together(path):
     path.write_text("")
     made = Cluster({"processes": 4}, {}, path)
-    assert made.of(sft_stage("--trainer", "engine")).processes == 4
-    assert made.of(sft_stage("--trainer", "trl")).processes == 1
+    assert made.of(sft_stage("engine")).processes == 4
+    assert made.of(sft_stage("trl")).processes == 1
     assert made.resources("pretrain").processes == 4
     assert made.resources("evaluation").processes == 1
 

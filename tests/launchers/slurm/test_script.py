@@ -120,7 +120,7 @@ def test_an_option_of_the_users_own_comes_last_and_so_wins():
 def plan() -> Plan:
     """A stage of every kind that a script is rendered for."""
     roles = ("pretrain", "base", "sft", "pt")
-    stages = tuple(Stage(name=r, role=r, hash="0", command=("x.py",), phases=("train",))
+    stages = tuple(Stage(name=r, role=r, hash="0", script="x.py", phases=("train",))
                    for r in roles)  # fmt: skip
     return Plan(experiment="trial", stages=stages)
 
@@ -137,6 +137,26 @@ def test_no_secret_of_the_environment_is_in_a_script(monkeypatch, tmp_path):
         assert str(home) in script
         assert not [word for pair in SECRETS.items() for word in pair if word in script]
     assert list(home.iterdir()) == []
+
+
+def test_the_script_of_an_array_asks_for_what_its_own_stages_can_use(monkeypatch, tmp_path):
+    """A grid of both trainers: several processes train together with the engine, one with TRL."""
+    use(monkeypatch, tmp_path)
+    (tmp_path / "cluster.yaml").write_text("defaults: {gres: 'gpu:1'}\n")
+    stages = tuple(
+        Stage(name=trainer, role="sft", hash="0", script="x.py", phases=("train",),
+              joinable=trainer == "engine") for trainer in ("trl", "engine")
+    )  # fmt: skip
+    cluster = Cluster({"processes": 2, "nodes": 3}, {}, tmp_path / "cluster.yaml")
+    made = Submission(Plan(experiment="trial", stages=stages), cluster, None).preview(1001)
+    scripts = {array.stages[0]: (array.token, script) for array, script in made}
+    assert [array.stages for array, _ in made] == [["trl"], ["engine"], ["report"]]
+    token, script = scripts["trl"]
+    assert token == "trial.1.sft-1"
+    assert "export TUNING_PROCESSES=1\n" in script and "#SBATCH --nodes=1\n" in script
+    token, script = scripts["engine"]
+    assert token == "trial.1.sft-2"
+    assert "export TUNING_PROCESSES=2\n" in script and "#SBATCH --nodes=3\n" in script
 
 
 def test_a_preview_names_what_jobs_run_with(monkeypatch, tmp_path):

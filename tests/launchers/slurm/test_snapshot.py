@@ -8,9 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.small_site import COLLECTIONS, use
+from tests.logged import logged
+from tests.small_site import use
 from tuning import config as site
 from tuning.launchers.slurm import snapshot
 from tuning.runs.provenance import REVISION_FILE
@@ -50,7 +50,10 @@ class Checkout:
 
     def take(self) -> Path:
         """Take a snapshot."""
-        return snapshot.take(self.said.append)
+        with logged() as lines:
+            found = snapshot.take()
+        self.said += lines
+        return found
 
 
 @pytest.fixture
@@ -133,40 +136,6 @@ def test_a_file_under_another_name_makes_another(checkout):
     assert checkout.take() != first
 
 
-def test_the_collections_are_those_of_the_submission_and_mean_the_same_anywhere(checkout, tmp_path):
-    found = yaml.safe_load((checkout.take() / "collections.yaml").read_text())
-    assert found["datasets"]["mine"] == {
-        "loader": "jsonl", "sft": f"{tmp_path}/sft.jsonl", "preference": f"{tmp_path}/pt.jsonl",
-        "validation": f"{tmp_path}/va.jsonl", "test": f"{tmp_path}/te.jsonl",
-    }  # fmt: skip
-    written = yaml.safe_load(COLLECTIONS)
-    assert {k: v for k, v in found.items() if k != "datasets"} == {
-        k: v for k, v in written.items() if k != "datasets"
-    }
-
-
-def test_the_collections_of_a_snapshot_are_read_as_those_they_were_made_from(
-    checkout, monkeypatch, tmp_path
-):
-    text = COLLECTIONS + "  local: {path: models/local}\n"
-    (tmp_path / "models" / "local").mkdir(parents=True)
-    use(monkeypatch, tmp_path, text.replace("sft: sft.jsonl", "sft: ~/sft.jsonl"))
-    site._load.cache_clear()
-    here = site.collections()
-    monkeypatch.setenv("TUNING_COLLECTIONS", str(checkout.take() / "collections.yaml"))
-    there = site.collections()
-    assert (there.models, there.tasks, there.aliases) == (here.models, here.tasks, here.aliases)
-    assert there.models["local"].path == str(tmp_path / "models" / "local")
-    assert there.datasets["mine"].files["sft"] == str(Path("~/sft.jsonl").expanduser())
-
-
-def test_other_collections_make_another(checkout, monkeypatch, tmp_path):
-    first = checkout.take()
-    use(monkeypatch, tmp_path, COLLECTIONS.replace("max_steps: 7", "max_steps: 8"))
-    site._load.cache_clear()
-    assert checkout.take() != first
-
-
 def test_a_folder_without_git_is_copied_without_its_results(plain):
     plain.write("tuning/__pycache__/run.pyc", "bytes\n")
     plain.write("tuning/models/run/config.json", "{}\n")
@@ -174,7 +143,7 @@ def test_a_folder_without_git_is_copied_without_its_results(plain):
     plain.write("notebooks/a.py", "x = 1\n")
     found = plain.take()
     code = {name for name in FILES if name.startswith(("tuning/", "slurm/"))}
-    assert names(found) == {*code, "collections.yaml", REVISION_FILE}
+    assert names(found) == {*code, REVISION_FILE}
     assert plain.said == []
 
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning import config as site
-from tuning.launchers import torchrun
-from tuning.launchers.processes import python_path, stage_command
+from tuning.launchers.processes import Placement, command, python_path, stage_words, this_job
 from tuning.launchers.slurm.client import Slurm
 from tuning.launchers.slurm.ledger import Jobs
 from tuning.launchers.supervisor import Here, Host, Supervisor
@@ -131,12 +130,6 @@ def _prepare_environment() -> None:
     os.environ["PYTHONPATH"] = python_path()
 
 
-def _take_all_cores() -> None:
-    """A stage that is alone in its job has the cores of the job."""
-    if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
-        os.environ.setdefault("OMP_NUM_THREADS", cores)
-
-
 def _submitted(tasks: Path) -> int:
     """Run a task of an array."""
     found: dict[str, Any] | None = atomic.read_json(tasks)
@@ -146,7 +139,6 @@ def _submitted(tasks: Path) -> int:
     stage = Stage.from_json(found["stages"][int(os.environ["SLURM_ARRAY_TASK_ID"])])
     folder = Path(found["folder"])
     slurm = Slurm()
-    _take_all_cores()
     job = slurm_job(os.environ) or ""
     forks = Forks(slurm, folder, stage.name) if stage.kind == "sft" else None
     host = Allocation(slurm, job, forks.release if forks else None)
@@ -155,8 +147,8 @@ def _submitted(tasks: Path) -> int:
         "progress": folder / "stages" / "slurm" / f"{stage.name}.json",
         "log": folder / "logs" / f"{stage.name}.txt",
     }
-    command = stage_command(stage, folder, wandb=found["wandb"])
-    return _supervise(command, host, **places)
+    words = stage_words(stage, folder, wandb=found["wandb"])
+    return _supervise(words, this_job(), host, **places)
 
 
 def _by_hand(words: list[str]) -> int:
@@ -167,14 +159,14 @@ def _by_hand(words: list[str]) -> int:
     script = script if script.is_absolute() else site.CHECKOUT / script
     if not script.is_file():
         raise UserError(f"there is no '{words[0]}' in {site.CHECKOUT}.")
-    if script.name != "run_sweetspot_pipeline.py":
-        _take_all_cores()
+    launches = script.name == "run_sweetspot_pipeline.py"
     number = slurm_job(os.environ)
     host: Host = Allocation(Slurm(), number) if number else Here()
     folder = site.home() / "outputs" / "jobs" / (number or f"local-{os.getpid()}")
     return _supervise(
-        [sys.executable, str(script), *words[1:]], host, record=folder / "record.json",
-        progress=folder / "progress.json", log=_standard_output() or folder / "log.txt",
+        [str(script), *words[1:]], None if launches else this_job(), host,
+        record=folder / "record.json", progress=folder / "progress.json",
+        log=_standard_output() or folder / "log.txt",
     )  # fmt: skip
 
 
@@ -187,16 +179,21 @@ def _standard_output() -> Path | None:
     return target
 
 
-def _supervise(command: list[str], host: Host, *, record: Path, progress: Path, log: Path) -> int:
-    node = torchrun.this_node()
-    in_slurm = isinstance(host, Allocation)
-    if node.joined:
-        several = in_slurm and node.nodes > 1 and "NODE_RANK" not in os.environ
-        stage = command[1:]
-        command = torchrun.on_all_nodes(node, stage) if several else torchrun.command(node, stage)
+def _supervise(
+    words: list[str], placement: Placement | None, host: Host, *, record: Path, progress: Path,
+    log: Path,
+) -> int:  # fmt: skip
+    """Run a script with its arguments at a placement, which may use all cores of the job; None for
+    a launcher, which gives its stages their own.
+    """
+    if placement is not None:
+        cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0)
+        os.environ.update(placement.environment(cores))
+    placement = placement or Placement()
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     ending = Supervisor(
-        command, record, log, progress, host=host, joined=node.joined,
-        continues=in_slurm and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0,
+        command(words, placement), record, log, progress, host=host, joined=placement.joined,
+        continues=isinstance(host, Allocation) and restarts > 0,
     ).run()  # fmt: skip
     state = "to be continued" if ending.code == EXIT_AGAIN else ending.state
     print(f"{record.stem}: {state}{': ' + ending.reason if ending.reason else ''}")

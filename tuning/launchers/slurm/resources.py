@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tuning import config as site
-from tuning.flags import build, coerce
+from tuning.flags import build, hints
 from tuning.plan import KINDS, Stage
 from tuning.runs.errors import UserError, choose
+from tuning.schema import from_mapping, read_yaml, typed
 
 _FILE: dict[str, Any] = {"flag": False}
 
@@ -136,45 +137,31 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Defaults and stages. Every value is read as text: YAML takes 12:00:00 for a number."""
-    import yaml
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """cluster.yaml as it is written."""
 
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"'{path}' cannot be read ({reason}).") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
-    _mapping(raw, "the file", path)
-    for key in raw:
-        choose(f"key in {path.name}:", str(key), ("defaults", "stages"))
-    stages = _mapping(raw.get("stages") or {}, "stages", path)
-    for kind in stages:
-        choose(f"kind of stage in {path.name}:", str(kind), KINDS)
-    return _settings(raw.get("defaults"), "defaults", path), {
-        kind: _settings(values, f"stages: {kind}", path) for kind, values in stages.items()
+    defaults: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Defaults and stages."""
+    file = from_mapping(_File, read_yaml(path) or {}, path.name)
+    for kind in file.stages:
+        choose(f"kind of stage in {path.name}:", kind, KINDS)
+    return _settings(file.defaults, f"{path.name}: defaults"), {
+        kind: _settings(values, f"{path.name}: stages: {kind}")
+        for kind, values in file.stages.items()
     }
 
 
-def _mapping(value: Any, where: str, path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{path.name}: {where} is {value!r}; it must be a mapping.")
-    return value
-
-
-def _settings(values: Any, where: str, path: Path) -> dict[str, Any]:
-    """The settings of one section, typed; an empty value takes back what the defaults say."""
-    found: dict[str, Any] = {}
-    at = f"{path.name}, {where}"
-    for name, value in _mapping(values or {}, where, path).items():
-        choose(f"setting in {at}:", str(name), sorted(_DEFAULTS))
-        empty = value in ("", "null", "~", [])
-        found[name] = _DEFAULTS[name] if empty else coerce(Resources, name, value, f"{at}: ")
+def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The settings of one section; an empty value takes back what the defaults say."""
+    given = typed(hints(Resources), values, where, "setting")
     for name in ("setup", "options"):
-        _refuse_secrets(found.get(name, ()), f"{at}: {name}")
-    return found
+        _refuse_secrets(given.get(name) or (), f"{where}: {name}")
+    return {name: _DEFAULTS[name] if value is None else value for name, value in given.items()}
 
 
 _SECRET = re.compile(

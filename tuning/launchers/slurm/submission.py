@@ -1,9 +1,9 @@
 """From a plan to jobs: what is not done and not queued is submitted, once, whatever breaks.
 
-A job array a kind of stage, held; then each task is told what it waits for (afterok on the task of
-its parent, nothing where that is done); then all arrays are released. Everything that was begun is
-in jobs.json before it is begun: an interrupted submission is finished by the next one, which knows
-its arrays by their tokens.
+Stages of one kind that ask for the same resources are one job array, submitted held; then each task
+gets its dependency (afterok on the task of its parent, none if that is done); then all arrays are
+released. Every array is recorded in jobs.json before it is submitted: the next submission finishes
+an interrupted one, and recognises its arrays by their tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tuning import config as site
 from tuning.launchers.slurm import snapshot
 from tuning.launchers.slurm.client import WAITS, Job
 from tuning.launchers.slurm.ledger import REPORT, Array, Jobs, Task
-from tuning.launchers.slurm.resources import Cluster
+from tuning.launchers.slurm.resources import Cluster, Resources
 from tuning.launchers.slurm.script import ArrayJob, render
 from tuning.plan import KINDS, Plan, Stage, save_plan, standing, sweetspot_ready
 from tuning.runs import atomic
@@ -75,7 +75,10 @@ class Submission:
         self.options = options or Options()
         self.folder = site.reports_dir() / plan.experiment
         self.jobs = Jobs(self.folder)
-        self._stages = {stage.name: stage for stage in plan.stages}
+        self._stages = {stage.name: stage for stage in (*plan.stages, REPORT)}
+        self._asked = {
+            name: cluster.of(stage) for name, stage in self._stages.items() if stage.has_work
+        }
 
     def run(self) -> Outcome:
         """Submit what is neither done nor queued."""
@@ -187,7 +190,7 @@ class Submission:
             self.slurm.cancel([live[REPORT.name][0].id])
 
     def _submit(self, arrays: list[Array], missing: Sequence[Stage]) -> list[Array]:
-        """Submit an array a kind of stage, held; each is written down before and after."""
+        """Submit arrays, held; each is recorded before and after its sbatch."""
         code = snapshot.take()
         before = (int(array.token.split(".")[-2].partition("-")[0]) for array in arrays)
         number = f"{1 + max(before, default=0)}-{secrets.token_hex(3)}"
@@ -208,11 +211,12 @@ class Submission:
         return everything
 
     def _arrays(self, stages: Sequence[Stage], largest: int, number: str) -> list[Array]:
-        """Stages of a kind together, split where an array would be too large."""
+        """One array for all stages of a kind that ask for the same resources, split where it would
+        exceed the cluster's limit.
+        """
         found = []
         for kind in KINDS:
-            mine = [stage for stage in stages if stage.kind == kind]
-            parts = [mine[start : start + largest] for start in range(0, len(mine), largest)]
+            parts = self._parts([stage for stage in stages if stage.kind == kind], largest)
             for part, own in enumerate(parts, 1):
                 suffix = f"-{part}" if len(parts) > 1 else ""
                 found.append(
@@ -223,16 +227,26 @@ class Submission:
                 )  # fmt: skip
         return found
 
+    def _parts(self, stages: Sequence[Stage], largest: int) -> list[list[Stage]]:
+        """Stages of one kind by their resources, at most `largest` in each part."""
+        groups: dict[Resources, list[Stage]] = defaultdict(list)
+        for stage in stages:
+            groups[self._asked[stage.name]].append(stage)
+        return [
+            group[start : start + largest]
+            for group in groups.values()
+            for start in range(0, len(group), largest)
+        ]
+
     def _write_files(self, array: Array, code: Path) -> None:
         """The script, and what maps its tasks to stages."""
-        by_name = self._stages | {REPORT.name: REPORT}
         atomic.write_json(
             self._tasks_path(array),
             {
                 "format": FORMAT,
                 "folder": str(self.folder),
                 "wandb": self.options.wandb,
-                "stages": [asdict(by_name[name]) for name in array.stages],
+                "stages": [asdict(self._stages[name]) for name in array.stages],
             },
         )
         atomic.write_text(self._script_path(array), self._script(array, code))
@@ -246,8 +260,7 @@ class Submission:
     def _script(self, array: Array, code: Path) -> str:
         from tuning.launchers.prefetch import offline_environment
 
-        joined = all(self._stages.get(name, REPORT).joinable for name in array.stages)
-        resources = self.cluster.resources(array.kind, joined=joined)
+        resources = self._asked[array.stages[0]]
         environment = {
             "TUNING_HOME": str(site.home()),
             "TUNING_CODE": str(code),

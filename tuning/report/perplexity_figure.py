@@ -1,4 +1,4 @@
-"""The figure of SFT: perplexity over examples, the thresholds that it met and what forked there."""
+"""The figure of SFT: perplexity over examples, the thresholds and the forks that start there."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from tuning.report.formats import count
+from tuning.report.labels import Labels
 from tuning.report.palette import CARD, Palette
-from tuning.report.row import Row, is_counted, of_role
+from tuning.report.rows import Row, of_role
 from tuning.report.svg import Drawing, drawing, end_labels, halo, share, spread
-from tuning.report.table import count
+from tuning.sweetspots.rules import Threshold
 
 TICKS = (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500,
          1000, 2000, 5000, 10_000, 50_000, 100_000)  # fmt: skip
 MOST_LINES = 8
-"""What the figure of a grid can hold."""
+"""More than these are left to the tables."""
 
 
-def perplexity_figure(rows: Sequence[Row]) -> str | None:
+def perplexity_figure(rows: Sequence[Row], labels: Labels, palette: Palette) -> str | None:
     """Perplexity over SFT examples, with the thresholds and the forks."""
     runs = [row for row in of_role(rows, "sft", "reference_sft") if row.curve]
-    if not runs or (is_counted(rows) and len(runs) > MOST_LINES):
+    if not runs or len(runs) > MOST_LINES:
         return None
-    palette = Palette(rows)
     with drawing("perplexity", "Perplexity over SFT examples", 4.6) as made:
         ax = made.axes()
         _perplexity_axes(ax, runs, rows)
@@ -36,18 +37,17 @@ def perplexity_figure(rows: Sequence[Row]) -> str | None:
                 x, y, color=palette[row], lw=1.4 if whole else 2.4,
                 ls=(0, (4, 2)) if whole else "-", zorder=3,
             )  # fmt: skip
-            made.tip(line, f"{row.label}: {row.run_name}")
-        end_labels(
-            ax, [(r.curve[-1]["perplexity"], f" {r.label}", palette[r]) for r in runs],
-            [r.curve[-1]["data_points_seen"] for r in runs],
-        )  # fmt: skip
-        _thresholds(made, ax, rows, palette)
+            made.tip(line, f"{labels.label(row)}: {row.run_name}")
+        ends = [(r.curve[-1]["perplexity"], f" {labels.label(r)}", palette[r]) for r in runs]
+        end_labels(ax, ends, [r.curve[-1]["data_points_seen"] for r in runs])
+        _thresholds(ax, rows, palette)
+        _spots(made, ax, rows, labels, palette)
     return made.svg
 
 
 def _perplexity_axes(ax: Any, runs: Sequence[Row], rows: Sequence[Row]) -> None:
     values = [point["perplexity"] for row in runs for point in row.curve]
-    values += [_value(row) for row in of_role(rows, "sweetspot") if _draws_line(row)]
+    values += [threshold for _, threshold in _lines(rows)]
     low, high = min(values), max(values)
     if high / low > 4:
         ax.set_yscale("log")
@@ -84,30 +84,33 @@ def _thinned(ticks: list[float], bottom: float, top: float) -> list[float]:
     return kept
 
 
-def _value(row: Row) -> float:
-    """The threshold as a number; of a patience rule, nan."""
-    return float(row.threshold) if row.threshold and "@" not in row.threshold else math.nan
+def _lines(rows: Sequence[Row]) -> list[tuple[Row, float]]:
+    """The thresholds to draw; one that the base met is no result of SFT."""
+    spots = [row for row in of_role(rows, "sweetspot") if row.cause != "met_by_base"]
+    return [(row, row.rule.value) for row in spots if isinstance(row.rule, Threshold)]
 
 
-def _draws_line(row: Row) -> bool:
-    """A threshold has a line, unless the base met it and it says nothing about SFT."""
-    return not math.isnan(_value(row)) and "met by the base" not in row.note
-
-
-def _thresholds(made: Drawing, ax: Any, rows: Sequence[Row], palette: Palette) -> None:
-    """Lines with their values at the left; marks on the curve with what was left for the forks."""
-    lines = [row for row in of_role(rows, "sweetspot") if _draws_line(row)]
+def _thresholds(ax: Any, rows: Sequence[Row], palette: Palette) -> None:
+    """A line for each threshold, with its value at the left."""
+    lines = _lines(rows)
     log = ax.get_yscale() == "log"
     bottom, top = ax.get_ylim()
-    at = [share(_value(row), bottom, top, log) for row in lines]
-    for row, place in zip(lines, spread(at, 0.055), strict=True):
+    at = [share(threshold, bottom, top, log) for _, threshold in lines]
+    for (row, threshold), place in zip(lines, spread(at, 0.055), strict=True):
+        assert row.rule is not None
         reached = row.sft_data_used is not None
-        ax.axhline(_value(row), color=palette[row], lw=1, ls="-" if reached else (0, (2, 3)))
-        words = row.threshold if reached or not row.note else f"{row.threshold} not reached"
+        ax.axhline(threshold, color=palette[row], lw=1, ls="-" if reached else (0, (2, 3)))
+        name = f"{row.rule.setting} not reached" if row.cause == "unreached" else row.rule.setting
         ax.text(
-            0.008, place, words, transform=ax.transAxes, color=palette[row], fontweight="bold",
+            0.008, place, name, transform=ax.transAxes, color=palette[row], fontweight="bold",
             va="center", path_effects=halo(), zorder=5,
         )  # fmt: skip
+
+
+def _spots(made: Drawing, ax: Any, rows: Sequence[Row], labels: Labels, palette: Palette) -> None:
+    """Marks on the curve with the examples that were left for the forks."""
+    log = ax.get_yscale() == "log"
+    bottom, top = ax.get_ylim()
     marks = [(row, seen) for row in of_role(rows, "sweetspot") if (seen := _seen(row, rows))]
     marks.sort(key=lambda mark: mark[1])
     for number, (row, seen) in enumerate(marks):
@@ -125,26 +128,21 @@ def _thresholds(made: Drawing, ax: Any, rows: Sequence[Row], palette: Palette) -
         (point,) = ax.plot(
             [seen], [row.perplexity], "o", ms=8, color=palette[row], mec=CARD, mew=1.5, zorder=6
         )
-        made.tip(
-            point, f"{row.label}: perplexity {row.perplexity:.4g} after {count(seen)} examples"
-        )
+        after = f"perplexity {row.perplexity:.4g} after {count(seen)} examples"
+        made.tip(point, f"{labels.label(row)}: {after}")
 
 
 def _seen(row: Row, rows: Sequence[Row]) -> int | None:
-    """Where on the curve of its run a sweetspot lies, in examples consumed."""
+    """The examples that SFT had consumed at a sweetspot."""
     run = next((r for r in rows if r.run_name == row.parent), None)
     points = [p for p in (run.curve if run else ()) if p["perplexity"] == row.perplexity]
     return int(points[0]["data_points_seen"]) if points else row.sft_data_used
 
 
-def _fork_words(row: Row, rows: Sequence[Row]) -> str:
-    methods = [r.pft_method.upper() for r in _forks_of(row, rows) if r.pft_method]
-    used = f"{row.spot} after {count(row.sft_data_used)} examples"
-    if not methods or row.total_budget is None:
+def _fork_words(spot: Row, rows: Sequence[Row]) -> str:
+    used = f"{spot.rule.words if spot.rule else ''} after {count(spot.sft_data_used)} examples"
+    forks = [row for row in of_role(rows, "fork") if row.parent == spot.run_name]
+    if not forks or spot.total_budget is None:
         return used
-    left = count(row.total_budget - (row.sft_data_used or 0))
-    return f"{used}; {left} left for {', '.join(methods)}"
-
-
-def _forks_of(spot: Row, rows: Sequence[Row]) -> list[Row]:
-    return [row for row in of_role(rows, "fork") if row.threshold == spot.threshold]
+    left = count(spot.total_budget - (spot.sft_data_used or 0))
+    return f"{used}; {left} left for {', '.join(row.method for row in forks)}"

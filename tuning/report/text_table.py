@@ -1,4 +1,4 @@
-"""The rows as text: results.csv for programs, and an aligned table for the terminal."""
+"""The rows as text: results.csv for programs, an aligned table for the terminal."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from tuning.report.row import Row, is_counted
+from tuning.report.formats import UNKNOWN, count, interval, perplexity, shorten, tokens
+from tuning.report.rows import Row, largest_k
 
 COLUMNS = (
     "run_name", "stage", "pft_method", "parent", "threshold", "perplexity", "sft_data_used",
     "pft_data", "total_data", "pass_at_1", "pass_at_1_low", "pass_at_1_high", "pass_at_k",
     "prompts", "samples", "train_tokens", "train_seconds", "config_hash", "seed", "note",
 )  # fmt: skip
-COUNTED_COLUMNS = (*COLUMNS[:3], "model", "total_budget", *COLUMNS[3:])
-"""Where several budgets or models stand side by side."""
+BUDGET_COLUMNS = (*COLUMNS[:3], "model", "total_budget", *COLUMNS[3:])
+"""Of experiments that may have several base models and budgets."""
 NAME_WIDTH = 46
 NOTE_WIDTH = 56
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """results.csv; an empty field stands for what is not known."""
+def csv_text(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
+    """results.csv; unknown values are empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = COUNTED_COLUMNS if is_counted(rows) else COLUMNS
     writer.writerow(columns)
     for row in rows:
         values = _values(row)
@@ -42,7 +42,7 @@ def _values(row: Row) -> dict[str, Any]:
         "model": row.model,
         "total_budget": row.total_budget,
         "parent": row.parent,
-        "threshold": row.threshold,
+        "threshold": row.rule.setting if row.rule else None,
         "perplexity": row.perplexity,
         "sft_data_used": row.sft_data_used,
         "pft_data": row.pft_data,
@@ -68,8 +68,8 @@ def _plain(value: Any) -> str:
 
 
 def terminal_table(rows: Sequence[Row]) -> str:
-    """The table for people: numbers under each other, a reason where there are none."""
-    largest = max((row.scores.largest_k for row in rows if row.scores), default=1)
+    """The table for people: numbers under each other, or the reason why there are none."""
+    largest = largest_k(rows)
     header = [
         "run",
         "ppl",
@@ -97,7 +97,7 @@ def terminal_table(rows: Sequence[Row]) -> str:
 def _cells(row: Row) -> list[str]:
     scores, cost = row.scores, row.cost
     name = shorten(row.run_name, NAME_WIDTH)
-    first = "{:.3f} [{:.3f}, {:.3f}]".format(*scores.first) if scores else "–"
+    first = interval(*scores.first) if scores else UNKNOWN
     several = scores is not None and scores.largest_k > 1
     return [
         name,
@@ -106,8 +106,8 @@ def _cells(row: Row) -> list[str]:
         count(row.pft_data),
         first,
         f"{scores.pass_at_k[scores.largest_k][0]:.3f}" if scores and several else "",
-        tokens(cost.tokens) if cost else "–",
-        f"{cost.seconds:.0f}" if cost else "–",
+        tokens(cost.tokens) if cost else UNKNOWN,
+        f"{cost.seconds:.0f}" if cost else UNKNOWN,
     ]
 
 
@@ -116,31 +116,3 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
         f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=False) if width
     ]
     return "  ".join([f"{cells[0]:<{widths[0]}}", *right])
-
-
-def perplexity(value: float | None) -> str:
-    """1.3847 -> 1.38, 1234.5 -> 1234"""
-    if value is None:
-        return "–"
-    return f"{value:.2f}" if value < 100 else f"{value:.4g}"
-
-
-def count(value: int | None) -> str:
-    """1234 -> 1,234"""
-    return f"{value:,}" if value is not None else "–"
-
-
-def tokens(value: int) -> str:
-    """1234567 -> 1.23M"""
-    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return str(value)
-
-
-def shorten(text: str, width: int) -> str:
-    """Text of at most `width` characters, with an ellipsis in its middle where it is longer."""
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"

@@ -1,0 +1,219 @@
+"""Inference engines: a borrowed model is left as it was, and another engine is used by its name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small_site import use
+from tuning import run_inference
+from tuning.config import CHAT_TEMPLATES, DatasetEntry
+from tuning.data import arith, train_dataset
+from tuning.engine.config import ModelConfig
+from tuning.engine.model import build
+from tuning.engine.tokenizer import train_tokenizer
+from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
+from tuning.evaluation.generators import GENERATORS, Backend
+from tuning.inference.generator import Generator, opened
+from tuning.inference.hf_engine import HFGenerator
+from tuning.runs.errors import UserError
+from tuning.training.config_training import model_config
+from tuning.weights.artifact import Artifact
+from tuning.weights.config import LoraConfig
+from tuning.weights.loading import peft_config, save
+
+pytestmark = pytest.mark.unit
+
+SHAPE = ModelConfig(
+    block_size=128, vocab_size=300, num_layer=1, num_attention_heads=2, num_key_value_heads=1,
+    hidden_size=16, intermediate_size=32,
+)  # fmt: skip
+SAMPLING = PassAtKConfig(n_samples=2, k_values=(1,), max_new_tokens=5)
+PROMPTS = [
+    row["prompt"]
+    for row in train_dataset.rows(DatasetEntry(name="arith", loader="arith"), "test", 3)
+]
+
+
+class Echo:
+    """An engine that answers all prompts at once, each by a seed of its own, and needs no model."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.calls: list[tuple[int, int]] = []
+
+    def chunk_size(self, sampling: PassAtKConfig) -> int:
+        return sampling.prompts
+
+    def generate(self, prompts, sampling, run_hash, first):
+        self.calls.append((first, len(prompts)))
+        return [
+            [f"{self.artifact.base}: #### {first + n}"] * sampling.n_samples
+            for n in range(len(prompts))
+        ]
+
+
+made: list[Echo] = []
+
+
+@contextlib.contextmanager
+def echo(artifact: Artifact):
+    made.append(Echo(artifact))
+    yield made[-1]
+
+
+@pytest.fixture
+def site(monkeypatch, tmp_path) -> Path:
+    return use(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def with_echo(monkeypatch, site) -> Path:
+    """An engine that is added as engines are: a module and an entry."""
+    entry = Backend(name="echo", opens=f"{__name__}:echo")
+    monkeypatch.setitem(GENERATORS, "echo", entry)
+    made.clear()
+    return site
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    template = (CHAT_TEMPLATES / "tiny.jinja").read_text()
+    return train_tokenizer(islice(arith.pretraining_documents(0), 50), 300, template)
+
+
+def network(tokenizer):
+    return build(
+        SHAPE, seed=0, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+def adapted(tokenizer):
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    return get_peft_model(network(tokenizer), peft_config(LoraConfig(lora_dropout=0.5)))
+
+
+def state(model):
+    """All that sampling could change of a model and the process."""
+    return {
+        "modes": [module.training for module in model.modules()],
+        "defaults": [id(vars(m).get("generation_config")) for m in model.modules()],
+        "eos": model.generation_config.eos_token_id,
+        "gradients": [parameter.requires_grad for parameter in model.parameters()],
+        "enabled": torch.is_grad_enabled(),
+    }
+
+
+@pytest.mark.parametrize("make", [network, adapted])
+def test_a_borrowed_model_is_left_as_it_was(tokenizer, make):
+    """In training, with one module that is not."""
+    model = make(tokenizer).train()
+    next(m for name, m in model.named_modules() if name.endswith("mlp")).eval()
+    before, numbers = state(model), torch.get_rng_state()
+    assert len(set(before["modes"])) == 2
+    HFGenerator(model, tokenizer).generate(PROMPTS, SAMPLING, "hash", 0)
+    assert state(model) == before
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+@pytest.mark.parametrize("make", [network, adapted])
+def test_a_borrowed_model_answers_as_one_of_its_own_and_goes_on_training(tokenizer, make):
+    """Dropout is off while it samples; afterwards gradients are as without it."""
+    resting, training = make(tokenizer).eval(), make(tokenizer).train()
+    answers = [
+        HFGenerator(m, tokenizer).generate(PROMPTS, SAMPLING, "hash", 16)
+        for m in (resting, training)
+    ]
+    assert answers[0] == answers[1]
+    ids = torch.arange(20)[None]
+    losses = []
+    for model in (training, make(tokenizer).train()):
+        torch.manual_seed(1)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[0] == losses[1]
+
+
+def test_a_model_is_left_as_it_was_where_sampling_fails(tokenizer):
+    model = network(tokenizer).train()
+    before = state(model)
+    with pytest.raises(ValueError, match="temperature"):
+        HFGenerator(model, tokenizer).generate(
+            PROMPTS, sampling_without_check(temperature=-1.0), "hash", 0
+        )
+    assert state(model) == before
+
+
+def sampling_without_check(**values) -> PassAtKConfig:
+    made = PassAtKConfig(n_samples=2, k_values=(1,), max_new_tokens=5)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def test_the_answers_of_a_batch_depend_on_its_place_and_the_run(tokenizer):
+    generator: Generator = HFGenerator(network(tokenizer), tokenizer)
+    size = generator.chunk_size(SAMPLING)
+    assert size == SAMPLING.batch_size
+    places = [("a", 0), ("a", size), ("b", 0)]
+    answers = [generator.generate(PROMPTS, SAMPLING, *place) for place in places]
+    assert len({str(found) for found in answers}) == 3
+    assert generator.generate(PROMPTS, SAMPLING, "a", 0) == answers[0]
+
+
+def test_an_artifact_is_opened_and_samples_as_the_loaded_model_does(tokenizer, tmp_path):
+    model = network(tokenizer)
+    save(model, tokenizer, tmp_path / "model")
+    folder = str(tmp_path / "model")
+    artifact = Artifact(model="x", base=folder, tokenizer=folder, dtype="float32")
+    expected = HFGenerator(model, tokenizer).generate(PROMPTS, SAMPLING, "hash", 0)
+    with opened("hf", artifact) as generator:
+        assert generator.generate(PROMPTS, SAMPLING, "hash", 0) == expected
+
+
+def test_every_backend_is_there():
+    from pkgutil import resolve_name
+
+    for name, entry in GENERATORS.items():
+        assert entry.name == name
+        assert callable(resolve_name(entry.opens))
+
+
+def test_the_backend_counts_but_the_first_one_has_no_say_in_old_hashes(with_echo):
+    def config(**values):
+        sampling = sampling_config("big", values)
+        return evaluation_config(
+            model_config("big"), dataset="arith", task="math", sampling=sampling
+        )
+
+    assert "backend" not in config().hashed["sampling"]
+    assert config(backend="hf").hash == config().hash
+    assert config(backend="echo").hash != config().hash
+    assert config(backend="echo").hashed["sampling"]["backend"] == "echo"
+
+
+def test_an_unknown_backend_names_the_nearest(site):
+    with pytest.raises(UserError, match=r"unknown backend 'fh'; choose from: hf\. Did you mean"):
+        sampling_config("big", {"backend": "fh"})
+
+
+def test_an_added_backend_samples_through_the_command_line(with_echo):
+    """It opens the artifact itself, and gets all prompts at once."""
+    flags = ["--model", "big", "--dataset", "arith", "--task", "math", "--backend", "echo",
+             "--prompts", "20", "--n_samples", "2", "--k_values", "1"]  # fmt: skip
+    assert run_inference.main([*flags, "--do_inference", "--do_evaluation"]) == 0
+    (engine,) = made
+    assert engine.calls == [(0, 20)]
+    assert (engine.artifact.base, engine.artifact.chat_template) == ("org/big", "chatml")
+    (path,) = with_echo.glob("outputs/math/big_eval-*/responses.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["responses"] for line in lines] == [[f"org/big: #### {n}"] * 2 for n in range(20)]
+    assert json.loads((path.parent / "scores.json").read_text())["parts"] == {"format": 1.0}

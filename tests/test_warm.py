@@ -1,0 +1,111 @@
+"""Forked commands are what real starts are: the same results, exit codes, signals and words.
+
+Of pre-training and of SFT on the engine, test_pretrain.py and test_engine_sft.py ask it: there a
+real start is stopped, and forks end what it began.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import warm
+from tests.conftest import check, copy_home, environment, run_entry, run_script
+from tuning.config import PACKAGE
+from tuning.entry import QUIET
+
+DATA = ("--model", "tiny", "--dataset", "arith", "--task", "math")
+COMMANDS = {
+    "sft": ("run_sft.py", *DATA, "--train_size", 48, "--perplexity_thresholds", 5.0,
+            "--do_training", "--do_inference", "--do_evaluation"),
+    **{
+        method: ("run_dpo.py", *DATA, "--train_size", 16, "--pft_method", method, "--do_training")
+        for method in ("dpo", "kto", "grpo")
+    },
+}  # fmt: skip
+
+
+def written(home: Path) -> dict[str, bytes]:
+    """All weights and answers of a home, by their path."""
+    found = [*home.rglob("*.safetensors"), *home.rglob("responses.jsonl")]
+    return {str(path.relative_to(home)): path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_results_are_those_of_a_real_start(trained_home: Path, tmp_path: Path, name: str) -> None:
+    script, *flags = COMMANDS[name]
+    forked, real = (copy_home(trained_home, tmp_path / kind) for kind in ("forked", "real"))
+    check(run_entry(forked, script, *flags))
+    words = [sys.executable, str(PACKAGE / script), *map(str, flags)]
+    subprocess.run(words, env=environment(real), check=True, stdout=subprocess.DEVNULL)
+    assert written(forked) == written(real)
+    assert written(forked).keys() > written(trained_home).keys()
+
+
+TELL = """
+import atexit, os, sys
+import beside
+atexit.register(print, "left")
+print(__name__, __file__, sys.argv, sys.path[0], os.getcwd(), sys.stdin.read(), sys.flags)
+print(sorted((k, v) for k, v in os.environ.items() if not k.startswith("PYTEST_")))
+print(sorted(name for name in sys.modules if name.partition(".")[0] in ("tests", "tuning")))
+print("wrong\\rwords", file=sys.stderr)
+sys.exit({ending})
+"""
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("ending", ["0", "75", "'a line'", "1 / 0", "os.kill(os.getpid(), 9)"])
+def test_a_program_finds_what_a_real_start_finds(home: Path, ending: str) -> None:
+    (home / "beside.py").touch()
+    program = home / "program.py"
+    program.write_text(TELL.format(ending=ending))
+    forked = run_script(home, program, "a", 1, cwd=home)
+    real = subprocess.run(
+        [sys.executable, str(program), "a", "1"], env=environment(home), cwd=home, text=True,
+        stdin=subprocess.DEVNULL, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (forked.returncode, forked.stdout) == (real.returncode, real.stdout)
+    assert forked.stderr.splitlines()[0] == "wrong"
+    assert forked.stderr.splitlines()[-1] == real.stderr.splitlines()[-1]
+
+
+WAIT = """
+import signal, sys, time, pathlib
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+def test_a_process_in_the_background_gets_signals(home: Path, number: int, code: int) -> None:
+    program, begun = home / "program.py", home / "begun"
+    program.write_text(WAIT)
+    process = warm.start([str(program), str(begun)], environment(home), home)
+    while not begun.exists():
+        assert process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.01)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == code
+    assert process.poll() == code
+    process.send_signal(number)
+
+
+@pytest.mark.unit
+def test_libraries_say_nothing_when_they_are_imported() -> None:
+    """What they said would be missing from what forked commands say."""
+    code = f"import runpy; runpy.run_path({str(warm.SERVER)!r})"
+    code += "['import_libraries']()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | QUIET, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout + done.stderr == ""

@@ -1,0 +1,212 @@
+"""Commands that start at once: forked from a process that has imported torch, transformers and TRL.
+
+A training at test size takes two seconds and the imports before it take five, so a process that has
+them done stands ready (warm_server.py) and forks one for each command. The fork gets its
+environment, folder, files and arguments, imports the project's code itself and runs the script as
+`__main__`: results, exit codes and signals are those of a real start (tests/test_warm.py).
+
+Where forks are not as good as real starts, as on a machine with a GPU or in another environment
+than the first, commands are started anew; with TUNING_REAL_STARTS=1 all are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import IO, Any
+
+from tuning.entry import QUIET
+
+SERVER = Path(__file__).with_name("warm_server.py")
+PLACE = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
+FREE = ("TUNING_", "PYTEST_", "PYTHONPATH", *PLACE)
+"""Variables with these beginnings are read by no library when it is imported."""
+
+
+class Forked:
+    """What subprocess.Popen is to a real start: a forked process."""
+
+    def __init__(self, told: socket.socket) -> None:
+        self._told = told.makefile("rb", buffering=0)
+        told.close()
+        self.pid = self._number()
+        self.returncode: int | None = None
+
+    def _number(self) -> int:
+        line = self._told.readline()
+        if not line:
+            raise RuntimeError("the process that forks commands is gone")
+        return int(line)
+
+    def poll(self) -> int | None:
+        """The exit code, -N where signal N ended it; None while it runs."""
+        if self.returncode is None and select.select([self._told], [], [], 0)[0]:
+            self.returncode = self._number()
+            self._told.close()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended."""
+        if self.returncode is None:
+            select.select([self._told], [], [], timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Nothing if it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+Process = Forked | subprocess.Popen[bytes]
+
+
+class _Server:
+    """The process that forks, and the environment in which it has imported what it has."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = _fixed(environment)
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SERVER), str(theirs.fileno())],
+                env={**QUIET, **environment, "PYTHONPATH": ""}, pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/",
+            )  # fmt: skip
+        said = self.control.recv(4096).decode()
+        self.fit = said == "ready"
+        if not self.fit:
+            print(f"commands are started anew: {said or 'the server ended'}", file=sys.stderr)
+
+    def fork(self, request: Mapping[str, Any], files: Sequence[int]) -> Forked:
+        """A process with standard input, output and error."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            told = [json.dumps(request).encode()]
+            socket.send_fds(self.control, told, [*files, theirs.fileno()])
+        return Forked(ours)
+
+    def end(self) -> None:
+        """The process ends; what it has forked does not."""
+        self.control.close()
+        self.process.wait()
+
+
+_servers: list[_Server] = []
+
+
+def end() -> None:
+    """No command will follow."""
+    while _servers:
+        _servers.pop().end()
+
+
+def _fixed(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a library may have read when it was imported."""
+    return {k: v for k, v in environment.items() if not k.startswith(FREE)}
+
+
+def _server(environment: Mapping[str, str]) -> _Server | None:
+    """The server of this process, started when it is first asked for; None if it is not fit."""
+    if not hasattr(os, "pidfd_open") or os.environ.get("TUNING_REAL_STARTS") == "1":
+        return None
+    if not _servers:
+        _servers.append(_Server(environment))
+    (server,) = _servers
+    return server if server.fit and server.environment == _fixed(environment) else None
+
+
+def start(
+    words: Sequence[str], environment: Mapping[str, str], cwd: str | Path,
+    stdout: int | IO[bytes] = subprocess.DEVNULL, stderr: int | IO[bytes] = subprocess.DEVNULL,
+    anew: bool = False,
+) -> Process:  # fmt: skip
+    """`python *words` in the background, without input; `anew` is a real start in any case."""
+    server = None if anew else _server(environment)
+    if server is None:
+        return subprocess.Popen(
+            [sys.executable, *words], env=environment, cwd=cwd, stdin=subprocess.DEVNULL,
+            stdout=stdout, stderr=stderr,
+        )  # fmt: skip
+    request = {"words": list(words), "environment": dict(environment), "cwd": str(cwd)}
+    with Path(os.devnull).open("r+b") as nothing:
+        given = [nothing if to == subprocess.DEVNULL else to for to in (stdout, stderr)]
+        files = [to if isinstance(to, int) else to.fileno() for to in (nothing, *given)]
+        return server.fork(request, files)
+
+
+def run(
+    words: Sequence[str], environment: Mapping[str, str], cwd: str | Path, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """`python *words` to its end, and what it has said."""
+    pipes = [os.pipe() for _ in range(2)]
+    told = ["", ""]
+    readers = [Thread(target=_read, args=(told, n, pipe)) for n, (pipe, _) in enumerate(pipes)]
+    process = start(words, environment, cwd, stdout=pipes[0][1], stderr=pipes[1][1])
+    for reader, (_, end) in zip(readers, pipes, strict=True):
+        os.close(end)
+        reader.start()
+    try:
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    finally:
+        for reader in readers:
+            reader.join()
+    return subprocess.CompletedProcess([sys.executable, *words], code, *told)
+
+
+def run_together(
+    processes: int, words: Sequence[str], environment: Mapping[str, str], cwd: str | Path,
+    timeout: float,
+) -> tuple[int, str]:  # fmt: skip
+    """`python *words` in several processes that meet as those of torchrun do, at a store that this
+    process holds: the exit code of the first that fails, or 0, and all errors.
+    """
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {
+        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    with tempfile.TemporaryFile("w+") as told:
+        started = [
+            start(words, {**environment, **place, "RANK": rank, "LOCAL_RANK": rank}, cwd,
+                  stderr=told.fileno())
+            for rank in map(str, range(processes))
+        ]  # fmt: skip
+        deadline = time.monotonic() + timeout
+        codes: list[int | None] = [None]
+        while None in codes and not any(codes) and time.monotonic() < deadline:
+            time.sleep(0.02)
+            codes = [process.poll() for process in started]
+        for process in started:
+            process.kill()
+            process.wait()
+        told.seek(0)
+        codes += [process.returncode for process in started]
+        return next((code for code in codes if code), 0), told.read()
+
+
+def _read(told: list[str], number: int, pipe: int) -> None:
+    """All that comes out of a pipe, until every process has closed its end."""
+    with open(pipe, encoding="utf-8") as file:
+        told[number] = file.read()

@@ -1,0 +1,147 @@
+"""The process behind tests/warm.py: it has imported what commands import and forks one for each.
+
+Run by warm.py as `python warm_server.py FD`, where FD is its end of a connection. It imports what
+the project depends on and nothing of the project, whose code every command imports anew. It
+computes nothing and starts no thread. Where that cannot be had it says so and ends.
+
+A request is one JSON message with four files: standard input, output and error of the command, and
+where to tell its process number and, once it has ended, its exit code (-N for signal N).
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # This folder: nothing may be imported from it.
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import socket
+import types
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    "numpy", "torch", "transformers", "datasets", "peft", "trl", "wandb", "numba",
+    "torch.distributed.checkpoint", "torch.distributed.optim", "torch.distributed.run",
+    "torch.profiler",
+    "torch.utils.serialization", "transformers.models.qwen3.modeling_qwen3",
+    "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer",
+    "trl.trainer.grpo_trainer", "peft.utils.transformers_weight_conversion",
+)  # fmt: skip
+THREADS = {"jemalloc_bg_thd"}
+"""Threads that survive a fork: the allocator of pyarrow starts its own again."""
+
+
+def import_libraries() -> None:
+    """What commands would import one by one."""
+    for library in LIBRARIES:
+        importlib.import_module(library)
+
+
+def unfit() -> str:
+    """Why a fork of this process would not be as good as a new one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "a process that has seen a GPU cannot share it with its forks"
+    tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
+    names = {(task / "comm").read_text().strip() for task in tasks}
+    return f"threads run: {', '.join(sorted(names - THREADS))}" if names - THREADS else ""
+
+
+def serve(control: socket.socket) -> dict[str, Any] | None:
+    """Fork a process for each request until the other side is gone.
+
+    Returns None then; and in the forked process its request, with the files in place.
+    """
+    running: dict[int, tuple[int, int]] = {}
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    while True:
+        for ready, _ in poll.poll():
+            if ready in running:
+                poll.unregister(ready)
+                told(ready, *running.pop(ready))
+                continue
+            message, files, _, _ = socket.recv_fds(control, 1 << 20, 4)
+            if not message:
+                return None
+            if (pid := os.fork()) == 0:
+                for watch, (_, reply) in running.items():
+                    os.close(watch)
+                    os.close(reply)
+                control.close()
+                put(files)
+                return dict(json.loads(message))
+            for file in files[:3]:
+                os.close(file)
+            watch = os.pidfd_open(pid)
+            running[watch] = (pid, files[3])
+            poll.register(watch, select.POLLIN)
+            say(files[3], pid)
+
+
+def told(watch: int, pid: int, reply: int) -> None:
+    """Tell how a process has ended."""
+    _, status = os.waitpid(pid, 0)
+    say(reply, os.waitstatus_to_exitcode(status))
+    os.close(watch)
+    os.close(reply)
+
+
+def say(reply: int, number: int) -> None:
+    """One number; whoever asked may be gone."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(reply, b"%d\n" % number)
+
+
+def put(files: list[int]) -> None:
+    """The three files as standard input, output and error."""
+    for target, file in enumerate(files[:3]):
+        os.dup2(file, target)
+    for file in files:
+        os.close(file)
+
+
+def become(request: dict[str, Any]) -> None:
+    """Run a script as `python script ...` would, or a module as `python -m module ...`."""
+    import numpy
+
+    words: list[str] = request["words"]
+    sys.orig_argv[:] = [sys.executable, *words]
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    numpy.random.seed()
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if words[0] == "-m":
+        sys.path[:0] = [str(Path.cwd()), *filter(None, given)]
+        sys.argv[:] = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        return
+    script = words[0]
+    sys.path[:0] = [str(Path(script).parent), *filter(None, given)]
+    sys.argv[:] = words
+    main = types.ModuleType("__main__")
+    main.__file__ = script
+    sys.modules["__main__"] = main
+    code = compile(Path(script).read_bytes(), script, "exec", dont_inherit=True)
+    exec(code, main.__dict__)
+
+
+if __name__ == "__main__":
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    import_libraries()
+    reason = unfit()
+    connection.send(reason.encode() or b"ready")
+    gc.collect()
+    gc.freeze()
+    if not reason and (asked := serve(connection)) is not None:
+        become(asked)

@@ -1,0 +1,281 @@
+"""The answer of an experiment in sentences: made by rules from the rows and their comparisons.
+
+Only ways to spend the same number of examples on the same base model are ranked against each other,
+and a difference is reported only if its 95% interval excludes zero. The headline belongs to the
+first budget; others have a card each, or are left to the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuning.report.comparisons import MIN_PROMPTS, QUESTIONS, Comparison, about, against
+from tuning.report.formats import count, interval, listed, perplexity, sentence, signed
+from tuning.report.labels import Labels
+from tuning.report.rows import TUNED, Budget, Row, base_of, budgets, of_role
+
+CARDS = 3
+"""More budgets than these are left to the table."""
+_SEE = "See the table for the state of each run."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A question, the short answer and a sentence."""
+
+    question: str
+    answer: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The top of the page: a title, a paragraph, and the findings."""
+
+    title: str
+    text: str
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """The best of several ways to spend one budget, and its comparisons with the others."""
+
+    best: Row
+    compared: list[Comparison]
+    """From the best to the worst of the others."""
+    labels: Labels
+
+    @classmethod
+    def of(cls, ways: Sequence[Row], labels: Labels) -> Ranking:
+        """The ranking of ways that were scored on the same prompts."""
+        best, *others = sorted(ways, key=_estimate, reverse=True)
+        compared = [c for other in others if (c := against("parent", best, other))]
+        return cls(best=best, compared=compared, labels=labels.within_budget())
+
+    @property
+    def ties(self) -> list[Row]:
+        """The ways that these prompts cannot tell from the best."""
+        return [c.theirs for c in self.compared if c.sign <= 0]
+
+    @property
+    def settled(self) -> bool:
+        """Whether there are enough prompts for a ranking."""
+        assert self.best.scores is not None
+        return self.best.scores.prompts >= MIN_PROMPTS
+
+    @property
+    def sentence(self) -> str:
+        """How far the best is from the next, if that is known."""
+        if self.ties:
+            names = listed([self.labels.prose(row) for row in self.ties])
+            return (
+                f"On these prompts it cannot be told from {names}, so the order among them is not "
+                "a result."
+            )
+        if self.compared and self.settled:
+            d = self.compared[0].difference
+            name = self.labels.prose(self.compared[0].theirs)
+            return f"Next is {name}, {interval(d.estimate, d.low, d.high)} behind it."
+        return ""
+
+
+def answer(rows: Sequence[Row], comparisons: Sequence[Comparison], labels: Labels) -> Answer:
+    """How a budget should have been spent, as far as this experiment can tell."""
+    findings = _findings(comparisons, labels)
+    found = {key: ways for key, ways in budgets(rows).items() if len(ways) > 1}
+    if not found:
+        title, text = _without_choice(rows, comparisons, labels)
+        return Answer(title=title, text=text, findings=findings)
+    (model, size), ways = next(iter(found.items()))
+    ranking = Ranking.of(ways, labels)
+    title, text = _title(ranking, size), _decision(ranking, rows, size)
+    if labels.models:
+        title = f"{model}: {title[:1].lower()}{title[1:]}"
+    if len(found) > 1:
+        others = len(found) - 1
+        which = "the other budget is" if others == 1 else f"the {others} other budgets are"
+        text += f" That is {model} with {count(size)} examples; {which} in the table."
+    cards = [_card(key, ways, labels) for key, ways in list(found.items())[1:]]
+    return Answer(
+        title=title, text=text, findings=(*(cards if len(cards) <= CARDS else ()), *findings)
+    )
+
+
+def _title(ranking: Ranking, size: int | None) -> str:
+    best = ranking.best
+    if not ranking.settled:
+        return f"Too few test prompts to say how {count(size)} examples should be split"
+    if ranking.ties:
+        which = f" for {ranking.labels.budget(size)}" if ranking.labels.sizes else ""
+        return f"No clear winner{which}: {split(best)}, or {split(ranking.ties[0])}"
+    if best.role == "pt":
+        return (
+            f"Spend {count(best.sft_share)} of {count(size)} examples on SFT, "
+            f"then {count(best.train_size)} on {best.method}"
+        )
+    if best.role == "fork":
+        return f"Spend {ranking.labels.budget(size)} on {_sft_to(best)}, then {best.method}"
+    return f"Spend all {count(size)} examples on {best.method or 'SFT'}"
+
+
+def split(row: Row) -> str:
+    """How a model spent its budget: `250 on SFT then 750 on DPO`."""
+    if row.role == "pt":
+        return f"{count(row.sft_share)} on SFT then {count(row.train_size)} on {row.method}"
+    if row.role == "fork":
+        return f"{_sft_to(row)} then {row.method}"
+    return f"all on {row.method or 'SFT'}"
+
+
+def _sft_to(fork: Row) -> str:
+    return f"SFT to {fork.rule.spelled_out}" if fork.rule else "SFT"
+
+
+def _decision(ranking: Ranking, rows: Sequence[Row], size: int | None) -> str:
+    ways, budget = len(ranking.compared) + 1, ranking.labels.budget(size)
+    text = (
+        f"In this experiment {ranking.labels.prose(ranking.best)} scored highest of {ways} ways to "
+        f"spend {budget}: pass@1 {_interval(ranking.best)} on {_prompts(ranking.best)}"
+        f"{_beside_base(rows, ranking.best)}."
+    )
+    return " ".join(filter(None, (text, ranking.sentence)))
+
+
+def _card(key: Budget, ways: Sequence[Row], labels: Labels) -> Finding:
+    """The answer for one more budget."""
+    model, size = key
+    ranking = Ranking.of(ways, labels)
+    if not ranking.settled:
+        short = "too few prompts"
+    else:
+        short = "no clear winner" if ranking.ties else _share(ranking.best)
+    best = sentence(ranking.labels.prose(ranking.best))
+    who = f"{model} with " if labels.models else ""
+    return Finding(
+        question=f"How should {who}{count(size)} examples be split?",
+        answer=short,
+        text=f"{best} scored highest: pass@1 {_interval(ranking.best)}. {ranking.sentence}".strip(),
+    )
+
+
+def _share(row: Row) -> str:
+    """`25% SFT`; of a fork, the sweetspot at which SFT stopped."""
+    if row.rule is not None:
+        return f"SFT to {row.rule.words}"
+    share = 100 * (row.sft_share or 0) / (row.total_budget or 1)
+    return f"{share:.3g}% SFT" if 0 < share < 100 else f"all {row.method or 'SFT'}"
+
+
+def _without_choice(
+    rows: Sequence[Row], comparisons: Sequence[Comparison], labels: Labels
+) -> tuple[str, str]:
+    """The title and the text if no two ways to spend one budget were scored."""
+    scored = [row for row in rows if row.scores and row.role != "base"]
+    if not scored:
+        return _without_scores(rows)
+    best = max(scored, key=_estimate)
+    text = (
+        f"The highest score is that of {labels.prose(best)}: pass@1 {_interval(best)}"
+        f"{_beside_base(rows, best)}. No two ways of spending the same budget were scored, so none "
+        "is advised."
+    )
+    sft = _longest_sft(comparisons)
+    if sft is not None and sft.sign > 0 and not labels.models:
+        before, after = _estimate(sft.theirs), _estimate(sft.ours)
+        return f"SFT lifts pass@1 from {before:.3f} to {after:.3f}", text
+    return "Partial results: see what was scored so far", text
+
+
+def _without_scores(rows: Sequence[Row]) -> tuple[str, str]:
+    runs = of_role(rows, "sft", "reference_sft", *TUNED)
+    trained = [row for row in runs if row.cost]
+    texts = [f"{len(trained)} of {len(runs)} runs are trained." if trained else ""]
+    title = "Nothing has been scored yet"
+    spots = of_role(rows, "sweetspot")
+    sft = next((row for row in trained if spots and row.role == "sft"), None)
+    if sft is not None:
+        title = f"SFT brought perplexity to {perplexity(sft.perplexity)}; nothing is scored yet"
+        reached = [row.rule.words for row in spots if row.rule and row.sft_data_used is not None]
+        names = f": {listed(reached)}" if reached else ""
+        texts.append(
+            f"SFT used {count(sft.sft_data_used)} examples and reached {len(reached)} of "
+            f"{len(spots)} sweetspots{names}."
+        )
+    return title, " ".join(filter(None, (*texts, _SEE)))
+
+
+def _findings(comparisons: Sequence[Comparison], labels: Labels) -> tuple[Finding, ...]:
+    """The questions that comparisons answer, each with a short answer and a sentence."""
+    found = []
+    for question in ("parent", "whole_budget"):
+        if mine := [c for c in comparisons if c.question == question]:
+            better = f"{sum(c.sign > 0 for c in mine)} of {len(mine)}"
+            text = _summary(mine, labels)
+            found.append(Finding(question=QUESTIONS[mine[0].question], answer=better, text=text))
+    sft = _longest_sft(comparisons)
+    return tuple([*found, _about_sft(sft, labels)] if sft else found)
+
+
+def _longest_sft(comparisons: Sequence[Comparison]) -> Comparison | None:
+    """The comparison with the base of the SFT run with the most examples, of the first model."""
+    mine = [c for c in about(comparisons, "base") if c.ours.role in ("sft", "reference_sft")]
+    mine = [c for c in mine if c.ours.model == mine[0].ours.model]
+    return max(mine, key=lambda c: c.ours.train_size or 0, default=None)
+
+
+def _about_sft(sft: Comparison, labels: Labels) -> Finding:
+    name = sentence(labels.prose(sft.ours))
+    text = f"{sentence(sft.verdict)}: {sft.text}."
+    if sft.sign:
+        text = f"{name} is {sft.verdict} than the base model on the same prompts: {sft.text}."
+    return Finding(
+        question="How much does SFT improve the base model?",
+        answer=signed(sft.difference.estimate),
+        text=text,
+    )
+
+
+def _summary(mine: Sequence[Comparison], labels: Labels) -> str:
+    """One sentence each for models that are better, worse, and not told apart."""
+    if not mine[0].conclusive:
+        return f"{count(mine[0].prompts)} prompts are too few to tell."
+    parts = []
+    for sign, verdict in ((1, "better"), (-1, "worse")):
+        if some := [c for c in mine if c.sign == sign]:
+            parts.append(f"{_named(some, labels)} {'is' if len(some) == 1 else 'are'} {verdict}.")
+    same = sum(c.sign == 0 for c in mine)
+    if same:
+        which = "The other" if parts else "The"
+        others = f"{which} model differs" if same == 1 else f"{which} {same} models differ"
+        parts.append(f"{others} by less than these prompts can show.")
+    return " ".join(parts)
+
+
+def _named(mine: Sequence[Comparison], labels: Labels) -> str:
+    if len(mine) > 3:
+        return f"{len(mine)} models"
+    named = [f"{labels.prose(c.ours)} ({signed(c.difference.estimate)})" for c in mine]
+    return sentence(listed(named))
+
+
+def _estimate(row: Row) -> float:
+    """pass@1 of a row that has scores."""
+    assert row.scores is not None
+    return row.scores.first[0]
+
+
+def _interval(row: Row) -> str:
+    assert row.scores is not None
+    return interval(*row.scores.first)
+
+
+def _prompts(row: Row) -> str:
+    assert row.scores is not None
+    return f"{row.scores.prompts:,} test prompt{'s' if row.scores.prompts > 1 else ''}"
+
+
+def _beside_base(rows: Sequence[Row], row: Row) -> str:
+    base = base_of(rows, row)
+    return f"; the base model has {_estimate(base):.3f}" if base and base.scores else ""
