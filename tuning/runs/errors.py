@@ -21,8 +21,8 @@ class StageFailed(Exception):
 
 
 class Skipped(Exception):
-    """A stage that has nothing to do, and its cause: `met_by_base`, `unreached` or
-    `no_budget_left`; printed as one line, exit code 0.
+    """A stage has nothing to do, because of `met_by_base`, `unreached` or `no_budget_left`; printed
+    as one line, exit code 0.
     """
 
     def __init__(self, reason: str, cause: str) -> None:

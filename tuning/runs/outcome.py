@@ -1,8 +1,7 @@
-"""How a stage process ended, for the supervisor that started it: a record in the file that
-TUNING_EXIT names.
+"""How a stage process ended, recorded for its supervisor in the file that TUNING_EXIT names.
 
-The exit code alone does not say that there was nothing to do, nor why something failed, and
-torchrun does not forward it.
+The exit code alone does not say that the stage was skipped, nor why it failed, and torchrun does
+not forward it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from tuning.runs import atomic, ranks
 from tuning.runs.errors import EXIT_AGAIN, EXIT_DONE
 
 EXIT_VARIABLE = "TUNING_EXIT"
-"""Names the file."""
+"""Path of that file; not set without a supervisor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,39 +27,38 @@ class Outcome:
     reason: str = ""
     """Why it failed or was skipped, in one line."""
     skipped: str = ""
-    """Of a stage that had nothing to do: why, as `Skipped.cause` has it."""
+    """`Skipped.cause` of a stage that had nothing to do."""
 
 
 def path() -> Path | None:
-    """The file to write to; None for a process that nobody supervises."""
+    """The file to write to; None without a supervisor."""
     named = os.environ.get(EXIT_VARIABLE)
     return Path(named) if named else None
 
 
-def record(path: Path, found: Outcome) -> None:
-    """Write the outcome of this process, unless another rank of the stage failed before it.
+def record(path: Path, outcome: Outcome) -> None:
+    """Write the outcome of this process, unless another rank of the stage has failed already.
 
-    Of several ranks, every one reports a failure, and rank 0 alone that the stage is done or
-    stopped.
+    Every rank records a failure; only rank 0 records that the stage is done or stopped.
     """
-    failed = found.code not in (EXIT_DONE, EXIT_AGAIN)
+    failed = outcome.code not in (EXIT_DONE, EXIT_AGAIN)
     with contextlib.suppress(OSError):
         if (failed or ranks.is_first()) and not path.exists():
-            write(path, found)
+            write(path, outcome)
 
 
-def write(path: Path, found: Outcome) -> None:
-    """Write an outcome, in place of any other."""
-    atomic.write_json(path, asdict(found))
+def write(path: Path, outcome: Outcome) -> None:
+    """Write an outcome; an existing one is replaced."""
+    atomic.write_json(path, asdict(outcome))
 
 
 def read(path: Path) -> Outcome | None:
-    """The outcome that was recorded; None for a process that ended without one."""
-    found = atomic.read_json(path)
-    return Outcome(**found) if found is not None else None
+    """The recorded outcome; None if the process ended without one, for example when killed."""
+    values = atomic.read_json(path)
+    return Outcome(**values) if values is not None else None
 
 
 def code_of(path: Path) -> int | None:
-    """The recorded exit code."""
-    found = read(path)
-    return found.code if found else None
+    """The recorded exit code; None if there is no outcome."""
+    outcome = read(path)
+    return outcome.code if outcome else None
