@@ -62,7 +62,7 @@ def test_names():
         (
             "ppl-2@0.02",
             {"state": "unreached", "best": 1.3},
-            "perplexity kept falling by 0.02 and more",
+            "perplexity kept falling by 0.02 or more",
         ),
     ],
 )  # fmt: skip

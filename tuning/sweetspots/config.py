@@ -1,4 +1,4 @@
-"""When SFT reaches a sweetspot, and when it may stop."""
+"""Settings of sweetspots: the perplexity rules, how often to measure, and early stopping."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tuning.sweetspots.rules import Patience, Rule, Threshold
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityConfig:
-    """When SFT reaches a sweetspot, and when it may stop."""
+    """The perplexity at which SFT saves sweetspots, how it is measured, and early stopping."""
 
     perplexity_thresholds: tuple[float, ...] = ()
     """Save a sweetspot when the validation perplexity falls to each of these."""
     perplexity_patience: tuple[str, ...] = ()
-    """Save one too when it stops falling: N:DELTA, by less than DELTA in each of N evaluations."""
+    """Also save one at a plateau, N:DELTA: it fell by less than DELTA in each of N evaluations."""
     eval_steps: int = 10
     """Optimizer steps between two measurements."""
     validation_size: int = 256
-    """Examples of the validation pool to measure on; at most all."""
+    """Examples of the validation pool to measure on; all if the pool is smaller."""
     early_stop: bool = True
-    """Stop when the last rule has fired."""
+    """Stop training when the last rule has fired."""
 
     def __post_init__(self) -> None:
         check_thresholds(self.perplexity_thresholds)
@@ -43,18 +43,18 @@ class PerplexityConfig:
 
 
 def parse_patience(rule: str) -> tuple[int, float]:
-    """`2:0.02` as (evaluations, smallest decrease)."""
-    found = re.fullmatch(r"(\d+):(\d*\.?\d+(?:[eE][-+]?\d+)?)", rule)
-    if not found or int(found[1]) < 1 or float(found[2]) <= 0:
+    """Parse `2:0.02` into (evaluations, smallest decrease); UserError for anything else."""
+    match = re.fullmatch(r"(\d+):(\d*\.?\d+(?:[eE][-+]?\d+)?)", rule)
+    if not match or int(match[1]) < 1 or float(match[2]) <= 0:
         raise UserError(
             f"perplexity_patience is '{rule}'; write EVALUATIONS:DECREASE, both above zero, "
             "for example 2:0.02."
         )
-    return int(found[1]), float(found[2])
+    return int(match[1]), float(match[2])
 
 
 def check_thresholds(thresholds: Iterable[float]) -> None:
-    """Raise UserError unless all thresholds are above one and none stands twice."""
+    """Raise UserError unless all thresholds are above 1, finite and distinct."""
     values = list(thresholds)
     for value in values:
         if not 1 < value < float("inf"):

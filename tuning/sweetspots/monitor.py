@@ -1,5 +1,5 @@
-"""Watches a measure while SFT runs, whoever trains: each measurement becomes a line of metrics and
-is shown to the rules; each rule that fires becomes a checkpoint.
+"""Monitors a measure such as perplexity during SFT, whichever trainer runs it: logs measurements
+to metrics.jsonl, evaluates the sweetspot rules, and saves a checkpoint for each rule that fires.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from tuning.sweetspots.store import METADATA, checkpoint_name
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a probe found: the value that rules look at, and all that metrics.jsonl gets."""
+    """The result of a probe: the value for the rules, and the entries for metrics.jsonl."""
 
     value: float
     metrics: dict[str, float]
 
 
 class Probe(Protocol):
-    """Measures a model that is being trained, and leaves it as it was."""
+    """Measures a model during training without changing it."""
 
     def measure(self, model: Any) -> Measurement: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spending:
-    """What a run spends: examples seen and used after a number of optimizer steps."""
+    """Examples that a run has consumed after a number of optimizer steps."""
 
     train_size: int
     batch_size: int
 
     def seen(self, step: int) -> int:
-        """Examples consumed, repeats included."""
+        """Examples consumed, counting repeats."""
         return data_points_seen(step, self.train_size, self.batch_size)
 
     def used(self, step: int) -> int:
-        """Different examples consumed."""
+        """Distinct examples consumed."""
         return data_used(step, self.train_size, self.batch_size)
 
 
 class Monitor:
-    """Takes in measurements and writes sweetspots into the directory of a run."""
+    """Evaluates measurements and writes sweetspots into a run directory."""
 
     def __init__(
         self,
@@ -71,26 +71,26 @@ class Monitor:
         return step % self.config.eval_steps == 0 or step >= steps
 
     def observe(self, step: int, measured: Measurement) -> list[Rule]:
-        """Take in what was measured after `step` optimizer steps; the rules that fire with it."""
+        """Record the measurement after `step` optimizer steps; returns the rules that it fires."""
         if ranks.is_first():
             seen = {"data_points_seen": self.spending.seen(step)}
             self.directory.log_metrics({"step": step, **measured.metrics, **seen})
         fired = self.rules.observe(step, measured.value)
         if step == 0:
             for label, value in self.rules.met_by_base.items():
-                logger.info(f"{label}: met by the base, {value:.3g}; it makes no fork")
+                logger.info(f"{label}: met by the base, {value:.3g}; no fork for it")
         for rule in fired:
-            found = f"{rule.measure.title} {measured.value:.4g}"
-            logger.info(f"step {step}: {found}, sweetspot {rule.label}")
+            reached = f"{rule.measure.title} {measured.value:.4g}"
+            logger.info(f"step {step}: {reached}, sweetspot {rule.label}")
         return fired
 
     @property
     def stops(self) -> bool:
-        """Whether there is nothing left to train for."""
+        """Whether to stop early: it is enabled and no rule is left to fire."""
         return self.config.early_stop and self.rules.finished
 
     def missing(self, fired: list[Rule]) -> list[Rule]:
-        """Those of the rules whose sweetspot is not on disk yet."""
+        """The fired rules whose sweetspot is not on disk yet; after a resume some may be."""
         return [rule for rule in fired if not manifest.is_whole(self.target(rule))]
 
     def target(self, rule: Rule) -> Path:
@@ -98,7 +98,7 @@ class Monitor:
         return self.directory.path / checkpoint_name(rule.label)
 
     def save(self, rule: Rule, step: int, write: Callable[[Path], None]) -> None:
-        """Save the sweetspot of the newest measurement; `write` puts the weights into a folder."""
+        """Save a sweetspot at the newest measurement; `write` saves the weights to a folder."""
         with atomic.whole_directory(self.target(rule)) as folder:
             write(folder)
             atomic.write_json(folder / METADATA, self._metadata(rule, step))

@@ -1,11 +1,11 @@
 """When SFT reaches a sweetspot: threshold and patience rules as values, without model or trainer.
-The only place that writes and reads their labels.
+Only this module formats and parses their labels.
 
     ppl-2.0       the perplexity is at or below 2.0
     ppl-2@0.02    it fell by less than 0.02 in each of the last 2 evaluations
 
-Whoever trains calls `Rules.observe()` with each measurement and saves a checkpoint for every rule
-that it returns.
+Trainers call `Rules.observe()` with each measurement and save a checkpoint for every rule that it
+returns.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from tuning.runs.identity import number
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Something that is measured while SFT runs."""
+    """A quantity that is measured during SFT."""
 
     name: str
-    """As labels have it."""
+    """The name in labels: `ppl`."""
     title: str
-    """As metrics and people call it."""
+    """The name in metrics and messages: `perplexity`."""
     falls: bool
     """Whether lower is better."""
 
     def reached(self, value: float, threshold: float) -> bool:
-        """Whether a value is as good as a threshold, or better."""
+        """Whether a value is at least as good as a threshold."""
         return value <= threshold if self.falls else value >= threshold
 
     def best(self, values: Iterable[float]) -> float | None:
-        """The best of some values."""
+        """The best of some values; None if there are none."""
         return (min if self.falls else max)(values, default=None)
 
 
@@ -46,7 +46,7 @@ MEASURES = {measure.name: measure for measure in (PERPLEXITY,)}
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """Fires when the measure is at `value`, or better."""
+    """Fires when the measure is at least as good as `value`."""
 
     value: float
     measure: Measure = PERPLEXITY
@@ -77,17 +77,17 @@ class Threshold:
         return f"{self.measure.title} {self.setting}"
 
     def met(self, history: list[float]) -> bool:
-        """Whether the newest of the measurements meets the rule."""
+        """Whether the newest measurement meets the rule."""
         return self.measure.reached(history[-1], self.value)
 
     def missed(self, best: float) -> str:
-        """Why a finished run has no such sweetspot."""
+        """The message why a finished run, with `best` as its best value, has no such sweetspot."""
         shown = (f"{best:.{digits}g}" for digits in range(3, 17))
         exact = next((s for s in shown if not self.measure.reached(float(s), self.value)), None)
         return f"{self.measure.title} never reached {self.setting} (best {exact or repr(best)})"
 
     def metadata(self) -> dict[str, Any]:
-        """The rule as the metadata of a sweetspot have it."""
+        """The entries for the rule in sweetspot_metadata.json."""
         return {"threshold_type": self.measure.title, "threshold_value": self.value}
 
 
@@ -133,12 +133,12 @@ class Patience:
         return all(sign * (a - b) < self.change for a, b in pairwise(recent))
 
     def missed(self, best: float) -> str:
-        """Why a finished run has no such sweetspot."""
+        """The message why a finished run, with `best` as its best value, has no such sweetspot."""
         moving = "falling" if self.measure.falls else "rising"
-        return f"{self.measure.title} kept {moving} by {number(self.change)} and more"
+        return f"{self.measure.title} kept {moving} by {number(self.change)} or more"
 
     def metadata(self) -> dict[str, Any]:
-        """The rule as the metadata of a sweetspot have it."""
+        """The entries for the rule in sweetspot_metadata.json."""
         kind = f"{self.measure.title}_patience"
         return {"threshold_type": kind, "threshold_value": self.setting}
 
@@ -149,22 +149,22 @@ _LABEL = re.compile(r"(?P<measure>[^-]+)-(?:(?P<evaluations>\d+)@)?(?P<value>[\d
 
 
 def parse(label: str) -> Rule:
-    """The rule that has this label; UserError for anything else."""
-    found = _LABEL.fullmatch(label)
-    if found is None or found["measure"] not in MEASURES:
+    """The rule with this label; UserError for anything else."""
+    match = _LABEL.fullmatch(label)
+    if match is None or match["measure"] not in MEASURES:
         raise UserError(
-            f"'{label}' is not the label of a sweetspot; write ppl-THRESHOLD, for example ppl-2.0, "
+            f"'{label}' is not a sweetspot label; write ppl-THRESHOLD, for example ppl-2.0, "
             "or ppl-EVALUATIONS@DECREASE."
         )
-    measure = MEASURES[found["measure"]]
-    if found["evaluations"]:
-        evaluations, change = int(found["evaluations"]), float(found["value"])
+    measure = MEASURES[match["measure"]]
+    if match["evaluations"]:
+        evaluations, change = int(match["evaluations"]), float(match["value"])
         return Patience(evaluations=evaluations, change=change, measure=measure)
-    return Threshold(value=float(found["value"]), measure=measure)
+    return Threshold(value=float(match["value"]), measure=measure)
 
 
 def named(name: str, rules: Iterable[Rule], whose: str) -> Rule:
-    """The one of `rules` that a person means: `2`, `2.0` and `ppl-2` are `ppl-2.0`."""
+    """Look up a rule as users write it: `2`, `2.0` and `ppl-2` are `ppl-2.0`; or UserError."""
     by_label = {rule.label: rule for rule in rules}
     try:
         label = parse(name if _LABEL.fullmatch(name) else f"{PERPLEXITY.name}-{name}").label
@@ -174,7 +174,7 @@ def named(name: str, rules: Iterable[Rule], whose: str) -> Rule:
 
 
 class Rules:
-    """The rules of one run and how far they are; each fires at most once."""
+    """The rules of one run and their state; each fires at most once."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
@@ -183,9 +183,9 @@ class Rules:
         self.met_by_base: dict[str, float] = {}
 
     def observe(self, step: int, value: float) -> list[Rule]:
-        """Take in the measurement after `step` optimizer steps; the rules that fire with it.
+        """Record the measurement after `step` optimizer steps; returns the rules that it fires.
 
-        A rule that the model meets before the first step never fires.
+        A rule that the base meets (at step 0) never fires.
         """
         self.history.append(value)
         met = [rule for rule in self.open if rule.met(self.history)]
@@ -203,29 +203,29 @@ class Rules:
 
     @property
     def finished(self) -> bool:
-        """Whether the last rule has fired. Rules that the base meets give nothing to stop for."""
+        """Whether the last open rule has fired; rules met by the base alone do not count."""
         return bool(self.fired) and not self.open
 
     def outcome(self) -> dict[str, dict[str, Any]]:
         """For each label: reached, met_by_base or unreached, and the step or the value."""
-        found: dict[str, dict[str, Any]] = {}
+        outcomes: dict[str, dict[str, Any]] = {}
         for rule in self.rules:
             label = rule.label
             if label in self.fired:
-                found[label] = {"state": "reached", "step": self.fired[label]}
+                outcomes[label] = {"state": "reached", "step": self.fired[label]}
             elif label in self.met_by_base:
-                found[label] = {"state": "met_by_base", "value": self.met_by_base[label]}
+                outcomes[label] = {"state": "met_by_base", "value": self.met_by_base[label]}
             else:
                 best = rule.measure.best(self.history)
-                found[label] = {"state": "unreached", "best": best}
-        return found
+                outcomes[label] = {"state": "unreached", "best": best}
+        return outcomes
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must carry."""
+        """The state to save in a checkpoint, as JSON values."""
         return {"history": self.history, "fired": self.fired, "met_by_base": self.met_by_base}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Restore what `state()` returned, to resume."""
         self.history = list(state["history"])
         self.fired = dict(state["fired"])
         self.met_by_base = dict(state["met_by_base"])

@@ -26,11 +26,11 @@ class Sweetspot:
 
     @property
     def data_used(self) -> int:
-        """SFT examples that it cost."""
+        """Distinct SFT examples used to reach it."""
         return int(self.metadata["sft_data_used"])
 
     def left_of(self, total_data: int) -> int:
-        """The budget that is left for a fork; Skipped where there is none."""
+        """Examples of the budget left for a fork; raises Skipped if there are none."""
         left = total_data - self.data_used
         if left <= 0:
             reason = f"SFT used {self.data_used} of {total_data} examples; none is left"
@@ -45,20 +45,20 @@ def checkpoint_name(label: str) -> str:
 
 
 def sweetspot_name(sft_run: str, label: str) -> str:
-    """What an evaluated sweetspot is called: `{sft_run}_sweetspot-ppl-2.0`."""
+    """The name under which a sweetspot is evaluated: `{sft_run}_sweetspot-ppl-2.0`."""
     return f"{sft_run}_sweetspot-{label}"
 
 
 def sweetspot_hash(sft_hash: str, label: str) -> str:
-    """The hash of a sweetspot as something that is evaluated."""
+    """The hash of a sweetspot as an artifact, from the hash of its run and its label."""
     return digest({"run": sft_hash, "sweetspot": label})
 
 
 def find_sweetspot(parent: RunDirectory, label: str) -> Sweetspot:
     """A sweetspot of an SFT run.
 
-    Raises Skipped where a finished run has none, StageFailed where the run is still to reach it,
-    and UserError where the run has no such rule.
+    Raises Skipped if the finished run has none, StageFailed if the run may still reach it, and
+    UserError if the run has no such rule.
     """
     path = parent.path / checkpoint_name(label)
     if manifest.is_whole(path):
