@@ -164,7 +164,7 @@ def test_stages_carry_the_configs_of_their_runs_and_evaluations(tmp_path):
 def test_a_stage_that_another_version_planned_is_not_started():
     (stage,) = by_role(plan(), "reference_sft")
     changed = {**stage.run, "training": {**stage.run["training"], "learning_rate": 0.5}}
-    with pytest.raises(StageFailed, match="was planned by other code"):
+    with pytest.raises(StageFailed, match="was planned by another version of the code"):
         run_of(replace(stage, run=changed))
 
 

@@ -67,13 +67,13 @@ def test_a_config_that_is_no_longer_what_was_planned_is_refused(home, tmp_path):
     assert made.run is not None
     made.run["training"]["learning_rate"] = 1e-7
     write_stage(tmp_path / "stage.json", made)
-    with pytest.raises(StageFailed, match="was planned by other code"):
+    with pytest.raises(StageFailed, match="was planned by another version of the code"):
         planned(["--stage", str(tmp_path / "stage.json")])
 
 
 def test_any_other_file_is_refused(tmp_path):
     (tmp_path / "stage.json").write_text("{}")
-    with pytest.raises(UserError, match="is not the file of a stage"):
+    with pytest.raises(UserError, match="is not a stage file"):
         planned(["--stage", str(tmp_path / "stage.json")])
 
 

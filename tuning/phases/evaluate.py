@@ -18,10 +18,9 @@ from tuning.weights.artifact import Artifact, artifact_of
 
 
 def artifact_to_evaluate(config: EvaluationRunConfig) -> Artifact:
-    """The weights that an evaluation is about.
+    """The weights to evaluate: a base, a run, or a sweetspot of a run.
 
-    Raises Skipped where a finished run has no such sweetspot, and UserError for weights that are
-    not there.
+    Raises Skipped if a finished run has no such sweetspot, and UserError if the run is not trained.
     """
     if config.run is None:
         return artifact_of(config.base)
@@ -35,12 +34,12 @@ def artifact_to_evaluate(config: EvaluationRunConfig) -> Artifact:
 
 
 def check_test_pool(config: EvaluationRunConfig) -> None:
-    """Raise UserError for a test pool that cannot be graded, before anything is trained for it."""
+    """Raise UserError if the test pool cannot be graded; call it before training starts."""
     require_test_pool(config.data.entry, config.task, config.sampling.prompts)
 
 
 def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) -> None:
-    """Do the phases that are asked for and not done."""
+    """Run the requested phases that are not done yet."""
     root = site.outputs_dir(config.task)
     wanted = [("infer", options.do_inference), ("evaluate", options.do_evaluation)]
     standing = RunDirectory(locate(root, config.run_name, config.hash))
@@ -63,8 +62,8 @@ def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) 
 
 
 def evaluate_run(config: EvaluationRunConfig, directory: RunDirectory, options: Options) -> None:
-    """The same for a run that was just trained; its directory may have a longer name than the plan
-    knew.
+    """Like `evaluate()`, for a run that was just trained; the name of its directory is final only
+    now.
     """
     config = replace(config, artifact=directory.name, run=directory.name)
     evaluate(config, artifact_to_evaluate(config), options)

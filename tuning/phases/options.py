@@ -1,4 +1,4 @@
-"""Which phases a stage process does, and how: the flags that every stage has."""
+"""Options of a stage process, and the flags that all stages share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WANDB_MODES = ("off", "offline", "online")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which phases a stage does, and how."""
+    """Which phases a stage runs, and how."""
 
     do_training: bool = False
     do_inference: bool = False
@@ -23,11 +23,11 @@ class Options:
     force: bool = False
     wandb: str = "off"
     output_dir: Path | None = None
-    """The run's own directory, in place of the one that its name has under TUNING_HOME/models."""
+    """The run directory; None: TUNING_HOME/models/{run_name}."""
 
     @property
     def evaluates(self) -> bool:
-        """Whether models are sampled or scored."""
+        """Whether inference or evaluation is requested."""
         return self.do_inference or self.do_evaluation
 
 
@@ -42,7 +42,7 @@ def add_data(parser: Parser, *, model: bool = True) -> None:
 
 
 def add_options(parser: Parser, *, training: bool = True) -> None:
-    """The flags of every stage."""
+    """The flags for the phases to run, and for how."""
     group = parser.add_argument_group("what to do")
     if training:
         group.add_argument("--do_training", action="store_true", help="train, or resume training")
@@ -56,15 +56,17 @@ def add_options(parser: Parser, *, training: bool = True) -> None:
 
 
 def add_claim_flags(group: argparse._ActionsContainer) -> None:
-    """What to do where the run is done, or in use."""
+    """The flags for a run that is already done, or held by another process."""
     group.add_argument("--force", action="store_true", help="redo even if already done")
     group.add_argument(
-        "--no_wait", action="store_true", help="fail instead of waiting if another process has it"
+        "--no_wait",
+        action="store_true",
+        help="fail instead of waiting if another process holds the run",
     )
 
 
 def add_wandb(group: argparse._ActionsContainer) -> None:
-    """Where training is reported to."""
+    """The flag that reports training to Weights & Biases."""
     group.add_argument(
         "--wandb", default="off", metavar="|".join(WANDB_MODES),
         help="report training to Weights & Biases (default: off)",
@@ -72,12 +74,12 @@ def add_wandb(group: argparse._ActionsContainer) -> None:
 
 
 def wandb_mode(value: str) -> str:
-    """One of WANDB_MODES, or a UserError."""
+    """Return the mode unchanged, or raise UserError if it is not one of WANDB_MODES."""
     return choose("--wandb mode", value, WANDB_MODES)
 
 
 def options_of(args: argparse.Namespace) -> Options:
-    """The options of a command line; UserError where nothing is asked for."""
+    """The options of a command line; UserError if it requests no phase."""
     chosen = Options(
         do_training=getattr(args, "do_training", False),
         do_inference=args.do_inference,

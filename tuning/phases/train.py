@@ -1,4 +1,4 @@
-"""The training phase of a stage: its run's directory is claimed, trained in, and marked done."""
+"""The training phase of a stage: claim the run directory, train in it, mark it done."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from tuning.runs.training import Training, training_in
 def training_phase(
     identity: Identity, options: Options, *, joinable: bool = False
 ) -> Iterator[Training]:
-    """Train within this block, unless `done`. Under torchrun all ranks enter it.
+    """Run the block as the training phase of a run; it must not train if `done`. Under torchrun
+    all ranks enter it.
 
-    `joinable`: several processes can train this run together.
+    `joinable`: several ranks can train this run together; otherwise they are a UserError.
     """
     if ranks.world_size() > 1 and not joinable:
         raise UserError(
@@ -41,7 +42,7 @@ def training_phase(
 
 
 def _held(identity: Identity, options: Options) -> AbstractContextManager[Training]:
-    """The run's directory, held for training by this process."""
+    """The run directory, to be claimed for training; not claimed if it is trained already."""
     named, root = options.output_dir, site.models_dir()
     if named is not None:
         identity, root = replace(identity, run_name=named.name), named.parent
@@ -51,7 +52,7 @@ def _held(identity: Identity, options: Options) -> AbstractContextManager[Traini
         logger.info(f"{standing.name}: already trained")
         return contextlib.nullcontext(Training(directory=standing, done=True))
     if options.do_evaluation and not options.do_inference:
-        raise UserError("--do_evaluation needs answers of what is trained; add --do_inference.")
+        raise UserError("--do_evaluation needs answers of the trained model; add --do_inference.")
     use_one_device()
     return training_in(
         claim(
@@ -62,7 +63,7 @@ def _held(identity: Identity, options: Options) -> AbstractContextManager[Traini
 
 
 def _report_to(training: Training, identity: Identity, options: Options) -> tuple[str, ...]:
-    """Prepare a training that begins; what it is reported to."""
+    """Where rank 0 reports a training that starts now; with `force`, drops stale evaluations."""
     if training.done or not ranks.is_first():
         return ()
     from tuning.training import wandb_run
@@ -74,7 +75,7 @@ def _report_to(training: Training, identity: Identity, options: Options) -> tupl
 
 
 def use_one_device() -> None:
-    """One process trains on one GPU: if it saw more, the Trainer would multiply the batch."""
+    """Hide all GPUs but one from a single process: the Trainer would multiply the batch size."""
     devices = provenance.gpus()
     if len(devices) > 1 and not ranks.under_torchrun():
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[0]
@@ -83,7 +84,7 @@ def use_one_device() -> None:
 def _drop_evaluations(directory: RunDirectory) -> None:
     """Delete the evaluations of a run that is retrained: they are stale.
 
-    Its forks are runs of their own, with their own weights; they are named, and left.
+    Runs that started from its old weights are kept, each with a warning.
     """
     for path in directory.path.parent.parent.glob("outputs/*/*/config.json"):
         parent = (RunDirectory(path.parent).config or {}).get("parent") or {}
@@ -94,7 +95,9 @@ def _drop_evaluations(directory: RunDirectory) -> None:
     for path in directory.path.parent.glob("*/config.json"):
         parent = (RunDirectory(path.parent).config or {}).get("parent") or {}
         if parent.get("run_name") == directory.name:
-            logger.warning(f"{path.parent.name} was made from the old weights; use --force on it")
+            logger.warning(
+                f"{path.parent.name} was trained from the old weights; retrain it with --force"
+            )
 
 
 def not_trained(directory: RunDirectory, command: str) -> UserError:

@@ -1,9 +1,9 @@
-"""What one stage process is to do: as a plan says, in a file, or as flags say.
+"""The work of one stage process, from a stage file or from flags.
 
     python tuning/run_sft.py --stage FILE [--no_wait] [--wandb MODE]
 
-is how launchers start a stage. The file holds the stage with its resolved configs, so nothing is
-looked up again, and the process trains the run that was planned or none.
+is how launchers start a stage. The file holds the resolved configs, so collections.yaml is not read
+again; a stage whose configs no longer hash to what was planned is refused.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ class Work:
 
     options: Options
     run: Any = None
-    """The config of the run that is trained, or was; None where only a model is evaluated."""
+    """The config of the run, to train it or as it was trained; None without a run."""
     name: str = ""
-    """The planned name of the run's directory."""
+    """The planned name of the run directory."""
     evaluation: EvaluationRunConfig | None = None
-    """None where nothing is evaluated."""
+    """None if nothing is evaluated."""
 
 
 def planned(argv: Sequence[str] | None = None) -> Work | None:
-    """The work of a stage that a launcher started; None for a command with flags of its own."""
+    """The work in a stage file; None if the command line does not start with `--stage`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] != [STAGE_FLAG]:
         return None
     parser = Parser(prog="a stage", description=__doc__)
-    parser.add_argument(STAGE_FLAG, required=True, type=Path, help="the stage, as a launcher wrote")
-    parser.add_argument("--no_wait", action="store_true", help="fail if another process has it")
+    parser.add_argument(STAGE_FLAG, required=True, type=Path, help="a launcher's stage file")
+    parser.add_argument("--no_wait", action="store_true", help="fail if another process holds it")
     add_wandb(parser)
     args = parser.parse_args(words)
     stage = read_stage(args.stage)
@@ -64,9 +64,9 @@ def planned(argv: Sequence[str] | None = None) -> Work | None:
 
 
 def run_of(stage: Stage) -> Any:
-    """The config of the run of a stage; None where it trains none.
+    """The run config of a stage; None for a stage without a run.
 
-    Raises StageFailed for a config that is no longer what was planned.
+    Raises StageFailed if its hash is not the planned one.
     """
     if stage.run is None:
         return None
@@ -76,15 +76,16 @@ def run_of(stage: Stage) -> Any:
 
 
 def evaluation_of(stage: Stage) -> EvaluationRunConfig:
-    """The config of the evaluation of a stage."""
+    """The evaluation config of a stage; StageFailed if its hash is not the planned one."""
     config = restore(EvaluationRunConfig, stage.evaluation or {})
     _require_hash(stage, config.hash, stage.evaluation_hash)
     return config
 
 
-def _require_hash(stage: Stage, found: str, planned: str | None) -> None:
-    if found != planned:
+def _require_hash(stage: Stage, actual: str, planned: str | None) -> None:
+    if actual != planned:
         raise StageFailed(
-            f"stage '{stage.name}' was planned by other code: its settings have the hash "
-            f"{found[:8]} here, and {(planned or '')[:8]} in the plan. Start the experiment anew."
+            f"stage '{stage.name}' was planned by another version of the code: its settings hash "
+            f"to {actual[:8]} here and to {(planned or '')[:8]} in the plan. Submit the experiment "
+            "again."
         )
