@@ -21,11 +21,12 @@ pytestmark = pytest.mark.unit
     [
         (UserError("no such\n  model"), 2, "error: no such model\n"),
         (StageFailed("disk is full"), 1, "error: disk is full\n"),
-        (Interrupted(), 75, "stopped; all is saved, the same command continues\n"),
-        (KeyboardInterrupt(), 130, "stopped at once; the same command continues from the last "
+        (Interrupted(), 75, "stopped; everything is saved, the same command resumes\n"),
+        (KeyboardInterrupt(), 130, "stopped at once; the same command resumes from the last "
                                    "checkpoint\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 1,
-         "error: No space left on device '/x'; nothing half-written counts, run again\n"),
+         "error: No space left on device '/x'; fix that and run again; half-written files are "
+         "ignored\n"),
     ],
 )  # fmt: skip
 def test_known_ends_are_one_line(capsys, error, code, line):

@@ -1,6 +1,6 @@
-"""How every entry point starts and ends: a quiet environment, and exit codes with one clear line.
+"""Start and end of every entry point: quiet libraries, one line per error, exit codes.
 
-0 done or nothing to do; 2 the user's mistake; 75 saved, start again; 1 everything else.
+0 done or skipped; 2 user error; 75 stopped and saved, run again to resume; 1 everything else.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ QUIET = {
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and leave the process with its exit code."""
+    """Call `main`, record its outcome for a supervisor, and exit with its code."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     own_folder = Path(__file__).resolve().parent
@@ -56,12 +56,12 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
-    """What a call of `main` ends with; the user's mistakes and known failures print one line."""
+    """The exit code of a call of `main`; user errors and known failures print one line."""
     return ending(main).code
 
 
 def ending(main: Callable[[], int | None]) -> Outcome:
-    """The outcome of a call of `main`; the user's mistakes and known failures print one line."""
+    """The outcome of a call of `main`; user errors and known failures print one line."""
     try:
         return Outcome(code=main() or 0)
     except Skipped as skipped:
@@ -72,9 +72,9 @@ def ending(main: Callable[[], int | None]) -> Outcome:
     except StageFailed as error:
         return _ended(str(error), EXIT_FAILED)
     except Interrupted:
-        return _ended("stopped; all is saved, the same command continues", EXIT_AGAIN, "")
+        return _ended("stopped; everything is saved, the same command resumes", EXIT_AGAIN, "")
     except KeyboardInterrupt:
-        text = "stopped at once; the same command continues from the last checkpoint"
+        text = "stopped at once; the same command resumes from the last checkpoint"
         return _ended(text, 130, "")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,7 +83,7 @@ def ending(main: Callable[[], int | None]) -> Outcome:
         if error.errno not in (*disk.ERRORS, errno.EROFS, errno.EACCES):
             raise
         where = f" '{error.filename}'" if error.filename else ""
-        text = f"{error.strerror}{where}; nothing half-written counts, run again"
+        text = f"{error.strerror}{where}; fix that and run again; half-written files are ignored"
         return _ended(text, EXIT_FAILED)
 
 

@@ -1,9 +1,9 @@
-"""A stage of an experiment as plain data, and its state on disk.
+"""Plans and stages of an experiment as plain data, and the state of stages on disk.
 
-A plan is a list of stages, in order. It is written to plan.json, from which the report reads which
-runs belong to an experiment; the launchers read from the run directories what is done, what is
-skipped and what is still to do. A stage carries the resolved configs of its run and its evaluation,
-so that whoever starts it looks nothing up again.
+A plan is an ordered list of stages. It is written to plan.json, from which the report reads which
+runs belong to an experiment; launchers read from the run directories which stages are done, skipped
+or pending. A stage carries the resolved configs of its run and its evaluation, so that starting it
+needs nothing but the stage.
 """
 
 from __future__ import annotations
@@ -20,40 +20,39 @@ from tuning.runs.rundir import RunDirectory, locate
 from tuning.sweetspots.store import find_sweetspot
 
 REMAINING = "remaining"
-"""Stands in a fork's name for its size until its parent's checkpoint is there."""
+"""Placeholder for the size in a fork's name, until the checkpoint that it starts from exists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One run and the phases of it that are asked for: one command, one job."""
+    """One run and its requested phases: one command, one job."""
 
     name: str
-    """The run's name, unique in the plan; of a fork with `remaining` for its size."""
+    """The run's name, unique in the plan; a fork has `remaining` in place of its size."""
     role: str
     """pretrain, base, sft, sweetspot, fork, pt, reference_sft, reference_pt or report."""
     hash: str
-    """Of the run that is trained, or of the artifact that is evaluated."""
+    """Hash of the run that is trained, or of the artifact that is evaluated."""
     parents: tuple[str, ...] = ()
-    """Stages that must have ended well before."""
+    """Stages that must be done first."""
     trains: bool = True
-    """Whether there is a run under models/."""
+    """Whether the stage has a run under models/."""
     run: dict[str, Any] | None = None
     """The config of the run that is trained, as JSON values."""
     evaluation: dict[str, Any] | None = None
     """The config of the evaluation, as JSON values."""
     phases: tuple[str, ...] = ()
-    """Of train, infer and evaluate, those that are asked for; none: the stage is only a row of the
-    report."""
+    """Those of train, infer and evaluate to run; empty: the stage is only a row of the report."""
     artifact: str = ""
-    """What is evaluated by a stage that trains nothing; names its outputs."""
+    """Name of the artifact evaluated by a stage that trains nothing; part of its output path."""
     task: str = ""
     """The task of the evaluation."""
     evaluation_hash: str | None = None
     evaluation_suffix: str = ""
     script: str = ""
-    """The entry point that carries it out: a file of tuning/."""
+    """The entry point that runs it: a file in tuning/."""
     joinable: bool = False
-    """Whether several processes can train it together."""
+    """Whether several ranks can train it together."""
     parent: str | None = None
     """The stage whose artifact this one continues or belongs to."""
     sweetspot: str | None = None
@@ -63,30 +62,30 @@ class Stage:
     total_data: int | None = None
     seed: int | None = None
     wide: bool = False
-    """Whether it runs alone, with all cores."""
+    """Whether it runs alone, on all cores."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Stage:
-        """Back from JSON; fields of a newer version are ignored."""
+        """Parse a stage from JSON; unknown fields are ignored."""
         known = {entry.name for entry in fields(cls)}
-        found: Any = {
+        values: Any = {
             k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known
         }
-        return cls(**found)
+        return cls(**values)
 
     @property
     def has_work(self) -> bool:
-        """Whether there is anything to start; otherwise the stage is only a row of the report."""
+        """Whether any phase is requested; otherwise the stage is only a row of the report."""
         return bool(self.phases)
 
     @property
     def kind(self) -> str:
-        """What it asks of a machine: pretrain, sft, pft, evaluation or report."""
+        """Its resource class in cluster.yaml: pretrain, sft, pft, evaluation or report."""
         return _KINDS[self.role]
 
     @property
     def key(self) -> str:
-        """Twelve digits that change when anything about the stage does."""
+        """Hash over all fields of the stage, as 12 hexadecimal digits."""
         return digest(asdict(self))[:12]
 
 
@@ -99,7 +98,7 @@ KINDS = tuple(dict.fromkeys(_KINDS.values()))
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """How a stage stands: pending, done or skipped, and where its directories are."""
+    """State of a stage on disk (pending, done or skipped), and its directories."""
 
     state: str
     reason: str = ""
@@ -107,7 +106,7 @@ class Standing:
     evaluation: RunDirectory | None = None
     train_size: int | None = None
     cause: str = ""
-    """Of a skipped stage: met_by_base, unreached or no_budget_left."""
+    """Why it is skipped: met_by_base, unreached or no_budget_left."""
 
 
 @dataclass(kw_only=True)
@@ -119,11 +118,11 @@ class Plan:
     about: dict[str, Any] = field(default_factory=dict)
 
     def stage(self, name: str) -> Stage:
-        """A stage by its name."""
+        """The stage with this name; StopIteration if there is none."""
         return next(stage for stage in self.stages if stage.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        """As plan.json has it."""
+        """The content of plan.json."""
         stages = [asdict(stage) for stage in self.stages]
         return {
             "format": FORMAT, "experiment": self.experiment, "about": self.about, "stages": stages,
@@ -131,17 +130,17 @@ class Plan:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:
-        """Back from plan.json; UserError for one of another format."""
+        """Parse the content of plan.json; UserError if it has another format."""
         require_format(value, f"experiment '{value.get('experiment')}'")
         stages = [Stage.from_json(entry) for entry in value["stages"]]
         return cls(experiment=value["experiment"], stages=tuple(stages), about=dict(value["about"]))
 
 
 def save_plan(folder: Path, plan: Plan) -> None:
-    """Write plan.json; UserError where a plan of another format is there."""
+    """Write plan.json; UserError if a plan of another format is in its place."""
     path = folder / "plan.json"
-    if (found := atomic.read_json(path)) is not None:
-        require_format(found, f"experiment '{plan.experiment}'")
+    if (existing := atomic.read_json(path)) is not None:
+        require_format(existing, f"experiment '{plan.experiment}'")
     atomic.write_json(path, plan.to_json())
 
 
@@ -150,30 +149,30 @@ def require_format(value: Mapping[str, Any], what: str) -> None:
     if value.get("format") != FORMAT:
         raise UserError(
             f"{what} was made by another version of tuning (format {value.get('format', 1)}; this "
-            f"one has {FORMAT}). It is left as it is: use that version for it, or choose another "
+            f"one has {FORMAT}). It was not changed: use that version for it, or choose another "
             "--experiment name."
         )
 
 
 def write_stage(path: Path, stage: Stage) -> None:
-    """The file that a stage is started with."""
+    """Write the stage file that `--stage` reads."""
     atomic.write_json(path, {"format": FORMAT, "stage": asdict(stage)})
 
 
 def read_stage(path: Path) -> Stage:
-    """A stage from the file that `write_stage` made; UserError for any other file."""
+    """Read a stage file that `write_stage` wrote; UserError for any other file."""
     try:
-        found = atomic.read_json(path)
+        content = atomic.read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' is not the file of a stage ({error}).") from None
-    if not isinstance(found, dict) or "stage" not in found:
-        raise UserError(f"'{path}' is not the file of a stage; launchers write such files.")
-    require_format(found, f"'{path}'")
-    return Stage.from_json(found["stage"])
+        raise UserError(f"'{path}' is not a stage file ({error}).") from None
+    if not isinstance(content, dict) or "stage" not in content:
+        raise UserError(f"'{path}' is not a stage file; launchers write those.")
+    require_format(content, f"'{path}'")
+    return Stage.from_json(content["stage"])
 
 
 def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
-    """How a stage stands in the run directories under `home`; never writes."""
+    """The state of a stage, read from the run directories under `home`; never writes."""
     name, size = stage.name, stage.train_size
     if stage.sweetspot is not None:
         parent = standing(plan, plan.stage(stage.parent or ""), home).run
@@ -203,7 +202,7 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
 
 
 def sweetspot_ready(plan: Plan, stage: Stage, home: Path) -> bool:
-    """Whether the checkpoint that a stage starts from is there, be its parent done or not."""
+    """Whether the sweetspot that a stage starts from exists, even if its parent still trains."""
     if stage.sweetspot is None:
         return False
     above = plan.stage(stage.parent or "")
@@ -221,9 +220,9 @@ def _done(phase: str, run: RunDirectory | None, evaluation: RunDirectory | None)
 
 
 def descendants(stages: Iterable[Stage], name: str) -> set[str]:
-    """The names of all stages that stand on one."""
-    found = {name}
+    """The names of all stages that depend on one, directly or not."""
+    names = {name}
     for stage in stages:
-        if found & set(stage.parents):
-            found.add(stage.name)
-    return found - {name}
+        if names & set(stage.parents):
+            names.add(stage.name)
+    return names - {name}

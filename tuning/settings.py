@@ -1,9 +1,9 @@
 """Settings of configs: their defaults, their flags, and which of them make up a run's identity.
 
 A config is a frozen dataclass, and a run config is a dataclass of such parts. Two runs are the same
-run when their hashed settings are equal; `setting(hashed=...)` is the only way to say that a
-setting does not count, always or under a condition, and `setting(before=...)` the way to add one
-later without changing the hash of any run that there is.
+run when their hashed settings are equal. `setting(hashed=...)` leaves a setting out of the hash,
+always or under a condition; `setting(before=...)` adds one later without changing the hash of any
+existing run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tuning.runs.identity import digest
 from tuning.runs.rundir import SHORT, Identity
 
 Hashed = bool | Callable[[Any, Any], bool]
-"""Whether a setting counts; a function of (the part that it is in, the whole run config)."""
+"""Whether a setting is hashed; a function is called with (the part it is in, the run config)."""
 
 
 def setting(
@@ -35,10 +35,10 @@ def setting(
         default: As for `dataclasses.field`.
         default_factory: As for `dataclasses.field`.
         hashed: Whether the setting changes the result and so belongs to the run's identity.
-        flag: Whether a person may set it; the others are set by the program.
+        flag: Whether there is a flag for it; otherwise only the program sets it.
         before: For a setting that is added later: the value that describes runs from before it
-            existed. At this value it is left out of the hash, whatever its default becomes. Of a
-            part, that is a part with the same hashed settings.
+            existed. At this value it is left out of the hash, whatever its default becomes. For a
+            part, a part with equal hashed settings.
         more: Further metadata of the field.
     """
     metadata = {"hashed": hashed, "flag": flag, **more}
@@ -50,16 +50,17 @@ def setting(
 
 
 def hashed_settings(config: Any, run: Any = None) -> Any:
-    """The settings of a config that count in `run` (default: itself) as plain JSON values.
+    """The hashed settings of a config as plain JSON values; conditions see `run` (default: the
+    config itself).
 
-    A part of which nothing counts is left out.
+    Parts without any hashed setting are left out.
     """
     run = config if run is None else run
     if isinstance(config, tuple | list):
         return [hashed_settings(value, run) for value in config]
     if not is_dataclass(config):
         return config
-    found = {}
+    values = {}
     for entry in fields(config):
         hashed = entry.metadata.get("hashed", True)
         if not (hashed(config, run) if callable(hashed) else hashed):
@@ -68,17 +69,17 @@ def hashed_settings(config: Any, run: Any = None) -> Any:
         is_new = "before" in entry.metadata
         if value == {} or (is_new and value == hashed_settings(entry.metadata["before"], run)):
             continue
-        found[entry.name] = value
-    return found
+        values[entry.name] = value
+    return values
 
 
 def identity_hash(kind: str, hashed: Any) -> str:
-    """The hash of what has these hashed settings."""
+    """The hash over a kind of run and its hashed settings."""
     return digest({"kind": kind, "settings": hashed})
 
 
 def require(config: Any, name: str, holds: bool, what: str) -> None:
-    """Raise UserError for a setting unless `holds`; `what` says what it must be."""
+    """Raise UserError for a setting unless `holds`; `what` completes "it must be ..."."""
     if not holds:
         value = getattr(config, name)
         shown = "empty" if value == () else value
@@ -86,39 +87,39 @@ def require(config: Any, name: str, holds: bool, what: str) -> None:
 
 
 class RunConfig:
-    """What every run config has: an identity. Extended by frozen dataclasses of parts."""
+    """Base of all run configs, which are frozen dataclasses of parts: name, hash and identity."""
 
     kind: ClassVar[str]
 
     @property
     def run_name(self) -> str:
-        """The name of the run's directory, unless another run has it."""
+        """The name of the run directory; a hash is appended if another run has it."""
         raise NotImplementedError
 
     @property
     def artifact_form(self) -> str | None:
-        """`adapter` or `full`: the form of the model that the run leaves; None: it leaves none."""
+        """`adapter` or `full`: the form in which the run saves its model; None if it saves none."""
         return None
 
     @property
     def hashed(self) -> dict[str, Any]:
-        """The settings that change the result."""
-        found: dict[str, Any] = hashed_settings(self)
-        return found
+        """The settings that change the result, as JSON values."""
+        values: dict[str, Any] = hashed_settings(self)
+        return values
 
     @property
     def hash(self) -> str:
-        """Over everything that changes the result."""
+        """SHA-256 over the kind and the hashed settings."""
         return identity_hash(self.kind, self.hashed)
 
     def suffixed(self, name: str, default: RunConfig) -> str:
-        """`name`, with `-{hash8}` behind unless the run counts as the `default` one."""
+        """`name`, with `-{hash8}` appended unless the hashed settings equal those of `default`."""
         return name if self.hashed == default.hashed else f"{name}-{self.hash[:SHORT]}"
 
     def identity(
         self, run_name: str | None = None, parent: dict[str, Any] | None = None
     ) -> Identity:
-        """The identity under which the run's directory is claimed."""
+        """The identity with which the run directory is claimed."""
         from tuning.flags import plain
 
         return Identity(

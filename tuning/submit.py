@@ -1,5 +1,5 @@
-"""`tuning submit` and `tuning prefetch`: whichever flags, variables, answers or YAML file an
-experiment comes as, it becomes a plan here.
+"""`tuning submit` and `tuning prefetch`: make a plan from flags, environment variables, answers to
+questions, or a YAML file.
 
     tuning submit --task math --dataset gsm8k --sft_ratio 0 0.25 0.5 --base_model llama3-8B \\
         --pft_method dpo --train_sizes 1000 10000 --do_training --do_inference --do_evaluation
@@ -7,8 +7,8 @@ experiment comes as, it becomes a plan here.
         --do_sft --do_dpo --do_inference --do_evaluation
     tuning submit grid.yaml
 
-A YAML file holds the same flags; under `grid:` each flag has a list, and every combination is part
-of the experiment:
+A YAML file holds the same flags; under `grid:` each flag has a list of values, and every
+combination becomes part of the experiment:
 
     model: tiny
     dataset: arith
@@ -41,13 +41,13 @@ PIPELINE_FLAGS = ("--total_data", "--sft_data")
 
 
 def main(words: Sequence[str]) -> int:
-    """Submit an experiment; exit code."""
+    """Submit an experiment; returns the exit code."""
     plan, args = _plan(list(words))
     return launch(plan, launch_options(args))
 
 
 def prefetch(words: Sequence[str]) -> int:
-    """Fetch the models of an experiment; exit code."""
+    """Download the hub models of an experiment; returns the exit code."""
     from tuning.launchers.prefetch import fetch
 
     plan, _ = _plan(list(words))
@@ -56,7 +56,7 @@ def prefetch(words: Sequence[str]) -> int:
 
 
 def _plan(words: list[str]) -> tuple[Plan, argparse.Namespace]:
-    """The plan, and the flags that say how it is launched."""
+    """The plan, and the parsed flags, which include how to launch it."""
     if words and not words[0].startswith("-"):
         return _from_file(Path(words[0]), words[1:])
     flags = {"--" + word[2:].partition("=")[0].replace("-", "_") for word in words}
@@ -91,14 +91,14 @@ def _parser() -> Parser:
     made = Parser(prog="tuning submit", description=__doc__)
     questions.add_flags(made)
     made.add_argument("--experiment", help="the name of the experiment and its report")
-    made.add_argument("--prompt", action="store_true", help="ask, where no other flag is given")
+    made.add_argument("--prompt", action="store_true", help="ask, if no other flag is given")
     add_launch_flags(made)
     add_settings(made, rules=False)
     return made
 
 
 def _read() -> str:
-    """A line of an answer; raises EOFError at the end of input."""
+    """Read one line from stdin; EOFError at its end."""
     line = sys.stdin.readline() if sys.stdin else ""
     if not line:
         raise EOFError
@@ -110,32 +110,32 @@ def _say(text: str) -> None:
 
 
 def _from_file(path: Path, words: list[str]) -> tuple[Plan, argparse.Namespace]:
-    """A plan of every combination under `grid:`; flags behind the file beat what it says."""
+    """A plan of every combination under `grid:`; flags on the command line override the file."""
     from tuning.experiments.budget import merged
 
-    found = _flags(path)
-    grid = mapping(found.pop("grid", None) or {}, f"{path.name}: grid")
+    flags = _flags(path)
+    grid = mapping(flags.pop("grid", None) or {}, f"{path.name}: grid")
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise wrong(values, f"{path.name}: grid: {name}", "a list of values")
     made = []
     for values in itertools.product(*grid.values()):
-        chosen = found | dict(zip(grid, values, strict=True))
+        chosen = flags | dict(zip(grid, values, strict=True))
         made.append(_plan([*_words(path, chosen), *words]))
     plans, args = [plan for plan, _ in made], made[0][1]
     return (plans[0] if len(plans) == 1 else merged(plans, args.experiment)), args
 
 
 def _flags(path: Path) -> dict[str, Any]:
-    """The flags of a file, by their names without dashes in front."""
-    found = mapping(read_yaml(path) or {}, path.name)
-    if not found:
+    """The flags in a YAML file, by name without leading dashes."""
+    flags = mapping(read_yaml(path) or {}, path.name)
+    if not flags:
         raise UserError(f"'{path}' holds no flags; see tuning submit --help for an example.")
-    return {key.lstrip("-"): value for key, value in found.items()}
+    return {key.lstrip("-"): value for key, value in flags.items()}
 
 
 def _words(path: Path, values: dict[str, Any]) -> list[str]:
-    """Flags as a command line: a switch stands alone or not at all, a list is several values."""
+    """Flags as command-line words: switches without a value, lists as several values."""
     switches = _switches(values)
     words: list[str] = []
     for name, value in values.items():
@@ -157,7 +157,7 @@ def _is_on(path: Path, name: str, value: Any) -> bool:
 
 
 def _switches(values: dict[str, Any]) -> set[str]:
-    """The flags without a value among those of the experiment that a file describes."""
+    """The flags that take no value, for the kind of experiment that a file describes."""
     from tuning import run_sweetspot_pipeline as pipeline
 
     sweetspots = any(flag.removeprefix("--") in values for flag in PIPELINE_FLAGS)

@@ -285,7 +285,7 @@ def test_a_joined_stage_is_stopped_by_a_file(job):
     when_ready(job.log, signal.SIGUSR1)
     ending = job.start(joined(SAVES), joined=True)
     assert (ending.state, ending.code) == ("pending", 75)
-    assert "saved, the same command continues" in job.log.read_text()
+    assert "saved, the same command resumes" in job.log.read_text()
     assert job.queue.asked == ["asked to stop by SIGUSR1"]
     assert [path.name for path in (job.folder / "stages" / "slurm").iterdir()] == ["stage.json"]
 
