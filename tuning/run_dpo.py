@@ -5,7 +5,7 @@
 
 Without --sft_train_size or --parent_run it starts from the base. A fork is
     --parent_run RUN --sweetspot ppl-2.0 --total_data 3000
-and takes the examples that its parent left. Writes TUNING_HOME/models/{run}/ and
+and trains on the rest of the budget that SFT left. Writes TUNING_HOME/models/{run}/ and
 outputs/{task}/{run}/.
 """
 
@@ -34,12 +34,12 @@ def parser() -> Parser:
     made = Parser(prog="run_dpo.py", description=__doc__)
     add_data(made)
     made.add_argument("--pft_method", default="dpo", help=f"{', '.join(METHODS)} (default: dpo)")
-    made.add_argument("--train_size", type=int, help="preference examples; a fork takes none")
-    start = made.add_argument_group("where to start; the base, unless one of these is given")
+    made.add_argument("--train_size", type=int, help="preference examples; not for a fork")
+    start = made.add_argument_group("where to start (default: from the base)")
     start.add_argument(
-        "--sft_train_size", type=int, help="the SFT run of this size, as run_sft names it"
+        "--sft_train_size", type=int, help="start from the default SFT run of this size"
     )
-    start.add_argument("--parent_run", help="an SFT run by the name of its folder")
+    start.add_argument("--parent_run", help="start from an SFT run, by the name of its folder")
     start.add_argument("--sweetspot", help="fork from this sweetspot of --parent_run, e.g. ppl-2.0")
     start.add_argument("--total_data", type=int, help="the budget that SFT and the fork share")
     add_options(made)
@@ -49,7 +49,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of the stage."""
+    """Run the stage; returns the exit code."""
     from tuning.phases.evaluate import check_test_pool, evaluate_run
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.work import planned
@@ -112,7 +112,7 @@ def _check_start(args: argparse.Namespace) -> None:
         raise UserError("a fork needs all of --parent_run, --sweetspot and --total_data.")
     if args.sweetspot and args.train_size is not None:
         raise UserError(
-            "a fork takes what its parent left of --total_data; leave out --train_size."
+            "a fork trains on the rest of --total_data after SFT; leave out --train_size."
         )
     if args.total_data is not None and args.total_data < 1:
         raise UserError(f"total_data is {args.total_data}; it must be at least 1.")

@@ -13,7 +13,7 @@ from tuning.run_inference import described, evaluate, parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of the stage."""
+    """Run the stage; returns the exit code."""
     args = parser("run_evaluation.py", __doc__).parse_args(argv)
     args.do_evaluation = args.force = True
     return evaluate(described(args))

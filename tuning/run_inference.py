@@ -5,7 +5,7 @@
     python tuning/run_inference.py --run RUN --sweetspot ppl-2.0 --dataset arith --task math \\
         --do_inference --do_evaluation
 
-Writes TUNING_HOME/outputs/{task}/{run}/: responses.jsonl, one line a prompt, and scores.json.
+Writes TUNING_HOME/outputs/{task}/{run}/: responses.jsonl, one line per prompt, and scores.json.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parser(name: str = "run_inference.py", description: str | None = __doc__) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of the stage."""
+    """Run the stage; returns the exit code."""
     from tuning.phases.work import planned
 
     work = planned(argv) or described(parser().parse_args(argv))
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(work: Work) -> int:
-    """The stage behind run_inference.py and run_evaluation.py."""
+    """Run the stage of run_inference.py or run_evaluation.py; returns the exit code."""
     from tuning.phases.evaluate import artifact_to_evaluate, check_test_pool
     from tuning.phases.evaluate import evaluate as do_phases
     from tuning.runs import interrupt

@@ -1,4 +1,4 @@
-"""Train a language model from scratch, or on from one that there is, on the engine.
+"""Pre-train a language model with the engine, from scratch or from existing weights.
 
     python tuning/run_pretrain.py --model tiny
     python tuning/run_pretrain.py --preset gpt-0.25b --use_mock_data --max_steps 50
@@ -8,7 +8,7 @@
 
 Writes TUNING_HOME/models/{run}/, or --output_dir: config.json, status.json, metrics.jsonl,
 result.json, and model/, which transformers loads and every later stage takes as a base. Run again,
-it continues or says that it is done. Under torchrun the processes share the work:
+it resumes, or reports that it is done. Under torchrun several processes share the work:
 
     torchrun --nproc_per_node 8 tuning/run_pretrain.py --preset gpt-1b --use_mock_data --sep_size 2
 """
@@ -31,20 +31,22 @@ if TYPE_CHECKING:
 
 
 def parser() -> Parser:
-    """The flags: those of the model's shape, the data, the training and how it is carried out."""
+    """The flags: the model's shape, the data, the training, and how it is computed."""
     from tuning.engine.run_config import PRETRAIN_PARTS
     from tuning.phases.options import add_claim_flags, add_wandb
 
     made = Parser(prog="run_pretrain.py", description=__doc__)
-    made.add_argument("--model", help="a model of collections.yaml that is made here (tiny)")
-    made.add_argument("--exp_name", default="gpt", help="the run's name without --model (gpt)")
+    made.add_argument("--model", help="a collections.yaml model to pre-train (tiny)")
+    made.add_argument(
+        "--exp_name", default="gpt", help="name of the run without --model (default: gpt)"
+    )
     made.add_argument("--preset", help="settings by name: see tuning/engine/presets.yaml")
     made.add_argument(
         "--model_name_or_path",
-        help="train on from a model: of collections.yaml, a hub id, a folder",
+        help="start from existing weights: collections.yaml key, hub id or folder",
     )
-    made.add_argument("--output_dir", help="the run's own folder (default: by its name, see above)")
-    made.add_argument("--learning_rate", help="the same as --max_lr")
+    made.add_argument("--output_dir", help="the run directory (default: see above)")
+    made.add_argument("--learning_rate", help="alias of --max_lr")
     add_claim_flags(made)
     add_wandb(made)
     for part in PRETRAIN_PARTS:
@@ -84,7 +86,7 @@ def _output_dir(args: Any) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of the stage."""
+    """Run the stage; returns the exit code."""
     from tuning.engine.run_config import check_place
     from tuning.phases.train import training_phase
     from tuning.phases.work import planned

@@ -4,8 +4,8 @@
         --do_training --do_inference --do_evaluation
 
 Writes TUNING_HOME/models/{run}/ (the adapter in model/, sweetspots in checkpoint-sweetspot-*/) and
-TUNING_HOME/outputs/{task}/{run}/ (responses.jsonl, scores.json). Run again, it does what is
-missing. With --trainer engine all weights are trained, and several processes may share the work:
+TUNING_HOME/outputs/{task}/{run}/ (responses.jsonl, scores.json). Run again, it resumes, or
+does what is not done yet. With --trainer engine all weights are trained, by several processes:
 
     torchrun --nproc_per_node 2 tuning/run_sft.py --trainer engine --model tiny --dataset arith \\
         --task math --train_size 2000 --learning_rate 2e-3 --do_training
@@ -42,7 +42,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of the stage."""
+    """Run the stage; returns the exit code."""
     from tuning.phases.evaluate import check_test_pool, evaluate_run
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.work import planned

@@ -1,14 +1,13 @@
-"""The sweetspot experiment: SFT with checkpoints at perplexity sweetspots, a fork from each, and
-what it was worth.
+"""The sweetspot experiment: SFT with checkpoints at perplexity sweetspots, preference tuning from
+each, and a report that compares them.
 
     python tuning/run_sweetspot_pipeline.py --model tiny --dataset arith --task math \\
         --total_data 3000 --sft_data 2000 --perplexity_thresholds 2.0 1.6 1.4 \\
         --do_sft --do_dpo --do_inference --do_evaluation
 
-Each fork is preference-tuned on the examples that SFT left of the budget. Beside the forks: SFT
-alone and preference tuning alone on the whole budget. Writes runs under TUNING_HOME/models and
-outputs, and the report under TUNING_HOME/outputs/reports/{experiment}/. Whatever is stopped
-continues when started again.
+Each fork trains on the examples of the budget that SFT left. The reference runs are SFT alone and
+preference tuning alone, on the whole budget. Writes runs under TUNING_HOME/models and outputs, and
+the report under TUNING_HOME/outputs/reports/{experiment}/. Run again, it resumes.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ def parser() -> Parser:
     made = Parser(prog="run_sweetspot_pipeline.py", description=__doc__)
     add_data(made)
     made.add_argument("--total_data", required=True, type=int, help="the whole budget in examples")
-    made.add_argument("--sft_data", required=True, type=int, help="examples that SFT may use of it")
+    made.add_argument("--sft_data", required=True, type=int, help="examples of it that SFT may use")
     made.add_argument(
         "--pft_method",
         nargs="+",
         default=["dpo"],
-        help=f"{', '.join(METHODS)}: a fork for each (default: dpo)",
+        help=f"{', '.join(METHODS)}: one fork per method and sweetspot (default: dpo)",
     )
     _add_what_to_do(made)
     add_launch_flags(made)
@@ -62,8 +61,10 @@ def _add_what_to_do(made: Parser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Here: 0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed.
-    As SLURM jobs: 0 when everything is done or in the queue.
+    """Run the experiment; returns the exit code.
+
+    Locally: 0 if every stage is done or skipped, 75 if stopped on request, 1 if a stage failed. As
+    SLURM jobs: 0 if everything is done or queued.
     """
     args = parser().parse_args(argv)
     from tuning import launch
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
-    """The plan that a command line asks for; UserError where it cannot be carried out."""
+    """The plan of a command line; UserError if it cannot be run."""
     from tuning.experiments.sweetspot import sweetspot_plan
 
     plan = sweetspot_plan(_wanted(args))
@@ -97,7 +98,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
 
 
 def _require_sft(plan: Plan) -> None:
-    """Forks alone start from the checkpoints of an SFT run that is done."""
+    """Raise UserError unless the SFT run is done: without --do_sft, forks need its checkpoints."""
     from tuning.phases.work import run_of
     from tuning.runs.rundir import RunDirectory, locate
     from tuning.training.render import sft_command

@@ -4,13 +4,13 @@
     python tuning/run_tokenize.py --model tiny --dataset arith --task math --pool validation \\
         --size 64 --output held_out.jsonl
 
-Writes --output whole or not at all: a JSON object a line, in the order of the pool,
+Writes --output whole or not at all: one JSON object per line, in the order of the pool,
 
     {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "len": 3}
 
-where a label is the token of its place, or -100 for the prompt. The rows are those that run_sft.py
-trains on: chat template and --max_seq_length are the model's, and a longer row loses the end of its
-response. The engine trains on such files as they are (any other program can write them too):
+where a label is the token at its position, or -100 in the prompt. The rows are those that
+run_sft.py trains on: chat template and --max_seq_length are the model's, and longer rows are cut
+off at the end. The engine trains on such files as they are (any other program can write them too):
 
     python tuning/run_pretrain.py --model_name_or_path tiny --data_path rows.jsonl \\
         --batch_size 32 --max_tokens_per_gpu 4096 --learning_rate 1e-3 --warmup_steps 10
@@ -35,7 +35,7 @@ POOLS = ("sft", "validation")
 
 
 def parser() -> Parser:
-    """The flags: which rows, as which model sees them, and where they go."""
+    """The flags: which rows, the model that encodes them, and the output file."""
     from tuning.phases.options import add_data
     from tuning.weights.config import ModelLoadConfig
 
@@ -44,15 +44,15 @@ def parser() -> Parser:
     made.add_argument(
         "--pool", default="sft", metavar="|".join(POOLS), help="which rows (default: sft)"
     )
-    made.add_argument("--size", type=int, help="the first so many rows of it (default: all)")
+    made.add_argument("--size", type=int, help="rows from the start of the pool (default: all)")
     made.add_argument("--output", required=True, help="the file to write")
-    made.add_argument("--force", action="store_true", help="write it anew where it is already")
-    add_flags(made, ModelLoadConfig, skip=("dtype",), title="what the model makes of a row")
+    made.add_argument("--force", action="store_true", help="overwrite an existing file")
+    add_flags(made, ModelLoadConfig, skip=("dtype",), title="how the model encodes a row")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of the conversion."""
+    """Tokenize and write the file; returns the exit code."""
     args = parser().parse_args(argv)
     from tuning.data import train_dataset
     from tuning.training.config_training import model_config
@@ -76,18 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     bar = tqdm(rows, desc="tokenizing", unit="row", mininterval=1.0, delay=2.0)
     encoded = encode(loading.open_tokenizer(artifact_of(model)), bar, model.max_seq_length)
-    made = [labelled(row) for row in encoded]
-    atomic.write_text(output, "".join(json.dumps(row) + "\n" for row in made))
-    print(f"{output}: {_counts(made)}")
+    lines = [labelled(row) for row in encoded]
+    atomic.write_text(output, "".join(json.dumps(row) + "\n" for row in lines))
+    print(f"{output}: {_counts(lines)}")
     return 0
 
 
 def _free(output: Path, *, force: bool) -> Path:
-    """The file to write; UserError where it is there, or cannot be."""
+    """Return the file to write; UserError if it exists (without `force`) or cannot be written."""
     if output.is_dir() or not output.name:
         raise UserError(f"--output '{output}' is a folder; name a file in it, such as rows.jsonl")
     if output.exists() and not force:
-        raise UserError(f"'{output}' is there already; add --force to write it anew")
+        raise UserError(f"'{output}' already exists; add --force to overwrite it")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -96,15 +96,15 @@ def _free(output: Path, *, force: bool) -> Path:
 
 
 def labelled(row: Encoded) -> dict[str, Any]:
-    """A row of the file: the loss is on the response."""
+    """A row of the file; the loss is on the response only."""
     return {"input_ids": row.ids, "labels": row.labels, "len": len(row.ids)}
 
 
 def _counts(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows, tokens, and how many of them are learnt: the first of a row is predicted by nothing."""
+    """Counts of rows, tokens and loss tokens; the first token of a row is never predicted."""
     tokens = sum(row["len"] for row in rows)
-    learnt = sum(len(row["labels"][1:]) - row["labels"][1:].count(IGNORED) for row in rows)
-    return f"{len(rows):,} rows, {tokens:,} tokens, {learnt:,} loss tokens"
+    loss_tokens = sum(len(row["labels"][1:]) - row["labels"][1:].count(IGNORED) for row in rows)
+    return f"{len(rows):,} rows, {tokens:,} tokens, {loss_tokens:,} loss tokens"
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def test_a_file_that_is_there_is_left_unless_forced(trained_home: Path, tmp_path
     output = tmp_path / "rows.jsonl"
     output.write_text("mine\n")
     refused = check(run_entry(trained_home, SCRIPT, *flags(output, size=4)), 2)
-    assert f"'{output}' is there already; add --force" in refused.stderr
+    assert f"'{output}' already exists; add --force" in refused.stderr
     assert output.read_text() == "mine\n"
     check(run_entry(trained_home, SCRIPT, *flags(output, size=4), "--force"))
     assert len(output.read_text().splitlines()) == 4
