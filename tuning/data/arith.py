@@ -1,8 +1,7 @@
 """The synthetic dataset `arith`: two-step word problems with + and -, and text to pre-train on.
 
-It stands here so that every pipeline can be run whole, from pre-training to preference tuning, in
-minutes on a CPU and without a network. Everything is a pure function of a seed; nothing is
-downloaded or cached.
+With it every pipeline runs end to end, from pre-training to preference tuning, in minutes on a CPU
+and without a network. Everything is a pure function of a seed; nothing is downloaded or cached.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 from tuning.config import DatasetEntry
 
 VERSION = "1"
-"""Raised with every change that changes a row or a document."""
+"""Increased with every change that affects a row or a document."""
 
 SFT = 10_000
 PREFERENCE = 10_000
@@ -109,9 +108,9 @@ _LAYOUTS = {
     "Problem: {question}\nSolution:\n{first}\n{second}\n#### {answer}": 11,
     "Problem: {question}\nSolution:\n{worked}": 1,
 }
-"""Solved problems in the text to pre-train on, and how often each layout occurs.
+"""Layouts of solved problems in the pre-training text, with their weights.
 
-The last one, that of the pools, is rare: enough to know its words, while SFT still has it to learn.
+The last one, that of the pools, is rare: the model knows its words, but SFT has yet to teach it.
 """
 
 
@@ -130,7 +129,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, its right steps, and what is needed to write the steps out."""
+    """A question, its correct steps, and the words for writing the steps out."""
 
     name: str
     things: str
@@ -139,7 +138,7 @@ class Problem:
 
     @property
     def answer(self) -> str:
-        """The right final number."""
+        """The correct final number."""
         return str(self.steps[-1].result)
 
 
@@ -171,16 +170,16 @@ class Arith:
         self._pools: dict[str, list[dict[str, Any]]] = {}
 
     def version(self, pools: Sequence[str]) -> str:
-        """That of the code."""
+        """VERSION, whatever the pools: the rows depend on the code alone."""
         return VERSION
 
     def pool(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a pool."""
+        """All rows of a pool, in order."""
         self._pools = self._pools or pools()
         return self._pools[name]
 
     def size(self, name: str) -> int:
-        """How many rows a pool has."""
+        """Number of rows of a pool."""
         return SIZES[name]
 
     def columns(self, name: str) -> frozenset[str]:
@@ -188,7 +187,7 @@ class Arith:
         return frozenset(COLUMNS[name])
 
     def where(self, name: str, number: int) -> str:
-        """A row, counted from 0, as messages name it."""
+        """How messages name row `number` (from 0) of a pool."""
         return f"{name} row {number + 1} of '{self.name}'"
 
 
@@ -205,7 +204,7 @@ def pretraining_documents(seed: int = 0) -> Iterator[str]:
 
 
 def _is_for_pretraining(first: Step, second: Step) -> bool:
-    """Half of all triples of numbers, whatever the words, belong to pre-training alone."""
+    """Whether a triple of numbers is reserved for pre-training; half are, whatever the words."""
     return zlib.crc32(bytes((first.left, first.right, second.right))) % 2 == 0
 
 
@@ -215,7 +214,7 @@ def _apply(left: int, op: str, right: int) -> int:
 
 @functools.cache
 def _numbers(*, pretraining: bool) -> tuple[tuple[Step, Step], ...]:
-    """Every pair of right steps whose results stay within 0 and MAX_RESULT."""
+    """Every pair of correct steps whose results stay within 0 and MAX_RESULT."""
     operations = tuple(itertools.product("+-", range(1, MAX_NUMBER + 1)))
     starts = range(2, MAX_NUMBER + 1)
     pairs = []
@@ -263,7 +262,7 @@ def _worked(problem: Problem, steps: tuple[Step, ...], rng: random.Random) -> st
 
 
 def _mistakes(problem: Problem) -> list[tuple[Step, ...]]:
-    """Every plausible way to go wrong that ends in another number than the right one."""
+    """The steps of every plausible mistake that ends in a wrong number."""
     first, second = problem.steps
     return [
         steps
@@ -341,8 +340,8 @@ def _counting(rng: random.Random) -> str:
 
 def _story(rng: random.Random) -> str:
     problem = _problem(rng, pretraining=True)
-    told = problem.question.rpartition(". ")[0]
-    return f"{told}. Now there are {problem.answer} {problem.things}."
+    story = problem.question.rpartition(". ")[0]
+    return f"{story}. Now there are {problem.answer} {problem.things}."
 
 
 def _solved_problem(rng: random.Random) -> str:
