@@ -1,12 +1,12 @@
-"""The budget experiment as a list of stages: what share of a fixed number of examples SFT should
-take, and what share preference tuning.
+"""The budget experiment as a list of stages: how to divide a fixed number of examples between SFT
+and preference tuning.
 
-    for every base model, budget, share and seed:
-        SFT on its share, and preference tuning of the result on the rest, once a method
-        a share of all: SFT alone; a share of nothing: preference tuning alone, from the base
+    for every base model, budget, SFT ratio and seed:
+        SFT on its share, then preference tuning of the result on the rest, once per method
+        ratio 1: SFT alone; ratio 0: preference tuning alone, from the base
 
-Runs that several budgets need are one stage. Nothing here trains, imports torch or writes; run
-directories are looked at for names that are taken and for what is trained already.
+A run that several budgets need is one stage. Nothing here trains, imports torch or writes; run
+directories are only read, for names that are taken and runs that are trained already.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from tuning.training.render import sft_command
 __all__ = ["Budget", "Split", "budget_plan", "exact_ratio", "merged"]
 
 DECIMALS = 12
-"""Of a ratio; far beyond what a number of examples can show."""
+"""Most decimals of a ratio; no number of examples can show more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget(Choices):
-    """What a person asks of a budget experiment; a grid where several of something are given."""
+    """The choices of a budget experiment; several values in a field make a grid."""
 
     sft_ratios: tuple[str | Decimal, ...]
     """Shares of the budget that SFT takes, as decimals: `0.25`."""
     base_models: tuple[str, ...]
     pft_methods: tuple[str, ...] = ()
-    """Not needed where SFT takes all."""
+    """May be empty if SFT takes the whole budget."""
     train_sizes: tuple[int, ...] = (1000,)
     """Budgets in examples, SFT and preference tuning together."""
     do_training: bool = False
     do_sft_first: bool = False
-    """Train the SFT runs that preference tuning continues; otherwise they must be trained."""
+    """Train the SFT runs that preference tuning starts from; otherwise they must exist."""
     seeds: tuple[int, ...] = ()
     """Seeds of SFT and preference tuning; empty: the default seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A budget of `size` examples, of which SFT takes a share; in whole examples, a half up."""
+    """A budget of `size` examples and the share of SFT, rounded half up to whole examples."""
 
     size: int
     ratio: Decimal
@@ -73,7 +73,7 @@ class Split:
 
     @property
     def note(self) -> str:
-        """What was rounded, in words; "" where nothing was."""
+        """A message about the rounding; "" if the split is exact."""
         exact = self.ratio * self.size
         if exact == self.n_sft:
             return ""
@@ -89,7 +89,7 @@ def plain(number: Decimal) -> str:
 
 
 def exact_ratio(value: object, what: str = "sft_ratio") -> Decimal:
-    """A share from 0 to 1, exactly as written; UserError, naming `what`, for anything else."""
+    """Parse a share from 0 to 1 without rounding; UserError, naming `what`, for anything else."""
     try:
         ratio = Decimal(str(value).strip())
     except InvalidOperation:
@@ -103,8 +103,8 @@ def exact_ratio(value: object, what: str = "sft_ratio") -> Decimal:
 
 
 def budget_plan(budget: Budget) -> tuple[Plan, list[str]]:
-    """The stages of a budget experiment in order, and notes to print; UserError where it cannot
-    be.
+    """The stages of a budget experiment in order, and notes to print; UserError for invalid
+    choices.
     """
     planner = _Planner(budget)
     plan = planner.plan()
@@ -112,7 +112,7 @@ def budget_plan(budget: Budget) -> tuple[Plan, list[str]]:
 
 
 class _Planner:
-    """Collects the stages of all models and splits; equal ones are united."""
+    """Collects the stages of all models and splits, and unites equal ones."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
@@ -130,7 +130,7 @@ class _Planner:
 
     @cached_property
     def _makers(self) -> dict[str, StageMaker]:
-        """One a model, with the default seed."""
+        """One per model, with the default seed."""
         models = dict.fromkeys(self.budget.base_models)
         return {model: StageMaker(model=model, choices=self.budget) for model in models}
 
@@ -152,12 +152,12 @@ class _Planner:
         return Plan(experiment=name, stages=tuple(self.stages.values()), about=self._about())
 
     def _add(self, maker: StageMaker, stage: Stage) -> None:
-        there = self.stages.get(stage.name)
-        self.stages[stage.name] = unite(there, stage) if there else stage
+        existing = self.stages.get(stage.name)
+        self.stages[stage.name] = unite(existing, stage) if existing else stage
         self.model_of.setdefault(stage.name, maker.model)
 
     def _start(self, maker: StageMaker) -> str | None:
-        """Adds what a model begins with; the name of its pre-training."""
+        """Add a model's pre-training and base stages; returns the name of the former, or None."""
         pretrain = maker.pretrain_stage()
         if pretrain is not None:
             self._add(maker, pretrain)
@@ -173,7 +173,7 @@ class _Planner:
             yield maker
 
     def _split(self, make: StageMaker, base: str | None, split: Split) -> None:
-        """The runs of one way to spend a budget."""
+        """Add the runs of one split with one seed."""
         train = self.budget.do_training
         if not split.n_pt:
             config = make.sft_run(split.size)
@@ -199,7 +199,7 @@ class _Planner:
             )
 
     def _default_name(self) -> str:
-        """The same whether the grid is trained, evaluated or both."""
+        """A name with a hash of the runs, so that it is the same for training and evaluation."""
         b = self.budget
         hashes = [(s.name, s.hash, s.evaluation_hash) for s in self.stages.values() if s.trains]
         makers = list(self._makers.values())
@@ -225,7 +225,7 @@ class _Planner:
         }  # fmt: skip
 
     def _require_parents(self) -> None:
-        """Raise UserError where an SFT run that is continued is neither trained nor to be."""
+        """Raise UserError if preference tuning needs an SFT run that is not trained or planned."""
         missing = {
             stage.parent: _standing(self.stages[stage.parent])
             for stage in self.stages.values()
@@ -233,12 +233,12 @@ class _Planner:
         }
         if not missing:
             return
-        told = "; ".join(f"'{name}' {how}" for name, how in missing.items())
+        states = "; ".join(f"'{name}' {how}" for name, how in missing.items())
         first = self.sft_runs[next(iter(missing))]
         runs = "the SFT run" if len(missing) == 1 else f"{len(missing)} SFT runs"
         raise UserError(
-            f"preference tuning continues {runs} that must be trained first: {told}. Ask for "
-            f"that with DO_SFT_FIRST=y or --do_sft_first, or make "
+            f"preference tuning starts from {runs} that must be trained first: {states}. Add "
+            f"DO_SFT_FIRST=y or --do_sft_first, or train "
             f"{'it' if len(missing) == 1 else 'the first'} with: {sft_command(first)}"
         )
 
@@ -247,7 +247,7 @@ class _Planner:
         return "train" in stage.phases or _directory(stage).done("train")
 
     def _require_answers(self) -> None:
-        """Raise UserError where models that are still to train would be scored without answers."""
+        """Raise UserError if runs that are yet to be trained would be scored without answers."""
         if not self.budget.do_evaluation or self.budget.do_inference:
             return
         for stage in self.stages.values():
@@ -258,18 +258,18 @@ class _Planner:
                 )
 
     def _leave_out(self) -> None:
-        """Without training, only runs that stand are evaluated; the others are noted."""
+        """Without training, evaluate only the runs that are trained, and note the others."""
         runs = [s for s in self.stages.values() if s.trains and s.role != "pretrain" and s.phases]
         gone = {
             stage.name: _standing(stage) for stage in runs if not _directory(stage).done("train")
         }
         for stage in runs:
             if stage.name not in gone and stage.parent and not self._stands(stage.parent):
-                gone[stage.name] = f"continues '{stage.parent}', which is no longer there"
+                gone[stage.name] = f"starts from '{stage.parent}', which no longer exists"
         if len(gone) == len(runs):
             name, how = next(iter(gone.items()))
             raise UserError(
-                f"none of the {len(runs)} runs of this grid is there to evaluate; '{name}' {how}. "
+                f"none of the {len(runs)} runs of this grid can be evaluated; '{name}' {how}. "
                 "Ask for training (DO_TRAINING=y or --do_training)."
             )
         self.notes += [f"left out: '{name}' {how}" for name, how in gone.items()]
@@ -285,22 +285,22 @@ def _directory(stage: Stage) -> RunDirectory:
 
 
 def _standing(stage: Stage) -> str:
-    """How a run that is not trained stands, in words."""
+    """Why a run is not trained, for messages."""
     status = _directory(stage).status
     if status["state"] == "failed":
         return f"failed ({status['reason']})"
     if status["state"] == "running":
-        return "was begun and is not finished"
+        return "was started and is not finished"
     return "is not trained yet"
 
 
 def _common(values: Sequence[Any]) -> Any:
-    """What all models share, or what each has."""
+    """The value that all models share, or the list of one per model."""
     return values[0] if all(value == values[0] for value in values) else list(values)
 
 
 def _check(budget: Budget, splits: Sequence[Split]) -> None:
-    """Raise UserError for what cannot be, before anything is looked at."""
+    """Raise UserError for invalid choices, before run directories are read."""
     collections = site.collections()
     for what, values in (("base_model", budget.base_models), ("sft_ratio", budget.sft_ratios),
                          ("train_sizes", budget.train_sizes)):  # fmt: skip
@@ -321,7 +321,7 @@ def _check(budget: Budget, splits: Sequence[Split]) -> None:
         if size < 1:
             raise UserError(f"train_sizes is {size}; a budget is 1 example or more.")
     if any(split.n_pt for split in splits) and not budget.pft_methods:
-        raise UserError("pft_method is missing: a budget that SFT does not use up needs one.")
+        raise UserError("pft_method is missing; it is needed unless SFT takes the whole budget.")
     _check_pools(dataset, splits)
 
 

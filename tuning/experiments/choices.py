@@ -1,5 +1,5 @@
-"""What a person chooses whatever the experiment: the data, the phases, and the settings of SFT,
-preference tuning and evaluation. The same flags for every kind of experiment.
+"""The choices and flags that all kinds of experiments share: the data, the phases, and the settings
+of SFT, preference tuning and evaluation.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from tuning.training.config import (
 from tuning.weights.config import LoraConfig, ModelLoadConfig
 
 MICRO = ("micro_batch_size",)
-"""The flag that SFT and preference tuning both have, so that each has its own prefix."""
+"""The setting that SFT and preference tuning both have, as --sft_* and --pft_*."""
 NOT_MICRO = tuple(f.name for f in fields(ComputeConfig) if f.name not in MICRO)
 RULES = ("perplexity_thresholds", "perplexity_patience", "early_stop")
-"""The settings of sweetspots, which only a sweetspot experiment has."""
+"""Settings of sweetspots; only sweetspot experiments have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What every experiment is made from; `*_values` are settings by their flat names."""
+    """Base of the choices of an experiment; `*_values` are settings by flag name."""
 
     dataset: str
     task: str
     do_inference: bool = False
     do_evaluation: bool = False
     experiment: str | None = None
-    """The name of the experiment (default: made from its runs)."""
+    """The name of the experiment (default: derived from its runs)."""
     model_values: Mapping[str, Any] = field(default_factory=dict)
     sft_values: Mapping[str, Any] = field(default_factory=dict)
     pft_values: Mapping[str, Any] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Choices:
 
     @property
     def evaluates(self) -> bool:
-        """Whether models are sampled or scored at all."""
+        """Whether inference or evaluation is requested."""
         return self.do_inference or self.do_evaluation
 
     def pft_values_of(self, method: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def add_settings(parser: Parser, *, rules: bool) -> None:
 
 
 def settings_given(args: argparse.Namespace) -> dict[str, Any]:
-    """What the command line set of them, as Choices take it."""
+    """The settings that were given on the command line, by the fields of Choices."""
     sft = given(args, (TrainingArgumentsConfig, LossConfig, LoraConfig, ComputeConfig), "sft_")
     plain = given(args, (PerplexityConfig, EngineSFTConfig, ComputeConfig))
     return {

@@ -1,7 +1,7 @@
-"""Several plans as one experiment: what two of them share is one stage.
+"""Merge several plans into one experiment; a stage that they share becomes one stage.
 
-A stage is the same one where its name, its run and its evaluation are; then what is asked of it is
-united. A name that stands for two things cannot be one stage, and is the user's to put right.
+Stages are the same if their names and the hashes of run and evaluation are equal; their phases are
+united. Equal names with different hashes are a UserError.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _SCALARS = ("dataset", "task", "prompts", "samples", "temperature")
 
 
 def unite(first: Stage, second: Stage) -> Stage:
-    """One stage with the phases of both; UserError where a name stands for two things."""
+    """One stage with the phases of both; UserError if only their names are equal."""
     if first.hash != second.hash:
         raise UserError(
             f"two different runs would be called '{first.name}'; settings that are not part of the "
-            "name must be equal within one experiment. Make two experiments of it."
+            "name must be equal within one experiment. Make it two experiments."
         )
     if first.evaluation_hash != second.evaluation_hash:
         raise UserError(
             f"'{first.name}' would be evaluated in two ways; evaluation settings cannot vary "
-            "within one experiment. Make two experiments of it."
+            "within one experiment. Make it two experiments."
         )
     phases = tuple(p for p in PHASES if p in first.phases or p in second.phases)
     return replace(
@@ -41,20 +41,20 @@ def unite(first: Stage, second: Stage) -> Stage:
 
 
 def merged(plans: Sequence[Plan], experiment: str | None = None) -> Plan:
-    """Plans of either kind as one experiment; UserError where they do not fit together."""
+    """Merge plans of either kind into one experiment; UserError if they conflict."""
     plans = _forks_told_apart(plans)
     stages: dict[str, Stage] = {}
     for plan in plans:
         for stage in plan.stages:
-            there = stages.get(stage.name)
-            stages[stage.name] = unite(there, stage) if there else stage
+            existing = stages.get(stage.name)
+            stages[stage.name] = unite(existing, stage) if existing else stage
     about = plans[0].about if len(plans) == 1 else _about(plans)
     name = experiment or _default_name(stages.values(), about)
     return Plan(experiment=name, stages=tuple(stages.values()), about=about)
 
 
 def _forks_told_apart(plans: Sequence[Plan]) -> list[Plan]:
-    """Forks of one sweetspot with different budgets have their budget in their planned names."""
+    """If forks have different budgets, add the budget to their planned names."""
     totals = {stage.total_data for plan in plans for stage in plan.stages if stage.role == "fork"}
     if len(totals) < 2:
         return list(plans)
@@ -71,40 +71,40 @@ def _with_budget(stage: Stage) -> Stage:
 
 
 def _default_name(stages: Iterable[Stage], about: Mapping[str, Any]) -> str:
-    """The same whether the runs are trained, evaluated or both."""
+    """A name with a hash of the runs, so that it is the same for training and evaluation."""
     hashes = [(s.name, s.hash, s.evaluation_hash) for s in stages if s.trains]
     dataset = about["dataset"]
     return f"grid_{dataset if isinstance(dataset, str) else 'several'}-{digest(hashes)[:6]}"
 
 
 def _about(plans: Sequence[Plan]) -> dict[str, Any]:
-    """What plans were made from, together: lists united, single values where all agree."""
+    """The choices of all plans: lists united, single values kept if all plans agree."""
     abouts = [_listed(plan) for plan in plans]
     budgets = all(plan.about.get("kind") == "budget" for plan in plans)
-    found: dict[str, Any] = {"kind": "budget" if budgets else "grid"}
+    about: dict[str, Any] = {"kind": "budget" if budgets else "grid"}
     for key in dict.fromkeys(key for about in abouts for key in about):
         values = [about[key] for about in abouts if key in about]
         if key == "model_of":
-            found[key] = {name: model for value in values for name, model in value.items()}
+            about[key] = {name: model for value in values for name, model in value.items()}
         elif key in _SCALARS:
-            found[key] = values[0] if all(v == values[0] for v in values) else _united(values)
+            about[key] = values[0] if all(v == values[0] for v in values) else _united(values)
         else:
-            found[key] = _united(values)
-    return found
+            about[key] = _united(values)
+    return about
 
 
 def _listed(plan: Plan) -> dict[str, Any]:
-    """The choices of a plan; models by the names of its stages, which merging may have changed."""
+    """The choices of a plan; `model_of` under the stage names that merging may have changed."""
     about = {key: value for key, value in plan.about.items() if key != "kind"}
     names = [stage.name for stage in plan.stages]
     return about | {"model_of": dict(zip(names, about["model_of"].values(), strict=True))}
 
 
 def _united(values: Sequence[Any]) -> list[Any]:
-    """The different entries of lists and single values, in order."""
-    found: list[Any] = []
+    """The distinct entries of lists and single values, in order."""
+    entries: list[Any] = []
     for value in values:
         for entry in value if isinstance(value, list) else [value]:
-            if entry not in found:
-                found.append(entry)
-    return found
+            if entry not in entries:
+                entries.append(entry)
+    return entries

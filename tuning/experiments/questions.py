@@ -1,7 +1,7 @@
-"""The front door of the budget experiment: flags, environment variables, or questions.
+"""The input of the budget experiment: flags, environment variables, or answers to questions.
 
-A flag beats its variable. What names no budget at all is asked for, question by question; what is
-named by halves is an error that lists everything that is missing. Nothing is started here.
+A flag overrides its variable. If neither names any choice, questions are asked; if some are
+missing, one error lists them all. Nothing is started here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SIZES = _Choice(
     flag="train_sizes", help="budgets in examples, SFT and preference together (default: 1000)"
 )
 _SEED = _Choice(
-    flag="seed", help="of SFT and preference tuning (default: that of the model)",
+    flag="seed", help="seeds of SFT and preference tuning (default: the model's)",
     by_variable=False,
 )  # fmt: skip
 _PHASES = (
@@ -55,16 +55,16 @@ _PHASES = (
     _Choice(flag="do_inference", help="sample answers of every model", several=False),
     _Choice(flag="do_evaluation", help="score them", several=False),
     _Choice(
-        flag="do_sft_first", help="train the SFT runs that are continued too", several=False
+        flag="do_sft_first", help="also train the SFT runs to start from", several=False
     ),
 )  # fmt: skip
-_AUTOTUNE = _Choice(flag="autotune", help="not there yet", several=False)
+_AUTOTUNE = _Choice(flag="autotune", help="not implemented yet", several=False)
 _FLAGS = (*_NEEDED, _SIZES, _SEED, *_PHASES, _AUTOTUNE)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a budget experiment; none has a default, so that what was given can be told."""
-    group = parser.add_argument_group("the budget; a grid where several are given")
+    """The flags of a budget experiment; without defaults, so that unset ones show as None."""
+    group = parser.add_argument_group("the budget; several values make a grid")
     for choice in (*_NEEDED, _SIZES, _SEED):
         group.add_argument(
             f"--{choice.flag}", nargs="+" if choice.several else None, help=choice.help,
@@ -78,41 +78,41 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def given(args: argparse.Namespace, environ: Mapping[str, str]) -> bool:
-    """Whether a budget is named at all, by flags or by variables."""
+    """Whether any choice is given, by a flag or a variable."""
     by_flag = any(getattr(args, choice.flag, None) is not None for choice in _FLAGS)
     return by_flag or any(environ.get(choice.variable, "").strip() for choice in _NEEDED)
 
 
 def wanted(args: argparse.Namespace, environ: Mapping[str, str]) -> Budget:
-    """The budget that flags and variables name; one UserError for all that is missing."""
-    said = _Said(args, environ)
-    phases = said.phases()
-    found = {choice.flag: said.words(choice) for choice in _NEEDED}
-    ratios = said.ratios()
-    sizes, seeds = said.numbers(_SIZES, 1), said.numbers(_SEED, 0)
-    missing = [choice for choice in _NEEDED if not found[choice.flag]]
+    """The budget from flags and variables; one UserError lists everything that is missing."""
+    inputs = _Inputs(args, environ)
+    phases = inputs.phases()
+    values = {choice.flag: inputs.words(choice) for choice in _NEEDED}
+    ratios = inputs.ratios()
+    sizes, seeds = inputs.numbers(_SIZES, 1), inputs.numbers(_SEED, 0)
+    missing = [choice for choice in _NEEDED if not values[choice.flag]]
     if ratios and all(ratio == 1 for ratio in ratios):
         missing = [choice for choice in missing if choice.flag != "pft_method"]
     if missing:
         names = ", ".join(f"--{choice.flag} ({choice.variable})" for choice in missing)
         raise UserError(f"missing: {names}; give each as a flag or as the variable.")
     return Budget(
-        task=found["task"][0], dataset=found["dataset"][0], sft_ratios=ratios,
-        base_models=found["base_model"], pft_methods=found["pft_method"],
+        task=values["task"][0], dataset=values["dataset"][0], sft_ratios=ratios,
+        base_models=values["base_model"], pft_methods=values["pft_method"],
         train_sizes=sizes or (1000,), seeds=seeds, experiment=getattr(args, "experiment", None),
         **phases, **settings_given(args),
     )  # fmt: skip
 
 
-class _Said:
-    """What flags and variables say; errors name the one that they are about."""
+class _Inputs:
+    """Values of flags and variables; errors name the one at fault."""
 
     def __init__(self, args: argparse.Namespace, environ: Mapping[str, str]) -> None:
         self.args = args
         self.environ = environ
 
     def words(self, choice: _Choice) -> tuple[str, ...]:
-        """The values of a choice, set apart by spaces or commas; of a single one, itself."""
+        """The values of a choice, split at spaces and commas unless it takes only one."""
         value = getattr(self.args, choice.flag, None)
         if value is None:
             value = self.environ.get(choice.variable, "") if choice.by_variable else ""
@@ -122,12 +122,12 @@ class _Said:
         return tuple(text.replace(",", " ").split())
 
     def name(self, choice: _Choice) -> str:
-        """What a person has to change: the flag, or the variable."""
+        """The flag or the variable that gave the value, for messages."""
         by_flag = getattr(self.args, choice.flag, None) is not None
         return f"--{choice.flag}" if by_flag else choice.variable
 
     def ratios(self) -> tuple[Decimal, ...]:
-        """The shares that SFT takes."""
+        """The SFT ratios, from 0 to 1."""
         choice = next(choice for choice in _NEEDED if choice.flag == "sft_ratio")
         return tuple(exact_ratio(word, self.name(choice)) for word in self.words(choice))
 
@@ -143,11 +143,10 @@ class _Said:
         return int(word)
 
     def phases(self) -> dict[str, Any]:
-        """What to do; UserError where tuning of the training itself is asked for."""
+        """The phases to run, as fields of Budget; UserError for autotune."""
         if self._truth(_AUTOTUNE):
             raise UserError(
-                f"{self.name(_AUTOTUNE)} asks for an autotune stage, and there is none yet; "
-                "leave it out or say n."
+                f"{self.name(_AUTOTUNE)} is not implemented yet; leave it out or set it to n."
             )
         return {choice.flag: self._truth(choice) for choice in _PHASES}
 
@@ -163,7 +162,7 @@ class _Said:
 
 
 def to_terminal(text: str) -> None:
-    """Print a question where people see it, at once and without a line end."""
+    """Print a prompt to stderr, flushed and without a newline."""
     print(text, end="", file=sys.stderr, flush=True)
 
 
@@ -172,14 +171,14 @@ def ask(
     say: Callable[[str], None] = to_terminal,
     environ: Mapping[str, str] | None = None,
 ) -> Budget:
-    """The budget that a person names in answer to questions.
+    """The budget from answers to questions.
 
     `read` returns one line and raises EOFError at the end of the input, as `input` does; `say`
-    shows a text as it is. TRAIN_SIZES comes from the environment. UserError where the input ends.
+    prints a text as it is. TRAIN_SIZES comes from the environment. UserError if the input ends.
     """
-    said = _Said(argparse.Namespace(), os.environ if environ is None else environ)
-    said.phases()
-    sizes = said.numbers(_SIZES, 1)
+    inputs = _Inputs(argparse.Namespace(), os.environ if environ is None else environ)
+    inputs.phases()
+    sizes = inputs.numbers(_SIZES, 1)
     collections, door = site.collections(), _Questions(read, say)
     task = door.choose("Select task:", collections.tasks, collections.aliases)
     dataset = door.choose("Select dataset:", collections.tasks[task])
@@ -200,7 +199,7 @@ def ask(
 
 @dataclass(frozen=True)
 class _Questions:
-    """Asks until the answer is one that is allowed."""
+    """Repeats each question until the answer is valid."""
 
     read: Callable[[], str]
     say: Callable[[str], None]
@@ -213,16 +212,16 @@ class _Questions:
         self.say("".join(f"{number}) {name}\n" for number, name in enumerate(names, 1)))
         while True:
             word = self._answer(f"{question} ", question)
-            found = _option(word, names, aliases or {})
-            if found is not None:
-                return found
+            option = _option(word, names, aliases or {})
+            if option is not None:
+                return option
             self.say(
                 f"'{word}' is not on the list; give a number from 1 to {len(names)} or a name: "
                 f"{', '.join(names)}.{nearest(word, names)}\n"
             )
 
     def yes(self, question: str) -> bool:
-        """Whether the answer is yes; an empty one is no."""
+        """Whether the answer is yes; an empty answer is no."""
         while True:
             word = self._answer(question, question.strip()).lower()
             if word in ("", "n", "no"):
@@ -246,7 +245,7 @@ class _Questions:
 
 
 def _option(word: str, names: Sequence[str], aliases: Mapping[str, str]) -> str | None:
-    """The option that a number or a name means; a ratio also in another spelling."""
+    """The option with this name, number, alias or numeric value; None if there is none."""
     if word in names:
         return word
     if word.isascii() and word.isdigit() and 1 <= int(word) <= len(names):

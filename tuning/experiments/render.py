@@ -1,4 +1,4 @@
-"""Stages as the commands that a person would type for them."""
+"""Render a stage as the command that a user would type for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PHASES = {"train": "--do_training", "infer": "--do_inference", "evaluate": "--d
 
 
 def command(stage: Stage) -> list[str]:
-    """The entry point, relative to tuning/, and its flags."""
+    """The entry point, relative to tuning/, followed by its flags."""
     if stage.kind == "pretrain":
         return pretrain_words(run_of(stage))
     evaluation = evaluation_of(stage)

@@ -1,8 +1,8 @@
-"""How the stages of one base model are made, whatever experiment they belong to: pre-training, the
-base, SFT runs, preference runs, and what is only evaluated.
+"""Makes the stages of one base model for every kind of experiment: pre-training, the base, SFT,
+preference tuning, and evaluations alone.
 
-Plans decide which stages there are; names, configs, phases and hashes come from here, so that the
-same run is the same stage in every plan.
+The planners choose the stages; names, configs, phases and hashes come from here, so that the same
+run is the same stage in every plan.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from tuning.weights.config import ModelLoadConfig
 
 
 def directory_name(config: SFTRunConfig | PTRunConfig) -> str:
-    """The name of a run's directory, which is longer where another run has the plain one."""
+    """The name of a run directory; with a hash appended if another run has the plain name."""
     return locate(site.models_dir(), config.run_name, config.hash).name
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageMaker:
-    """Makes stages of one base model by one set of choices."""
+    """Makes stages of one base model from one set of choices."""
 
     model: str
     choices: Choices
     seed: Mapping[str, int] = field(default_factory=dict)
-    """The seed of SFT and preference tuning, where it is chosen for both."""
+    """`{"seed": n}` for both SFT and preference tuning; empty: their defaults."""
 
     @cached_property
     def sampling(self) -> PassAtKConfig:
@@ -62,7 +62,7 @@ class StageMaker:
         return model_config(self.model, self.choices.model_values)
 
     def require_test_pool(self) -> None:
-        """Raise UserError unless the prompts that are asked for are there, and can be graded."""
+        """Raise UserError unless the test pool has enough prompts, and they can be graded."""
         collections = site.collections()
         entry, prompts = collections.dataset(self.choices.dataset), self.sampling.prompts
         if self.choices.evaluates:
@@ -70,7 +70,7 @@ class StageMaker:
         train_dataset.require(entry, "test", prompts, "prompts")
 
     def sft_run(self, size: int, rules: Mapping[str, Any] | None = None) -> SFTRunConfig:
-        """SFT on `size` examples; `rules` replace the settings of its sweetspots."""
+        """The config of SFT on `size` examples; `rules` replaces the settings of its sweetspots."""
         c = self.choices
         chosen = {k: v for k, v in c.sft_values.items() if rules is None or k not in RULES}
         return sft_config(
@@ -81,7 +81,7 @@ class StageMaker:
     def preference_run(
         self, method: str, size: int | None, parent: Parent | None = None
     ) -> PTRunConfig:
-        """Preference tuning from a parent, or from the base; a fork has no size yet."""
+        """The config of preference tuning from a parent or the base; None as `size` of a fork."""
         c = self.choices
         return preference_config(
             model=self.model, dataset=c.dataset, task=c.task, pft_method=method,
@@ -90,7 +90,7 @@ class StageMaker:
         )  # fmt: skip
 
     def pretrain_stage(self) -> Stage | None:
-        """The run that makes the base; None for a model from elsewhere."""
+        """The pre-training of the base; None for a model that is not pre-trained here."""
         entry = site.collections().model(self.model)
         if entry.from_run is None:
             return None
@@ -118,7 +118,7 @@ class StageMaker:
     def _evaluated(
         self, role: str, config: EvaluationRunConfig, taken: Collection[str], **more: Any
     ) -> Stage:
-        """The evaluation of what another stage has trained; its name is none of those `taken`."""
+        """An evaluation alone; `-{role}` is appended to its name if that is in `taken`."""
         name = config.artifact
         return Stage(
             name=f"{name}-{role}" if name in taken else name, role=role, hash=config.artifact_hash,
@@ -155,8 +155,8 @@ class StageMaker:
         total_data: int,
         train: bool = True,
     ) -> Stage:
-        """A preference run; `parent` is the stage that it waits for, and continues if it has a
-        parent.
+        """A preference run; `parent` is the stage that it waits for: that of its parent run, or of
+        the pre-training of the base.
         """
         name = config.run_name if config.is_fork else directory_name(config)
         evaluation = self._evaluation(config.model, run=name, run_hash=config.hash)
@@ -178,7 +178,7 @@ class StageMaker:
     def _phases(
         self, config: EvaluationRunConfig, *, train: bool, evaluate: bool = True
     ) -> dict[str, Any]:
-        """The phases of a stage, and its evaluation."""
+        """The fields of a stage that describe its phases and its evaluation."""
         phases = [
             *(["train"] if train else []),
             *(["infer"] if self.choices.do_inference and evaluate else []),

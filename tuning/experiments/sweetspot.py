@@ -1,11 +1,10 @@
-"""The sweetspot experiment as a list of stages: from what a person wants to what is to be run, in
-order.
+"""The sweetspot experiment as a list of stages, in order:
 
-    base, SFT with sweetspots, a fork a sweetspot and method with the budget that is left,
+    base, SFT with sweetspots, a fork per sweetspot and method on the rest of the budget,
     SFT on the whole budget, preference tuning on the whole budget
 
-Nothing here trains, imports torch or writes; run directories are only looked at for the names that
-are taken.
+Nothing here trains, imports torch or writes; run directories are only read, for names that are
+taken.
 """
 
 from __future__ import annotations
@@ -26,28 +25,28 @@ from tuning.training import parents
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted(Choices):
-    """What a person asks of a sweetspot experiment; the rules are among `sft_values`."""
+    """The choices of a sweetspot experiment; its rules are among `sft_values`."""
 
     model: str
     total_data: int
     """The whole budget in examples."""
     sft_data: int
-    """Examples that SFT may use of it."""
+    """Examples of it that SFT may use."""
     methods: tuple[str, ...] = ("dpo",)
     do_sft: bool = False
     do_dpo: bool = False
     references: bool = True
-    """Whether SFT alone and preference tuning alone are trained on the whole budget too."""
+    """Whether to train the references: SFT alone and preference tuning alone on all data."""
     seed: int | None = None
 
 
 def sweetspot_plan(wanted: Wanted) -> Plan:
-    """The stages of a sweetspot experiment in order; UserError where it cannot be."""
+    """The stages of a sweetspot experiment in order; UserError for invalid choices."""
     return _Planner(wanted).plan()
 
 
 class _Planner:
-    """Builds the stages one kind after the other; each knows its parents by name."""
+    """Builds the stages, kind by kind; each names its parents."""
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
@@ -121,7 +120,7 @@ class _Planner:
 
 
 def _rules(wanted: Wanted) -> dict[str, Any]:
-    """The rules that are given, or the thresholds of the model."""
+    """The rules that were given, or else the default thresholds of the model."""
     rules = {name: value for name, value in wanted.sft_values.items() if name in RULES}
     if "perplexity_thresholds" in rules:
         return rules
@@ -135,7 +134,7 @@ def _rules(wanted: Wanted) -> dict[str, Any]:
 
 
 def _check(wanted: Wanted) -> None:
-    """Raise UserError for what cannot be, before anything is looked at."""
+    """Raise UserError for invalid choices, before run directories are read."""
     collections = site.collections()
     collections.model(wanted.model)
     dataset = collections.dataset(wanted.dataset, collections.task(wanted.task))
@@ -157,5 +156,5 @@ def _check(wanted: Wanted) -> None:
     if wanted.do_dpo:
         train_dataset.require(dataset, "preference", wanted.total_data, "total_data")
     if wanted.do_sft and wanted.references:
-        hint = "The SFT reference run takes them all; --no_references leaves it out."
+        hint = "The SFT reference run uses them all; --no_references leaves it out."
         train_dataset.require(dataset, "sft", wanted.total_data, "total_data", hint)
