@@ -6,10 +6,10 @@
     python examples/finetune_rows.py checkpoints/rows.jsonl
 
 Writes checkpoints/finetune_rows/: model/ (for transformers), metrics.jsonl, result.json. Run again,
-it continues or says that it is done. torchrun --nproc_per_node 8 shares the work among 8 GPUs.
+it resumes, or reports that it is done. torchrun --nproc_per_node 8 trains on 8 GPUs.
 
-For rows of your own write {"input_ids": [...], "labels": [...]} a line, -100 where nothing is to be
-learnt, in the tokens of the model that you name below.
+For rows of your own write {"input_ids": [...], "labels": [...]} per line, tokenized for the model
+named below, with the label -100 for tokens without loss.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def main() -> None:
         model_name_or_path="tiny",
         data_path=sys.argv[1] if len(sys.argv) > 1 else "checkpoints/rows.jsonl",
         output_dir=sys.argv[2] if len(sys.argv) > 2 else "checkpoints/finetune_rows",
-        batch_size=32,  # rows of an optimizer step, over all processes
-        max_tokens_per_gpu=4096,  # of one forward pass: what fits the memory; rows are packed
+        batch_size=32,  # rows per optimizer step, over all processes
+        max_tokens_per_gpu=4096,  # per forward pass, limited by memory; rows are packed
         max_epochs=2,
         learning_rate=3e-3,
         warmup_steps=5,
         weight_decay=0.0,
-        validation_split=0.05,  # rows that are held out, and the model measured on them
+        validation_split=0.05,  # fraction of the rows to hold out
         validation_every_steps=20,
         # With 7B parameters and more on GPUs: use_liger_kernels=True, gradient_checkpointing=True,
         # osft=True to keep what the model knows, save_dtype="bfloat16".

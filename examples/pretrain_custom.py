@@ -1,11 +1,11 @@
 """Pre-train a small model on a dataset, with a loss and with an optimizer of your own.
 
     python examples/pretrain_custom.py
-    torchrun --nproc_per_node 2 examples/pretrain_custom.py      # the same model, by two processes
+    torchrun --nproc_per_node 2 examples/pretrain_custom.py      # the same model, on two ranks
 
 Writes checkpoints/pretrain_custom/: model/ (for transformers), metrics.jsonl, result.json. Stop it
-with Ctrl-C and run it again: it goes on where it stopped and ends with the same weights. With other
-settings it wants another folder: give one as the first argument.
+with Ctrl-C and run it again: it resumes and ends with the same weights. Other settings need
+another folder: give one as the first argument.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ VOCABULARY = 64
 
 
 class Countings:
-    """1. The data: anything with a length, an item by its number, and three arrays of counts.
+    """1. The data: anything with a length, items by index, and three arrays of counts.
 
-    An item must depend on nothing but its number: that is all that resuming, shuffling and sharing
-    out among processes need. The counts are known before any item is read, so that batches can be
-    planned. Here an item counts up from a number in steps of its own: 5 8 11 14 ...
+    An item must depend on its index only; resuming, shuffling and sharding need nothing else. The
+    counts are known before any item is read, so that batches can be planned. Here an item counts
+    up from a random start in random steps: 5 8 11 14 ...
     """
 
     def __init__(self, number: int, length: int) -> None:
@@ -49,15 +49,15 @@ class Countings:
 def smoothed(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """2. The loss: logits [tokens, vocabulary] and labels [tokens] to losses [tokens].
 
-    The engine takes the mean over all tokens of a step, however it splits and shares the step.
+    The engine takes the mean over all tokens of a step, however the step is split among ranks.
     """
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.05)
 
 
 def optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """3. The optimizer, from groups of parameters that bring their weight decay.
+    """3. The optimizer, from parameter groups with their weight decay.
 
-    Any of PyTorch's kind will do. The schedule sets the learning rate before each step.
+    Any torch.optim.Optimizer works. The schedule sets the learning rate before each step.
     """
     return torch.optim.NAdam(groups, betas=(0.9, 0.98), decoupled_weight_decay=True)
 
@@ -70,12 +70,12 @@ def main() -> None:
             num_key_value_heads=2, hidden_size=64, intermediate_size=128,
         ),
         output_dir=sys.argv[1] if len(sys.argv) > 1 else "checkpoints/pretrain_custom",
-        total_batch_size=1024,  # tokens of a step
-        batch_size=16,  # sequences of 32 tokens that a process works on at once
+        total_batch_size=1024,  # tokens per optimizer step
+        batch_size=16,  # micro-batch: sequences of 32 tokens per forward pass
         max_epochs=1,
         learning_rate=1e-2,
         warmup_steps=10,
-        validation_split=0.05,  # items that are held out; the model is measured on them at the end
+        validation_split=0.05,  # fraction of the items to hold out; measured at the end
     )  # fmt: skip
     trained = train(args, samples=Countings(4096, 32), loss_function=smoothed, optimizer=optimizer)
     print(f"{trained.result['train_tokens']:,} tokens; the model is in {trained.model}")

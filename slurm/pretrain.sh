@@ -15,6 +15,6 @@
 #   TUNING_PROCESSES=8 sbatch --nodes=2 --gres=gpu:8 slurm/pretrain.sh --preset gpt-7b --data_path ...
 #   SEP_SIZE=2 TUNING_PROCESSES=8 sbatch --gres=gpu:8 slurm/pretrain.sh --preset gpt-0.3b-a0.17b ...
 #
-# Several nodes, or TUNING_PROCESSES > 1 processes a node, are joined by torchrun. More: docs/engine.md.
+# Several nodes, or TUNING_PROCESSES > 1 processes per node, run under torchrun. See docs/engine.md.
 set -euo pipefail
 exec bash "${TUNING_CODE:-${SLURM_SUBMIT_DIR:-$PWD}}/slurm/stage.sbatch" tuning/run_pretrain.py "$@"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The front door of the budget experiment: how should N training examples be divided between SFT and preference
-# tuning? It becomes jobs of this cluster, each waiting for what it stands on, and a report at the end.
+# tuning? Submits one SLURM job per stage, each depending on the stages that it needs, and a report at the end.
 #
-# Asked question by question, at a terminal:
+# Interactively, question by question:
 #     slurm/run.sh
 #
-# One point, with flags or with variables; a flag beats its variable:
+# One point, with flags or with variables; a flag overrides its variable:
 #     slurm/run.sh --task math --dataset arith --sft_ratio 0.25 --base_model tiny --pft_method dpo \
 #         --do_training --do_sft_first --do_inference --do_evaluation
 #     TASK=math DATASET=arith SFT_RATIO=0.25 BASE_MODEL=tiny PFT_METHOD=dpo TRAIN_SIZES=1000 \
@@ -16,8 +16,8 @@
 #         --sft_ratio 0 0.25 0.5 0.75 1 --train_sizes 1000 4000 --seed 1 2 3 \
 #         --do_training --do_sft_first --do_inference --do_evaluation
 #
-# --dry_run prints the stages and submits nothing; --help lists every flag. What is done is skipped, so the same
-# command continues. PYTHON names another interpreter than that of the checkout's .venv.
+# --dry_run prints the stages and submits nothing; --help lists every flag. Stages that are done are skipped, so the
+# same command resumes. PYTHON: the interpreter (default: that of the checkout's .venv, else python3).
 set -euo pipefail
 
 checkout="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
