@@ -178,7 +178,9 @@ def test_an_older_form_under_the_long_name_is_refused_and_left(tmp_path):
     claimed(tmp_path, OTHERS)
     second = claimed(tmp_path)
     before = older(second)
-    with pytest.raises(StageFailed, match="written by another version of tuning; it is left"):
+    with pytest.raises(
+        StageFailed, match="written by another version of tuning and was not changed"
+    ):
         claimed(tmp_path, force=True)
     assert second.config == before
 
