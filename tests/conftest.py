@@ -7,18 +7,21 @@ smaller evaluations. Several pytest processes share one training through a lock 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tuning.config import PACKAGE
+from tuning.config import PACKAGE, DatasetEntry
+from tuning.runs import log
 
 COLLECTIONS = Path(__file__).parent / "collections.yaml"
+ARITH = DatasetEntry(name="arith", loader="arith")
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -56,6 +59,28 @@ def check(
     """Fail with the output unless a command ended with `code`."""
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logged() -> None:
+    """What the project's code logs is shown, as its entry points show it."""
+    log.configure()
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the project's code logs in this test; warnings begin with `warning: `."""
+    messages: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            mark = "warning: " if record.levelno >= logging.WARNING else ""
+            messages.append(mark + record.getMessage())
+
+    handler = Handler()
+    log.logger.addHandler(handler)
+    yield messages
+    log.logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

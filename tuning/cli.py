@@ -24,6 +24,7 @@ from tuning.flags import Parser
 from tuning.plan import Plan
 from tuning.runs.atomic import read_json
 from tuning.runs.errors import UserError, choose
+from tuning.runs.identity import FORMAT
 
 WATCH_SECONDS = 5.0
 
@@ -81,18 +82,31 @@ def _add_experiment(parser: Parser) -> None:
     parser.add_argument("experiment", nargs="?", help="the newest, unless one is named")
 
 
+def _written() -> dict[str, dict[str, Any]]:
+    """plan.json of every experiment by its name, the newest last."""
+    paths = site.reports_dir().glob("*/plan.json")
+    newest_last = sorted(paths, key=lambda path: path.stat().st_mtime)
+    return {path.parent.name: read_json(path) or {} for path in newest_last}
+
+
 def _plans() -> dict[str, Plan]:
-    """Every experiment by its name, the newest last; UserError where there is none."""
-    root = site.reports_dir()
-    plans = sorted(root.glob("*/plan.json"), key=lambda path: path.stat().st_mtime)
-    if not plans:
-        raise UserError(f"there is no experiment under {root}.")
-    return {path.parent.name: Plan.from_json(read_json(path) or {}) for path in plans}
+    """Every experiment of this version by its name, the newest last; UserError if there is none."""
+    found = {
+        name: Plan.from_json(value)
+        for name, value in _written().items()
+        if value.get("format") == FORMAT
+    }
+    if not found:
+        raise UserError(f"there is no experiment under {site.reports_dir()}.")
+    return found
 
 
 def _plan(name: str | None) -> Plan:
-    plans = _plans()
-    return plans[choose("experiment", name, plans) if name else list(plans)[-1]]
+    """An experiment by its name, or the newest."""
+    if name is None:
+        return list(_plans().values())[-1]
+    written = _written()
+    return Plan.from_json(written[choose("experiment", name, written)])
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -96,9 +96,14 @@ def _scalar(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
     return hint, False, ()
 
 
+def field_types(config: type, name: str) -> tuple[type, bool, tuple[Any, ...]]:
+    """(type, whether it takes several values, allowed values or none) of a setting."""
+    return _scalar(_hints(config)[name])
+
+
 def coerce(config: type, name: str, value: Any, where: str) -> Any:
     """`value` as the type of a field; a UserError says where one that does not fit came from."""
-    kind, several, allowed = _scalar(_hints(config)[name])
+    kind, several, allowed = field_types(config, name)
     if value is None:
         return None
     if several:

@@ -75,10 +75,9 @@ def test_the_system_turn_belongs_to_the_prompt(tokenizer):
     assert "Be brief." not in tokenizer.decode(found.response)
 
 
-def test_every_row_is_encoded_in_order(tokenizer):
-    said: list[str] = []
+def test_every_row_is_encoded_in_order(tokenizer, said):
     rows = [row(f"{n}?", str(n)) for n in range(5)]
-    found = encode(tokenizer, iter(rows), 200, say=said.append)
+    found = encode(tokenizer, iter(rows), 200)
     for encoded, example in zip(found, rows, strict=True):
         assert encoded.prompt + encoded.response == whole(tokenizer, example)[: len(
             encoded.prompt + encoded.response
@@ -86,29 +85,27 @@ def test_every_row_is_encoded_in_order(tokenizer):
     assert said == []
 
 
-def test_what_is_too_long_loses_its_end_with_a_warning(tokenizer):
-    said: list[str] = []
+def test_what_is_too_long_loses_its_end_with_a_warning(tokenizer, said):
     rows = [row(), row(answer="12 " * 100), row(answer="13 " * 100)]
-    found = encode(tokenizer, rows, 60, say=said.append)
+    found = encode(tokenizer, rows, 60)
     assert said == ["warning: 2 of 3 examples were cut at 60 tokens"]
     for encoded, example in zip(found[1:], rows[1:], strict=True):
         assert encoded.prompt + encoded.response == whole(tokenizer, example)[:60]
         assert encoded.response
 
 
-def test_what_just_fits_is_not_cut(tokenizer):
-    said: list[str] = []
+def test_what_just_fits_is_not_cut(tokenizer, said):
     (found,) = encode(tokenizer, [row()], 200)
     length = len(whole(tokenizer, row()))
-    assert encode(tokenizer, [row()], length, say=said.append) == [found]
+    assert encode(tokenizer, [row()], length) == [found]
     assert said == []
-    encode(tokenizer, [row()], len(found.prompt + found.response) - 1, say=said.append)
+    encode(tokenizer, [row()], len(found.prompt + found.response) - 1)
     assert len(said) == 1
 
 
 def test_a_prompt_that_fills_the_length_is_refused(tokenizer):
     (found,) = encode(tokenizer, [row()], 200)
     length = len(found.prompt)
-    assert len(encode(tokenizer, [row()], length + 1, say=lambda text: None)[0].response) == 1
+    assert len(encode(tokenizer, [row()], length + 1)[0].response) == 1
     with pytest.raises(UserError, match=f"row 1 has {length + 4} tokens; max_seq_length is"):
-        encode(tokenizer, [row(), row(question="2 + 10?" + "7777")], length + 2, say=print)
+        encode(tokenizer, [row(), row(question="2 + 10?" + "7777")], length + 2)

@@ -30,8 +30,8 @@ def write(root: Path, pool: str, rows: list[Any]) -> None:
 def loader(root: Path, **pools: list[Any]) -> JsonLines:
     for pool, rows in (GOOD | pools).items():
         write(root, pool, rows)
-    files = {pool: f"{pool}.jsonl" for pool in GOOD}
-    return JsonLines(DatasetEntry(name="mine", loader="jsonl", files=files), root)
+    files = {pool: str(root / f"{pool}.jsonl") for pool in GOOD}
+    return JsonLines(DatasetEntry(name="mine", loader="jsonl", files=files))
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -126,8 +126,8 @@ def test_a_missing_file_and_a_missing_pool_are_named(tmp_path):
         made.pool("test")
     with pytest.raises(UserError, match=r"test\.jsonl' cannot be read"):
         made.version(("test",))
-    entry = DatasetEntry(name="mine", loader="jsonl", files={"sft": "sft.jsonl"})
-    only_sft = JsonLines(entry, tmp_path)
+    entry = DatasetEntry(name="mine", loader="jsonl", files={"sft": str(tmp_path / "sft.jsonl")})
+    only_sft = JsonLines(entry)
     with pytest.raises(UserError, match="'mine' has no test pool; add a line 'test: FILE'"):
         only_sft.pool("test")
 
@@ -161,10 +161,10 @@ def test_the_version_changes_with_the_content_of_every_pool(tmp_path, pool):
     unchanged = made.version(others)
     assert len(before) == 16
     write(tmp_path, pool, [*GOOD[pool], {"prompt": "new"}])
-    files = {name: f"{name}.jsonl" for name in GOOD}
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in GOOD}
     entry = DatasetEntry(name="mine", loader="jsonl", files=files)
-    assert JsonLines(entry, tmp_path).version((pool,)) != before
-    assert JsonLines(entry, tmp_path).version(others) == unchanged
+    assert JsonLines(entry).version((pool,)) != before
+    assert JsonLines(entry).version(others) == unchanged
 
 
 def test_the_version_does_not_depend_on_where_the_files_lie(tmp_path):

@@ -14,6 +14,7 @@ from tests.small_site import COLLECTIONS, use
 from tuning import config as site
 from tuning import run_dpo, run_inference, run_pretrain, run_sft
 from tuning.experiments.budget import Budget, Split, budget_plan, exact_ratio, merged
+from tuning.experiments.render import command
 from tuning.experiments.sweetspot import Wanted, sweetspot_plan
 from tuning.flags import given
 from tuning.plan import Plan, Stage, standing
@@ -83,7 +84,7 @@ def test_one_point_is_sft_on_its_share_and_preference_tuning_of_it_on_the_rest()
     assert (base.parents, sft.parents) == (("tiny",), ("tiny",))
     assert (pt.parents, pt.parent, pt.sweetspot) == ((sft.name,), sft.name, None)
     assert (pt.train_size, pt.total_data, pt.pft_method, pt.seed) == (750, 1000, "dpo", 42)
-    assert "--do_inference" not in sft.command and "--do_training" in sft.command
+    assert "--do_inference" not in command(sft) and "--do_training" in command(sft)
     assert not any(stage.state == "done" for stage in (standing(made, s, site.home()) for s in
                                                        made.stages))  # fmt: skip
 
@@ -166,7 +167,7 @@ def test_a_parent_that_is_also_a_budget_of_its_own_is_one_stage(sizes):
     (run,) = [stage for stage in made.stages if stage.name == "tiny_sft-arith-250"]
     assert run.role == "reference_sft"
     assert run.phases == ALL and run.total_data == run.train_size
-    flags = [word for word in run.command if word.startswith("--do_")]
+    flags = [word for word in command(run) if word.startswith("--do_")]
     assert flags == ["--do_training", "--do_inference", "--do_evaluation"]
     assert run.name in {stage.parent for stage in by_role(made, "pt")}
 
@@ -198,7 +199,7 @@ def test_a_parent_must_stand_or_be_trained_first():
     stand(sft)
     made = plan(**point)
     (there,) = by_role(made, "sft")
-    assert (there.phases, there.command) == ((), ())
+    assert (there.phases, there.has_work) == ((), False)
     assert standing(made, there, site.home()).state == "done"
     assert [stage.hash for stage in made.stages] == [stage.hash for stage in plan().stages]
     assert made.experiment == plan().experiment
@@ -229,7 +230,7 @@ def test_without_training_what_stands_is_evaluated_and_the_rest_is_noted():
         "left out: 'tiny_pt-arith-1000' is not trained yet",
         "left out: 'tiny_sft-arith-1000' is not trained yet",
     ]
-    assert "--do_training" not in made.stages[-1].command
+    assert "--do_training" not in command(made.stages[-1])
     assert made.experiment == full.experiment
     assert list(made.about["model_of"]) == [stage.name for stage in made.stages]
 
@@ -259,14 +260,27 @@ def test_every_command_is_one_that_its_entry_point_takes():
         pft_methods=("dpo", "kto", "grpo"),
     )  # fmt: skip
     for stage in made.stages:
-        script, *flags = stage.command
+        script, *flags = command(stage)
         PARSERS[script].parser().parse_args(flags)
+
+
+def test_a_grid_takes_the_settings_of_sft_and_preference_tuning():
+    """As a sweetspot experiment does."""
+    plain, made = plan(), plan(sft_values={"learning_rate": 1e-3}, pft_values={"beta": 0.7})
+    (sft,), (pt,) = by_role(made, "sft"), by_role(made, "pt")
+    assert sft.run["training"]["learning_rate"] == 1e-3
+    assert (pt.run["training"]["beta"], pt.run["parent"]["hash"]) == (0.7, sft.hash)
+    assert {s.hash for s in made.stages} & {s.hash for s in plain.stages} == {
+        s.hash for s in plain.stages if s.role in ("pretrain", "base")
+    }
+    engine = plan(sft_values={"trainer": "engine"})
+    assert [s.joinable for s in engine.stages] == [True, False, True, False]
 
 
 def test_the_commands_lead_to_the_same_runs():
     made = plan(seeds=(3,), pft_methods=("dpo", "grpo"), sft_ratios=("0.25", "0"))
     (sft,) = by_role(made, "sft")
-    args = run_sft.parser().parse_args(sft.command[1:])
+    args = run_sft.parser().parse_args(command(sft)[1:])
     config = sft_config(
         model=args.model, dataset=args.dataset, task=args.task, train_size=args.train_size,
         values=given(args, SFT_PARTS),
@@ -275,7 +289,7 @@ def test_the_commands_lead_to_the_same_runs():
     with claim(site.models_dir(), config.identity(config.run_name, None)):
         pass
     for stage in by_role(made, "pt") + by_role(made, "reference_pt"):
-        args = run_dpo.parser().parse_args(stage.command[1:])
+        args = run_dpo.parser().parse_args(command(stage)[1:])
         parent = None
         if args.parent_run:
             started, directory = parents.named_sft(args.parent_run)
@@ -360,7 +374,7 @@ def test_nothing_is_written(home):
         ({"train_sizes": (20_000,)}, "preference part of train_sizes 20000 at sft_ratio 0.25 is "
          "15000, but the preference pool of 'arith' has only"),
         ({"train_sizes": (20_000,), "sft_ratios": ("1",)}, "SFT part of train_sizes 20000"),
-        ({"experiment": "a/b"}, "experiment 'a/b' is no name"),
+        ({"experiment": "a/b"}, "experiment 'a/b' cannot name a folder"),
         ({"evaluation_values": {"prompts": 1001}}, "prompts is 1001, but the test pool"),
         (
             {"do_training": False, "do_inference": False, "do_evaluation": False},
@@ -399,9 +413,10 @@ def test_sft_alone_needs_no_method_and_grpo_needs_answers(monkeypatch, tmp_path)
 def sweetspots(**changes) -> Plan:
     asked = {
         "model": "tiny", "dataset": "arith", "task": "math", "total_data": 1000, "sft_data": 500,
-        "thresholds": (2.0,), "do_sft": True, "do_dpo": True, "do_inference": True,
-        "do_evaluation": True,
+        "do_sft": True, "do_dpo": True, "do_inference": True, "do_evaluation": True,
     }  # fmt: skip
+    thresholds = {"perplexity_thresholds": changes.pop("thresholds", (2.0,))}
+    changes["sft_values"] = thresholds | changes.get("sft_values", {})
     return sweetspot_plan(Wanted(**(asked | changes)))
 
 
@@ -415,7 +430,8 @@ def test_plans_of_both_kinds_share_what_is_the_same():
     assert shared == {"tiny", "tiny-base", "tiny_sft-arith-1000", "tiny_pt-arith-1000"}
     for stage in other.stages:
         united = both.stage(stage.name)
-        assert (united.command, united.phases) == (stage.command, stage.phases)
+        assert (united.run, united.evaluation) == (stage.run, stage.evaluation)
+        assert united.phases == stage.phases
     assert set(both.about["model_of"]) == set(names)
     assert both.about["models"] == ["tiny"] and both.about["train_sizes"] == [1000]
     assert Plan.from_json(json.loads(json.dumps(both.to_json()))) == both
@@ -431,7 +447,9 @@ def test_phases_of_the_same_run_are_united_with_their_flags():
     for order in ([trained, whole], [whole, trained]):
         both = merged(order, "both")
         assert {s.name: s.phases for s in both.stages} == {s.name: s.phases for s in whole.stages}
-        assert {s.name: s.command for s in both.stages} == {s.name: s.command for s in whole.stages}
+        assert {s.name: command(s) for s in both.stages if s.has_work} == {
+            s.name: command(s) for s in whole.stages
+        }
     assert merged([whole], "other").about == whole.about
     names = {merged(order).experiment for order in ([trained, whole], [whole])}
     assert len(names) == 1 and names.pop().startswith("grid_arith-")

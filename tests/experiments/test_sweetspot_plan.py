@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from tests.small_site import COLLECTIONS, use
 from tuning import config as site
 from tuning import run_dpo, run_inference, run_pretrain, run_sft, run_sweetspot_pipeline
+from tuning.experiments.render import command
 from tuning.experiments.sweetspot import Wanted, sweetspot_plan
 from tuning.flags import given
-from tuning.plan import Plan, Stage
-from tuning.runs.errors import UserError
+from tuning.phases.work import evaluation_of, run_of
+from tuning.plan import Plan, Stage, read_stage, write_stage
+from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.rundir import Identity, claim
 from tuning.training.config_training import SFT_PARTS, sft_config
 
@@ -29,9 +32,13 @@ def home(monkeypatch, tmp_path) -> Path:
 def plan(**changes) -> Plan:
     wanted = {
         "model": "tiny", "dataset": "arith", "task": "math", "total_data": 1000, "sft_data": 500,
-        "thresholds": (2.0, 1.6), "do_sft": True, "do_dpo": True, "do_inference": True,
-        "do_evaluation": True,
+        "do_sft": True, "do_dpo": True, "do_inference": True, "do_evaluation": True,
     }  # fmt: skip
+    rules = {"perplexity_thresholds": changes.pop("thresholds", (2.0, 1.6))}
+    for name, setting in (("patience", "perplexity_patience"), ("early_stop", "early_stop")):
+        if name in changes:
+            rules[setting] = changes.pop(name)
+    changes["sft_values"] = rules | changes.get("sft_values", {})
     return sweetspot_plan(Wanted(**(wanted | changes)))
 
 
@@ -104,12 +111,12 @@ def test_phases_are_those_that_were_asked_for(asked, phases):
         evaluates = stage.role != "pretrain"
         assert stage.phases == (("train",) if trains else ()) + (phases if evaluates else ())
         assert stage.wide == (stage.role == "pretrain")
-        flags = set(stage.command)
+        flags = set(command(stage)) if stage.has_work else set()
         assert ("--do_training" in flags) == (trains and stage.role != "pretrain")
-        if evaluates and stage.command:
+        if evaluates and stage.has_work:
             assert ("--do_inference" in flags) == ("infer" in phases)
             assert ("--do_evaluation" in flags) == ("evaluate" in phases)
-        assert bool(stage.command) == (trains or bool(phases))
+        assert stage.has_work == (trains or bool(phases))
 
 
 def test_every_command_is_one_that_its_entry_point_takes():
@@ -126,19 +133,39 @@ def test_every_command_is_one_that_its_entry_point_takes():
         evaluation_values={"prompts": 40, "k_values": (1, 3)},
     )
     for stage in made.stages:
-        script, *flags = stage.command
+        script, *flags = command(stage)
         parsers[script].parser().parse_args(flags)
 
 
 def test_the_commands_of_sft_lead_to_the_same_hash():
     made = plan(sft_values={"seed": 3}, patience=("2:0.02",), early_stop=False)
     for stage in by_role(made, "sft") + by_role(made, "reference_sft"):
-        args = run_sft.parser().parse_args(stage.command[1:])
+        args = run_sft.parser().parse_args(command(stage)[1:])
         config = sft_config(
             model=args.model, dataset=args.dataset, task=args.task, train_size=args.train_size,
             values=given(args, SFT_PARTS),
         )  # fmt: skip
         assert (config.hash, config.run_name) == (stage.hash, stage.name)
+
+
+def test_stages_carry_the_configs_of_their_runs_and_evaluations(tmp_path):
+    made = plan(methods=("dpo", "kto", "grpo"), sft_values={"seed": 3}, pft_values={"seed": 4})
+    for stage in made.stages:
+        write_stage(tmp_path / "stage.json", stage)
+        again = read_stage(tmp_path / "stage.json")
+        assert again == stage
+        if stage.trains:
+            assert run_of(again).hash == stage.hash
+            assert run_of(again).training.seed == stage.seed
+        if stage.role != "pretrain":
+            assert evaluation_of(again).hash == stage.evaluation_hash
+
+
+def test_a_stage_that_another_version_planned_is_not_started():
+    (stage,) = by_role(plan(), "reference_sft")
+    changed = {**stage.run, "training": {**stage.run["training"], "learning_rate": 0.5}}
+    with pytest.raises(StageFailed, match="was planned by other code"):
+        run_of(replace(stage, run=changed))
 
 
 def test_sizes_and_seeds_are_told():
@@ -178,7 +205,7 @@ def test_what_is_not_asked_for_is_left_out(changes, without):
 def test_forks_alone_stand_on_an_sft_run_that_is_not_trained():
     full, made = plan(), plan(do_sft=False)
     (sft,) = by_role(made, "sft")
-    assert "train" not in sft.phases and "--do_training" not in sft.command
+    assert "train" not in sft.phases and "--do_training" not in command(sft)
     assert sft.hash == by_role(full, "sft")[0].hash
     assert hashes(made, "fork") == hashes(full, "fork")
 
@@ -199,7 +226,7 @@ def test_the_template_that_was_asked_for_is_that_of_the_base_too():
         ),
     )
     assert hashes(made, "base") != hashes(before, "base")
-    assert "chatml" in by_role(made, "base")[0].command
+    assert "chatml" in command(by_role(made, "base")[0])
 
 
 @pytest.mark.parametrize(
@@ -346,7 +373,8 @@ def test_sft_on_the_engine_is_what_forks_start_from():
         plain, "base", "pretrain", "reference_pt"
     )
     for stage in [*by_role(made, "sft"), *by_role(made, "reference_sft")]:
-        assert ("--trainer", "engine") in pairwise(stage.command)
+        assert ("--trainer", "engine") in pairwise(command(stage))
+        assert stage.joinable
 
 
 def test_the_pipeline_takes_the_settings_of_the_engine(capsys):
@@ -356,4 +384,4 @@ def test_the_pipeline_takes_the_settings_of_the_engine(capsys):
     )
     assert run_sweetspot_pipeline.main(words.split()) == 0
     shown = capsys.readouterr().out
-    assert shown.count("--sep_size 2 --trainer engine --osft True") == 2
+    assert shown.count("--sep_size 2 --osft True --trainer engine") == 2

@@ -43,7 +43,6 @@ def runs(home: Path) -> list[RunDirectory]:
 
 def perplexity(home: Path, run: RunDirectory, checkpoint: Path | None) -> float:
     """Measured anew on what is loaded from disk."""
-    from tuning.data import train_dataset
     from tuning.data.encoding import encode
     from tuning.evaluation.perplexity import measure
     from tuning.flags import restore
@@ -51,7 +50,7 @@ def perplexity(home: Path, run: RunDirectory, checkpoint: Path | None) -> float:
     from tuning.weights import loading as models
 
     config: Any = restore(SFTRunConfig, (run.config or {})["settings"])
-    rows = train_dataset.rows("arith", "validation")[: config.perplexity.validation_size]
+    rows = config.dataset.rows("validation")[: config.perplexity.validation_size]
     pool = encode(models.load_tokenizer(config.model), rows, config.model.max_seq_length)
     return measure(models.load_artifact(config.model, run, checkpoint), pool).token_level
 
@@ -122,6 +121,6 @@ def test_anew_means_that_what_was_sampled_before_is_gone(tiny_home: Path) -> Non
     before = scores.stat().st_mtime_ns
     only = ("--train_size", 16, "--do_training", "--force")
     done = check(run_entry(tiny_home, "run_sft.py", *DATA, *only))
-    assert "its evaluation was of the old weights and is removed" in done.stdout
+    assert "its evaluation is stale and was removed" in done.stdout
     check(run_entry(tiny_home, "run_sft.py", *DATA, *flags))
     assert scores.stat().st_mtime_ns > before

@@ -101,10 +101,10 @@ def test_sweetspots_are_whole_models_with_the_perplexity_that_was_measured(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from tuning.data.encoding import sft_pools
     from tuning.evaluation.perplexity import measure
     from tuning.flags import restore
     from tuning.training.config_training import SFTRunConfig
+    from tuning.training.pools import sft_pools
     from tuning.weights import loading as models
 
     config: Any = restore(SFTRunConfig, (straight.config or {})["settings"])
@@ -127,8 +127,8 @@ def test_a_fork_has_a_new_adapter_over_the_whole_sweetspot(
     straight: RunDirectory, here: Path
 ) -> None:
     from tuning.flags import restore
-    from tuning.training.config import ModelLoadConfig
     from tuning.weights import loading as models
+    from tuning.weights.config import ModelLoadConfig
 
     flags = ("--parent_run", straight.name, "--sweetspot", "4.0", "--total_data", 88)
     check(run_entry(here, "run_dpo.py", *DATA, *flags, "--sft_loss_weight", 0, *ALL))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import check, copy_home, environment, run_entry
+from tests.conftest import ARITH, check, copy_home, environment, run_entry
 from tuning.config import PACKAGE
 from tuning.data import train_dataset
 from tuning.runs.lock import Lock
@@ -79,12 +79,12 @@ def test_budgets_add_up(finished: Path) -> None:
 
 def test_no_prompt_is_in_two_pools_and_subsets_are_nested() -> None:
     pools = {
-        pool: [train_dataset.prompt_text(row) for row in train_dataset.rows("arith", pool)]
+        pool: [train_dataset.prompt_text(row) for row in train_dataset.rows(ARITH, pool)]
         for pool in ("sft", "preference", "validation", "test")
     }
     everything = [prompt for prompts in pools.values() for prompt in prompts]
     assert len(set(everything)) == len(everything)
-    small, large = (train_dataset.rows("arith", "preference", size) for size in (50, 80))
+    small, large = (train_dataset.rows(ARITH, "preference", size) for size in (50, 80))
     assert large[:50] == small
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import check, environment, run_entry
+from tests.conftest import ARITH, check, environment, run_entry
 from tests.invariant.test_bad_input import LIGHT
 from tuning.config import CHAT_TEMPLATES, PACKAGE
 from tuning.data import train_dataset
@@ -41,7 +41,7 @@ def test_rows_are_those_that_sft_trains_on(trained_home: Path, tmp_path: Path, p
     output = tmp_path / "out" / "rows.jsonl"
     done = check(run_entry(trained_home, SCRIPT, *flags(output, pool=pool, size=40)))
     tokenizer = tokenizer_of(trained_home)
-    source = train_dataset.rows("arith", pool, 40)
+    source = train_dataset.rows(ARITH, pool, 40)
     encoded = encode(tokenizer, source, 192)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert rows == [labelled(row) for row in encoded]

@@ -35,7 +35,7 @@ from pathlib import Path
 from tuning.runs.lock import Lock
 run = Path(sys.argv[1])
 for _ in range(50):
-    with Lock(run).holding(poll_seconds=0.001, say=lambda text: None):
+    with Lock(run).holding(poll_seconds=0.001):
         os.close(os.open(run / "inside", os.O_CREAT | os.O_EXCL))
         time.sleep(0.001)
         (run / "inside").unlink()
@@ -78,7 +78,7 @@ def take(run: Path, seconds: float = 10.0) -> float:
         if time.monotonic() - began > seconds:
             raise TimeoutError
 
-    with Lock(run).holding(poll_seconds=0.02, check=check, say=lambda text: None):
+    with Lock(run).holding(poll_seconds=0.02, check=check):
         return time.monotonic() - began
 
 
@@ -113,8 +113,7 @@ def test_a_second_process_waits_and_then_gets_it(tmp_path):
             assert Lock(tmp_path).holder().pid == second.pid
 
 
-def test_who_waits_says_for_whom_once(tmp_path):
-    said: list[str] = []
+def test_who_waits_says_for_whom_once(tmp_path, said):
     asked = 0
 
     def check() -> None:
@@ -125,7 +124,7 @@ def test_who_waits_says_for_whom_once(tmp_path):
 
     with process(HOLD, tmp_path) as first:
         assert first.stdout.readline() == "held\n"
-        waiting = Lock(tmp_path).holding(check=check, say=said.append, poll_seconds=0.01)
+        waiting = Lock(tmp_path).holding(check=check, poll_seconds=0.01)
         with pytest.raises(Interrupted), waiting:
             pytest.fail("two hold the lock")
         assert Lock(tmp_path).holder().pid == first.pid

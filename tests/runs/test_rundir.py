@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tuning.runs import atomic
-from tuning.runs.errors import Interrupted, StageFailed
+from tuning.runs.errors import Interrupted, StageFailed, UserError
 from tuning.runs.lock import Lock
+from tuning.runs.progress import PROGRESS_VARIABLE
 from tuning.runs.rundir import (
-    PROGRESS_VARIABLE,
     Identity,
     RunDirectory,
     claim,
@@ -137,27 +137,64 @@ def test_force_empties_the_directory(tmp_path):
         ({"git": "0123456789ab"}, "git 0123456789ab -> "),
     ],
 )
-def test_going_on_with_other_versions_is_a_warning(tmp_path, change, shown):
-    said: list[str] = []
+def test_going_on_with_other_versions_is_a_warning(tmp_path, change, shown, said):
     directory = claimed(tmp_path)
     config = directory.config
     standing = config["provenance"]
     for key, value in change.items():
         standing[key] = standing[key] | value if isinstance(value, dict) else value
     atomic.write_json(directory.path / "config.json", config)
-    claimed(tmp_path, say=said.append)
+    claimed(tmp_path)
     assert len(said) == 1
     assert said[0].startswith("warning: run was begun with other versions: ")
     assert shown in said[0]
     directory.write_status("done")
-    claimed(tmp_path, say=said.append)
+    claimed(tmp_path)
     assert len(said) == 1
 
 
-def test_the_same_versions_are_no_warning(tmp_path):
-    said: list[str] = []
+def older(directory: RunDirectory) -> dict:
+    """Make a directory one of an older form, which had no format; its config.json."""
+    config = directory.config
+    del config["format"]
+    atomic.write_json(directory.path / "config.json", config)
+    return config
+
+
+def test_a_directory_of_an_older_form_is_left_alone(tmp_path):
+    """The same run gets a directory of its own beside it, even where the hash is the same."""
+    first = claimed(tmp_path)
+    with first.phase("train"):
+        (first.path / "model").mkdir()
+    before = older(first)
+    assert locate(tmp_path, "run", OURS.hash) == tmp_path / "run-aaaaaaaa"
+    again = claimed(tmp_path, force=True)
+    assert again.path == tmp_path / "run-aaaaaaaa"
+    assert not again.done("train")
+    assert first.config == before and (first.path / "model").is_dir() and first.done("train")
+
+
+def test_an_older_form_under_the_long_name_is_refused_and_left(tmp_path):
+    claimed(tmp_path, OTHERS)
+    second = claimed(tmp_path)
+    before = older(second)
+    with pytest.raises(StageFailed, match="written by another version of tuning; it is left"):
+        claimed(tmp_path, force=True)
+    assert second.config == before
+
+
+def test_an_older_form_in_a_folder_that_was_named_is_refused(tmp_path):
+    identity = replace(OURS, run_name="mine")
+    before = older(claimed(tmp_path, identity, exact=True))
+    for force in (False, True):
+        with pytest.raises(UserError, match="holds a run of another version of tuning"):
+            claimed(tmp_path, identity, exact=True, force=force)
+    assert RunDirectory(tmp_path / "mine").config == before
+
+
+def test_the_same_versions_are_no_warning(tmp_path, said):
     claimed(tmp_path)
-    claimed(tmp_path, say=said.append)
+    claimed(tmp_path)
     assert said == []
 
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tuning.sweetspots.rules import Patience, SweetspotRules, Threshold
+from tuning.runs.errors import UserError
+from tuning.sweetspots.rules import Patience, Rules, Threshold, named, parse
 
 pytestmark = pytest.mark.unit
 
@@ -15,7 +16,7 @@ def thresholds(*values: float) -> list[Threshold]:
     return [Threshold(value=value) for value in values]
 
 
-def watch(rules: SweetspotRules, history: list[float], every: int = 5) -> list[list[str]]:
+def watch(rules: Rules, history: list[float], every: int = 5) -> list[list[str]]:
     """The labels that fire with each measurement; the first is that of the base."""
     return [
         [rule.label for rule in rules.observe(step * every, perplexity)]
@@ -25,50 +26,86 @@ def watch(rules: SweetspotRules, history: list[float], every: int = 5) -> list[l
 
 def fired(rule: Patience, history: list[float]) -> int | None:
     """With which measurement after the base a rule fires first."""
-    found = watch(SweetspotRules([rule]), history)
+    found = watch(Rules([rule]), history)
     return next((i for i, labels in enumerate(found) if labels), None)
 
 
 def test_labels_and_values():
     assert [rule.label for rule in thresholds(2, 1.25)] == ["ppl-2.0", "ppl-1.25"]
-    rule = Patience(evaluations=2, decrease=0.02)
-    assert (rule.label, rule.value, rule.kind) == ("ppl-2@0.02", "2@0.02", "perplexity_patience")
-    assert (Threshold(value=2.0).value, Threshold(value=2.0).kind) == (2.0, "perplexity")
+    rule = Patience(evaluations=2, change=0.02)
+    assert (rule.label, rule.setting, rule.words) == ("ppl-2@0.02", "2@0.02", "patience 2@0.02")
+    assert rule.metadata() == {"threshold_type": "perplexity_patience", "threshold_value": "2@0.02"}
+    threshold = Threshold(value=2)
+    assert (threshold.setting, threshold.words) == ("2.0", "ppl 2.0")
+    assert threshold.metadata() == {"threshold_type": "perplexity", "threshold_value": 2.0}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *thresholds(2, 1.25, 1e300, 0.1 + 0.2, 1.0000001),
+        Patience(evaluations=2, change=0.02),
+        Patience(evaluations=10, change=1e-7),
+    ],
+    ids=lambda rule: rule.label,
+)
+def test_a_label_is_read_back_as_its_rule(rule):
+    assert parse(rule.label) == rule
+
+
+@pytest.mark.parametrize(
+    "label", ["", "2.0", "ppl", "ppl-", "ppl-x", "ppl-@1", "loss-2.0", "ppl-2-3"]
+)
+def test_what_is_no_label_is_refused_with_an_example(label):
+    with pytest.raises(UserError, match=r"is not the label of a sweetspot; .*ppl-2\.0"):
+        parse(label)
+
+
+@pytest.mark.parametrize("name", ["2", "2.0", "2.00", "ppl-2", "ppl-2.0"])
+def test_a_person_may_write_a_threshold_in_several_ways(name):
+    rules = [*thresholds(2, 1.6), Patience(evaluations=2, change=0.02)]
+    assert named(name, rules, "sft") == rules[0]
+    assert named("2@.02", rules, "sft") == rules[2]
+
+
+def test_a_rule_that_a_run_does_not_have_names_those_that_it_has():
+    with pytest.raises(
+        UserError, match=r"unknown sweetspot of 'sft': 'ppl-3\.0'; choose from: ppl-2"
+    ):
+        named("3", thresholds(2), "sft")
 
 
 def test_thresholds_fire_as_they_are_crossed_and_never_twice():
-    rules = SweetspotRules(thresholds(2.0, 1.6, 1.4))
+    rules = Rules(thresholds(2.0, 1.6, 1.4))
     found = watch(rules, [9.0, 2.1, 1.9, 2.2, 1.8, 1.5, 1.3, 1.2])
     assert found == [[], [], ["ppl-2.0"], [], [], ["ppl-1.6"], ["ppl-1.4"], []]
     assert rules.fired == {"ppl-2.0": 10, "ppl-1.6": 25, "ppl-1.4": 30}
 
 
 def test_several_are_crossed_at_once_in_the_order_given():
-    rules = SweetspotRules(thresholds(2.0, 1.6, 1.4))
+    rules = Rules(thresholds(2.0, 1.6, 1.4))
     assert watch(rules, [9.0, 1.5, 1.4]) == [[], ["ppl-2.0", "ppl-1.6"], ["ppl-1.4"]]
 
 
 def test_a_threshold_is_met_at_its_value():
-    assert watch(SweetspotRules(thresholds(2.0)), [9.0, 2.0000001, 2.0]) == [[], [], ["ppl-2.0"]]
+    assert watch(Rules(thresholds(2.0)), [9.0, 2.0000001, 2.0]) == [[], [], ["ppl-2.0"]]
 
 
 def test_what_the_base_meets_never_fires():
-    rules = SweetspotRules(thresholds(2.0, 1.6))
+    rules = Rules(thresholds(2.0, 1.6))
     assert watch(rules, [1.9, 1.8, 1.5]) == [[], [], ["ppl-1.6"]]
     assert rules.met_by_base == {"ppl-2.0": 1.9}
     assert rules.outcome() == {
-        "ppl-2.0": {"state": "met_by_base", "perplexity": 1.9},
+        "ppl-2.0": {"state": "met_by_base", "value": 1.9},
         "ppl-1.6": {"state": "reached", "step": 10},
     }
     assert rules.finished
 
 
 def test_what_was_never_reached_has_the_best():
-    rules = SweetspotRules(thresholds(2.0))
+    rules = Rules(thresholds(2.0))
     watch(rules, [9.0, 2.3, 2.4])
     assert rules.outcome() == {"ppl-2.0": {"state": "unreached", "best": 2.3}}
-    assert rules.best == 2.3
-    assert SweetspotRules([]).best is None
 
 
 @pytest.mark.parametrize(
@@ -84,13 +121,13 @@ def test_what_was_never_reached_has_the_best():
     ids=["start", "one-left", "all", "base-met-one", "base-met-one-and-all", "base-met-all"],
 )
 def test_it_is_finished_when_the_last_rule_has_fired(history, finished):
-    rules = SweetspotRules(thresholds(2.0, 1.6))
+    rules = Rules(thresholds(2.0, 1.6))
     watch(rules, history)
     assert rules.finished == finished
 
 
 def test_without_rules_it_is_never_finished():
-    rules = SweetspotRules([])
+    rules = Rules([])
     assert watch(rules, [9.0, 1.0]) == [[], []]
     assert not rules.finished
     assert rules.outcome() == {}
@@ -115,32 +152,32 @@ def test_without_rules_it_is_never_finished():
 )
 def test_patience_wants_a_small_decrease_in_each_of_the_last_evaluations(evaluations, history, at):
     """The decrease is 0.25, and a fall by exactly as much is not less."""
-    assert fired(Patience(evaluations=evaluations, decrease=0.25), history) == at
+    assert fired(Patience(evaluations=evaluations, change=0.25), history) == at
 
 
 def test_patience_and_thresholds_go_together():
-    rules = SweetspotRules([*thresholds(2.0), Patience(evaluations=1, decrease=0.25)])
+    rules = Rules([*thresholds(2.0), Patience(evaluations=1, change=0.25)])
     assert watch(rules, [4.0, 2.0, 1.9, 1.8]) == [[], ["ppl-2.0"], ["ppl-1@0.25"], []]
     assert rules.finished
 
 
 def test_a_patience_that_never_fired_keeps_the_best():
-    rules = SweetspotRules([Patience(evaluations=1, decrease=0.25)])
+    rules = Rules([Patience(evaluations=1, change=0.25)])
     watch(rules, [4.0, 3.0])
     assert rules.outcome() == {"ppl-1@0.25": {"state": "unreached", "best": 3.0}}
 
 
-RULES = [*thresholds(5.0, 2.0, 1.6), Patience(evaluations=2, decrease=0.25)]
+RULES = [*thresholds(5.0, 2.0, 1.6), Patience(evaluations=2, change=0.25)]
 HISTORY = [4.0, 3.0, 1.9, 1.8, 1.7, 1.5, 1.5, 1.5]
 
 
 @pytest.mark.parametrize("stopped", range(1, len(HISTORY)))
 def test_continued_from_a_checkpoint_it_is_as_if_never_stopped(stopped):
-    straight = SweetspotRules(RULES)
+    straight = Rules(RULES)
     expected = watch(straight, HISTORY)
-    before = SweetspotRules(RULES)
+    before = Rules(RULES)
     found = watch(before, HISTORY[:stopped])
-    after = SweetspotRules(RULES)
+    after = Rules(RULES)
     after.load(json.loads(json.dumps(before.state())))
     for step in range(stopped, len(HISTORY)):
         found.append([rule.label for rule in after.observe(step * 5, HISTORY[step])])

@@ -9,12 +9,12 @@ import pytest
 from tuning.runs import atomic, manifest
 from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.rundir import RunDirectory
+from tuning.sweetspots.rules import parse
 from tuning.sweetspots.store import (
     METADATA,
     Skipped,
     checkpoint_name,
     find_sweetspot,
-    missing_reason,
     sweetspot_hash,
     sweetspot_name,
 )
@@ -57,7 +57,7 @@ def test_names():
             {"state": "unreached", "best": 2.3126},
             "perplexity never reached 2.0 (best 2.31)",
         ),
-        ("ppl-2.0", {"state": "met_by_base", "perplexity": 1.9}, "met by the base, 1.9"),
+        ("ppl-2.0", {"state": "met_by_base", "value": 1.9}, "met by the base, 1.9"),
         ("ppl-1.5", {"state": "unreached", "best": 1.6}, "perplexity never reached 1.5 (best 1.6)"),
         (
             "ppl-2@0.02",
@@ -67,17 +67,15 @@ def test_names():
     ],
 )  # fmt: skip
 def test_why_one_is_missing(run, label, outcome, words):
-    assert missing_reason(label, outcome) == words
     finish(run, **{label: outcome})
     with pytest.raises(Skipped) as caught:
         find_sweetspot(run, label)
-    assert str(caught.value) == words
+    assert (str(caught.value), caught.value.why) == (words, outcome["state"])
 
 
 def test_the_best_that_missed_does_not_look_like_a_hit():
     """2.004 rounds to the threshold that it did not reach."""
-    words = missing_reason("ppl-2.0", {"state": "unreached", "best": 2.004})
-    assert "(best 2)" not in words
+    assert "(best 2.004)" in parse("ppl-2.0").missed(2.004)
 
 
 def test_one_that_was_reached_is_found_before_the_run_has_ended(run):
@@ -113,5 +111,6 @@ def test_what_is_left_of_the_budget(run, used, left):
 @pytest.mark.parametrize("used", [1000, 1200])
 def test_nothing_left_is_skipped(run, used):
     reach(run, "ppl-2.0", used)
-    with pytest.raises(Skipped, match=f"SFT used {used} of 1000 examples; none is left"):
+    with pytest.raises(Skipped, match=f"SFT used {used} of 1000 examples; none is left") as caught:
         find_sweetspot(run, "ppl-2.0").left_of(1000)
+    assert caught.value.why == "spent"

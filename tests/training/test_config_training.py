@@ -152,7 +152,7 @@ def test_yaml_beats_defaults_and_flags_beat_yaml():
     assert pt().training.beta == pt("kto").training.beta == 0.1
     assert pt().training.learning_rate == 5e-6
     assert pt("grpo").training.learning_rate == 5e-4
-    assert [pt(m).artifact for m in ("dpo", "kto", "grpo")] == ["adapter", "adapter", "full"]
+    assert [pt(m).artifact_form for m in ("dpo", "kto", "grpo")] == ["adapter", "adapter", "full"]
 
 
 def test_every_flag_has_one_name_across_the_parts():
@@ -239,12 +239,12 @@ def test_the_order_of_thresholds_does_not_count():
     a, b = (sft(perplexity_thresholds=t) for t in ((1.6, 2.0, 1.4), (2.0, 1.6, 1.4)))
     assert a == b
     assert a.perplexity.perplexity_thresholds == (2.0, 1.6, 1.4)
-    assert a.rules == ["ppl-2.0", "ppl-1.6", "ppl-1.4"]
+    assert labels(a) == ["ppl-2.0", "ppl-1.6", "ppl-1.4"]
 
 
 def test_rules_are_thresholds_then_patience():
     config = sft(perplexity_thresholds=(1.6, 2.0), perplexity_patience=("2:0.02", "3:.1"))
-    assert config.rules == ["ppl-2.0", "ppl-1.6", "ppl-2@0.02", "ppl-3@0.1"]
+    assert labels(config) == ["ppl-2.0", "ppl-1.6", "ppl-2@0.02", "ppl-3@0.1"]
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "grpo"])
@@ -266,13 +266,17 @@ def test_a_setting_of_one_method_changes_that_one_only(method, values, of):
     assert changed == (method in of)
 
 
+def labels(config: SFTRunConfig) -> list[str]:
+    return [rule.label for rule in config.rules]
+
+
 def on_engine(**values):
     return sft(trainer="engine", **values)
 
 
 def test_a_run_with_trl_has_no_setting_of_the_engine_in_its_hash():
     config = sft()
-    assert config.artifact == "adapter" and config.trainer == "trl"
+    assert config.artifact_form == "adapter" and config.trainer == "trl"
     assert set(config.hashed) == {"model", "dataset", "lora", "training", "perplexity"}
     assert sft(trainer="trl") == config
     without = {k: v for k, v in plain(config).items() if k != "engine"}
@@ -281,11 +285,11 @@ def test_a_run_with_trl_has_no_setting_of_the_engine_in_its_hash():
 
 def test_a_run_on_the_engine_is_another_one_and_leaves_whole_weights():
     config = on_engine()
-    assert (config.artifact, config.identity("x", None).artifact) == ("full", "full")
+    assert (config.artifact_form, config.identity("x", None).artifact) == ("full", "full")
     assert config.hash != sft().hash
     assert config.run_name == suffixed("tiny_sft-arith-500", config)
     assert set(config.hashed) == {"model", "dataset", "training", "perplexity", "engine"}
-    assert not config.model_defaults
+    assert not config.is_default_but_rules
     assert replace(config, lora=replace(config.lora, lora_r=3)).hash == config.hash
 
 
@@ -324,7 +328,7 @@ def test_a_model_may_say_that_the_engine_trains_it(monkeypatch, tmp_path):
     other.mkdir()
     use(monkeypatch, other, COLLECTIONS.replace("sft: {", "sft: {trainer: engine, "))
     assert sft().run_name == "tiny_sft-arith-500"
-    assert sft().artifact == "full" and sft().model_defaults
+    assert sft().artifact_form == "full" and sft().is_default_but_rules
     assert sft(trainer="trl").run_name == suffixed("tiny_sft-arith-500", sft(trainer="trl"))
     assert fork().named(5) == "tiny_sweetspot-ppl-2.0_dpo-arith-5"
 
@@ -339,7 +343,7 @@ def test_a_fork_of_a_whole_model_has_a_new_adapter_and_another_hash():
     assert "lora" in whole.hashed and "lora" not in adapter.hashed
     assert fork(of=of, lora_r=4).lora.lora_r == 4
     assert fork(of=of, lora_r=4).hash != whole.hash
-    assert [fork(m, of=of).artifact for m in ("dpo", "kto", "grpo")] == [
+    assert [fork(m, of=of).artifact_form for m in ("dpo", "kto", "grpo")] == [
         "adapter",
         "adapter",
         "full",
@@ -351,5 +355,5 @@ def test_an_identity_carries_the_settings():
     config = sft()
     identity = config.identity(config.run_name, None)
     assert (identity.kind, identity.hash, identity.artifact) == ("sft", config.hash, "adapter")
-    assert identity.settings["training"]["micro_batch_size"] == 32
-    assert "micro_batch_size" not in identity.hashed["training"]
+    assert identity.settings["compute"]["micro_batch_size"] == 32
+    assert "compute" not in identity.hashed

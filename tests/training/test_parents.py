@@ -25,6 +25,8 @@ from tuning.training.config_training import (
     preference_config,
     sft_config,
 )
+from tuning.training.render import preference_words, sft_command, sft_words
+from tuning.weights.base import base_directory, require_base
 
 pytestmark = pytest.mark.unit
 
@@ -84,10 +86,10 @@ def read_preference(flags: list[str]) -> PTRunConfig:
 )
 def test_the_flags_of_an_sft_run_make_it_again(model, values):
     config = sft(model, **values)
-    again = read_sft(parents.sft_flags(config))
+    again = read_sft(sft_words(config)[1:])
     assert again == config
     assert again.run_name == config.run_name
-    command = shlex.split(parents.sft_command(config))
+    command = shlex.split(sft_command(config))
     assert command[:2] == ["python", "tuning/run_sft.py"]
     assert command[-1] == "--do_training"
 
@@ -104,21 +106,21 @@ def test_the_flags_of_a_preference_run_make_it_again(method, start, values):
         model="tiny", dataset="arith", task="gsm8k", pft_method=method, parent=parent,
         train_size=None if start == "fork" else 300, values=values,
     )  # fmt: skip
-    again = read_preference(parents.preference_flags(config))
+    again = read_preference(preference_words(config)[1:])
     assert again == config
     assert (again.hash, again.run_name) == (config.hash, config.run_name)
 
 
 @pytest.mark.parametrize("default", ["trl", "engine"])
-def test_flags_of_the_engine_name_it_whatever_the_model_says(monkeypatch, tmp_path, default):
+def test_flags_name_the_trainer_where_it_is_not_the_models(monkeypatch, tmp_path, default):
     other = tmp_path / "other"
     other.mkdir()
     use(monkeypatch, other, COLLECTIONS.replace("sft: {", f"sft: {{trainer: {default}, "))
     for trainer in ("trl", "engine"):
         config = sft(trainer=trainer)
-        flags = parents.sft_flags(config)
+        flags = sft_words(config)[1:]
         assert read_sft(flags) == config
-        assert ("--trainer" in flags) == (trainer == "engine" or default == "engine")
+        assert ("--trainer" in flags) == (trainer != default)
         assert not [word for word in flags if word.startswith("--lora")]
 
 
@@ -130,7 +132,7 @@ def test_a_fork_of_a_whole_model_comes_back_from_its_flags():
         model="tiny", dataset="arith", task="math", pft_method="dpo", train_size=None,
         parent=parent, values={"lora_r": 4},
     )  # fmt: skip
-    again = read_preference(parents.preference_flags(config))
+    again = read_preference(preference_words(config)[1:])
     assert again == config and again.hash == config.hash
 
 
@@ -170,12 +172,12 @@ def test_a_parent_that_is_not_trained_gives_the_command_that_trains_it():
 def test_a_base_that_is_not_pretrained_gives_the_command_too():
     model = model_config("tiny")
     with pytest.raises(UserError, match=r"with: python tuning/run_pretrain\.py --model tiny$"):
-        parents.require_base(model)
+        require_base(model)
     directory = stand(pretrain_config("tiny"))
-    parents.require_base(model)
-    assert parents.base_directory(model).path == directory.path
-    parents.require_base(model_config("big"))
-    assert parents.base_directory(model_config("big")) is None
+    require_base(model)
+    assert base_directory(model).path == directory.path
+    require_base(model_config("big"))
+    assert base_directory(model_config("big")) is None
 
 
 def test_a_parent_on_another_base_is_refused(monkeypatch, tmp_path):

@@ -62,20 +62,18 @@ def silent(monkeypatch):
         yield listening
 
 
-def report(mode: str, said: list[str], tmp_path: Path) -> list[str]:
-    return report_to(mode, tmp_path / "run", "0123456789abcdef" * 4, say=said.append)
+def report(mode: str, tmp_path: Path) -> list[str]:
+    return report_to(mode, tmp_path / "run", "0123456789abcdef" * 4)
 
 
-def test_off_is_off(tmp_path):
-    said: list[str] = []
-    assert report("off", said, tmp_path) == []
+def test_off_is_off(tmp_path, said):
+    assert report("off", tmp_path) == []
     assert os.environ["WANDB_MODE"] == "disabled"
     assert said == []
 
 
-def test_offline_names_the_project_and_the_run(tmp_path):
-    said: list[str] = []
-    assert report("offline", said, tmp_path) == ["wandb"]
+def test_offline_names_the_project_and_the_run(tmp_path, said):
+    assert report("offline", tmp_path) == ["wandb"]
     assert said == []
     found = {k: v for k, v in os.environ.items() if k.startswith("WANDB_")}
     assert found == {
@@ -90,42 +88,41 @@ def test_offline_names_the_project_and_the_run(tmp_path):
 
 def test_a_project_of_ones_own_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "mine")
-    report("offline", [], tmp_path)
+    report("offline", tmp_path)
     assert os.environ["WANDB_PROJECT"] == "mine"
 
 
-def test_without_a_key_it_is_offline_and_nobody_is_called(tmp_path, silent):
-    said: list[str] = []
-    assert report("online", said, tmp_path) == ["wandb"]
+def test_without_a_key_it_is_offline_and_nobody_is_called(tmp_path, silent, said):
+    assert report("online", tmp_path) == ["wandb"]
     assert os.environ["WANDB_MODE"] == "offline"
     assert len(said) == 1
-    assert said[0].startswith("W&B: no key is set (WANDB_API_KEY); this run is kept offline")
+    assert said[0].startswith(
+        "warning: W&B: no key is set (WANDB_API_KEY); this run is kept offline"
+    )
     silent.settimeout(0.2)
     with pytest.raises(TimeoutError):
         silent.accept()
 
 
 @pytest.mark.parametrize("key", ["environment", "netrc"])
-def test_with_a_key_and_a_server_it_is_online(tmp_path, monkeypatch, server, key):
+def test_with_a_key_and_a_server_it_is_online(tmp_path, monkeypatch, server, key, said):
     if key == "environment":
         monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     else:
         netrc = tmp_path / ".netrc"
         netrc.write_text(f"machine 127.0.0.1 login user password {'k' * 40}\n")
         netrc.chmod(0o600)
-    said: list[str] = []
-    assert report("online", said, tmp_path) == ["wandb"]
+    assert report("online", tmp_path) == ["wandb"]
     assert os.environ["WANDB_MODE"] == "online"
     assert said == []
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "https://nowhere.invalid"])
-def test_a_server_that_cannot_be_reached_is_given_up_soon(tmp_path, monkeypatch, url):
+def test_a_server_that_cannot_be_reached_is_given_up_soon(tmp_path, monkeypatch, url, said):
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", url)
-    said: list[str] = []
     began = time.monotonic()
-    assert report("online", said, tmp_path) == ["wandb"]
+    assert report("online", tmp_path) == ["wandb"]
     assert time.monotonic() - began < 10
     assert os.environ["WANDB_MODE"] == "offline"
     assert "does not answer" in said[0]
@@ -134,14 +131,13 @@ def test_a_server_that_cannot_be_reached_is_given_up_soon(tmp_path, monkeypatch,
 def test_a_server_that_never_answers_is_given_up_soon(tmp_path, monkeypatch, silent):
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     began = time.monotonic()
-    assert report("online", [], tmp_path) == ["wandb"]
+    assert report("online", tmp_path) == ["wandb"]
     assert time.monotonic() - began < 10
     assert os.environ["WANDB_MODE"] == "offline"
 
 
-def test_a_damaged_netrc_is_no_key(tmp_path):
+def test_a_damaged_netrc_is_no_key(tmp_path, said):
     (tmp_path / ".netrc").write_text("machine\nx y z")
-    said: list[str] = []
-    report("online", said, tmp_path)
+    report("online", tmp_path)
     assert os.environ["WANDB_MODE"] == "offline"
     assert "no key is set" in said[0]

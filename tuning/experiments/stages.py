@@ -21,7 +21,7 @@ from tuning.evaluation.config import (
     evaluation_config,
     sampling_config,
 )
-from tuning.experiments.choices import Choices
+from tuning.experiments.choices import RULES, Choices
 from tuning.flags import plain
 from tuning.plan import Stage
 from tuning.runs.rundir import locate
@@ -66,11 +66,12 @@ class StageMaker:
         train_dataset.require(entry, "test", self.sampling.prompts, "prompts")
 
     def sft_run(self, size: int, rules: Mapping[str, Any] | None = None) -> SFTRunConfig:
-        """SFT on `size` examples; `rules` are settings of its sweetspots."""
+        """SFT on `size` examples; `rules` replace the settings of its sweetspots."""
         c = self.choices
+        chosen = {k: v for k, v in c.sft_values.items() if rules is None or k not in RULES}
         return sft_config(
             model=self.model, dataset=c.dataset, task=c.task, train_size=size,
-            values={**c.model_values, **self.seed, **c.sft_values, **(rules or {})},
+            values={**c.model_values, **self.seed, **chosen, **(rules or {})},
         )  # fmt: skip
 
     def preference_run(

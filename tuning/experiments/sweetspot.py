@@ -15,7 +15,7 @@ from typing import Any
 
 from tuning import config as site
 from tuning.data import train_dataset
-from tuning.experiments.choices import Choices
+from tuning.experiments.choices import RULES, Choices
 from tuning.experiments.stages import StageMaker, directory_name
 from tuning.plan import Plan, Stage
 from tuning.runs.errors import UserError
@@ -118,14 +118,17 @@ class _Planner:
 
 
 def _rules(wanted: Wanted) -> dict[str, Any]:
-    """The thresholds of the model, unless rules are given."""
-    given = wanted.sft_values
-    if "perplexity_thresholds" in given:
-        return {}
-    if given.get("perplexity_patience"):
-        return {"perplexity_thresholds": ()}
+    """The rules that are given, or the thresholds of the model."""
+    rules = {name: value for name, value in wanted.sft_values.items() if name in RULES}
+    if "perplexity_thresholds" in rules:
+        return rules
     collections = site.collections()
-    return {"perplexity_thresholds": collections.thresholds(collections.model(wanted.model))}
+    default = (
+        ()
+        if rules.get("perplexity_patience")
+        else collections.thresholds(collections.model(wanted.model))
+    )
+    return rules | {"perplexity_thresholds": default}
 
 
 def _check(wanted: Wanted) -> None:
