@@ -214,7 +214,7 @@ def test_it_leaves_the_weights_of_run_pretrain(home: Path) -> None:
     assert said.count("RESULT") == 2
     assert "RESULT api_other 8 True" in said
     assert "REFUSED" in said
-    assert "holds a run of other settings (training.max_lr: 0.003 -> 0.001)" in said
+    assert "holds a run with other settings (training.max_lr: 0.003 -> 0.001)" in said
 
     two = home.parent / "two"
     two.mkdir()
@@ -282,7 +282,7 @@ def test_what_a_program_brings_is_part_of_what_a_run_is(tmp_path: Path) -> None:
         {"loss_function": partial(focal, gamma=2.0)},
         {"loss_function": partial(focal, gamma=1.0), "optimizer": sgd},
     ):
-        with pytest.raises(UserError, match=r"holds a run of other settings \(.*program"):
+        with pytest.raises(UserError, match=r"holds a run with other settings \(.*program"):
             train(args, **own)
 
 
@@ -323,17 +323,17 @@ def test_a_folder_of_other_files_is_left_alone(home: Path, tmp_path: Path) -> No
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="holds other files than a run's"):
+    with pytest.raises(UserError, match="is not empty and is not a run directory"):
         train(arguments(mine))
     forced = run_entry(home, "run_pretrain.py", *flags(), "--output_dir", mine, "--force")
-    assert "holds other files than a run's" in check(forced, 2).stderr
+    assert "is not empty and is not a run directory" in check(forced, 2).stderr
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
-    with pytest.raises(UserError, match=r"cannot be a run's folder \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"cannot be a run directory \(Not a directory\)"):
         train(arguments(mine / "thesis.txt" / "run"))
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UserError, match="holds other files than a run's"):
+    with pytest.raises(UserError, match="is not empty and is not a run directory"):
         train(arguments(model))
 
 

@@ -260,7 +260,7 @@ def test_asked_to_stop_the_stages_save_and_the_next_launch_goes_on(experiment):
     assert json.loads(output) == {"a": ["pending", ""], "b": ["pending", ""]}
     assert "stopping a: saving its state" in errors
     assert (run.status["state"], run.status["reason"]) == (
-        "pending", "stopped on request; the same command continues"
+        "pending", "stopped on request; the same command resumes"
     )  # fmt: skip
     shorter = {"log": str(experiment.log), "do": "1"}
     experiment.stages[0] = replace(experiment.stages[0], run=shorter)

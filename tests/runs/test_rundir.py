@@ -146,7 +146,7 @@ def test_going_on_with_other_versions_is_a_warning(tmp_path, change, shown, said
     atomic.write_json(directory.path / "config.json", config)
     claimed(tmp_path)
     assert len(said) == 1
-    assert said[0].startswith("warning: run was begun with other versions: ")
+    assert said[0].startswith("warning: run was started with other versions: ")
     assert shown in said[0]
     directory.write_status("done")
     claimed(tmp_path)
@@ -217,8 +217,8 @@ def test_a_phase_is_running_then_done(tmp_path):
         (StageFailed("no space\n  is left"), "failed", "no space is left"),
         (ValueError("x" * 2000), "failed", "x" * 500),
         (ZeroDivisionError(), "failed", "ZeroDivisionError"),
-        (Interrupted(), "pending", "stopped on request; the same command continues"),
-        (KeyboardInterrupt(), "pending", "stopped on request; the same command continues"),
+        (Interrupted(), "pending", "stopped on request; the same command resumes"),
+        (KeyboardInterrupt(), "pending", "stopped on request; the same command resumes"),
     ],
     ids=["failed", "long", "silent", "interrupted", "ctrl-c"],
 )

@@ -1,4 +1,4 @@
-"""Files that others read: written whole or not at all, and durable once they are there."""
+"""Atomic, durable writes: readers see the old content or the new, never half of it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, whole or not at all."""
+    """Write `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
 
 
 def read_json(path: Path) -> Any | None:
-    """The content of a JSON file, or None where there is no such file."""
+    """The content of a JSON file; None if it does not exist. Damaged JSON raises."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -44,7 +44,7 @@ def read_json(path: Path) -> Any | None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make renames inside `directory` durable, where the file system can."""
+    """fsync `directory`, so that renames in it are durable, on file systems that support it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -55,10 +55,9 @@ def sync_directory(directory: Path) -> None:
 
 @contextlib.contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
-    """Fill a temporary folder beside `target`; it becomes `target` in one rename when the block
-    ends well.
+    """Yield a temporary folder beside `target` and rename it to `target` if the block succeeds.
 
-    A target that exists is replaced. What an earlier, killed attempt left behind is removed first.
+    An existing target is replaced. Leftovers of a killed attempt are removed first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.tmp"

@@ -1,6 +1,6 @@
-"""What files hold, as hashes that do not depend on where they lie.
+"""Hashes of file contents, independent of paths.
 
-Large files are told by their size, their beginning and their end.
+Only the size, the first and the last MiB of a file are hashed, so that large files stay cheap.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SAMPLE = 1 << 20
 
 
 def file_hash(path: Path) -> str:
-    """Of one file; UserError where there is none."""
+    """The hash of one file; UserError if it does not exist."""
     if not path.is_file():
         raise UserError(f"there is no file '{path}'.")
     total = hashlib.sha256()
@@ -23,9 +23,9 @@ def file_hash(path: Path) -> str:
 
 
 def weights_hash(folder: Path) -> str:
-    """Over the names and contents of a model's files, so that moving them changes nothing.
+    """The hash of a model folder: of the names and contents of its files, not of its path.
 
-    Raises UserError where the folder holds no model.
+    Raises UserError if the folder has no config.json.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"'{folder}' holds no model: it has no config.json.")

@@ -1,4 +1,4 @@
-"""A disk that is full: recognised whatever library ran into it, and said in one line."""
+"""A full disk or quota: recognised whichever library hits it, and reported in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SIGNS = (
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an exception, or one behind it, says that a file could not be written."""
+    """Whether an exception, or one in its `__context__` chain, comes from a full disk or quota."""
     if isinstance(error, OSError) and error.errno in ERRORS:
         return True
     text = str(error).lower()
@@ -29,9 +29,9 @@ def is_full(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def reporting_full(run_dir: Path, written: Path) -> Iterator[None]:
-    """Turn a write that failed into a StageFailed that says what is left.
+    """Turn a write to a full disk into a StageFailed that names the newest whole checkpoint.
 
-    A folder that was cut short is removed; `run_dir` itself is not.
+    `written`, the incomplete folder, is deleted unless it is `run_dir` itself.
     """
     try:
         yield

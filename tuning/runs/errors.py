@@ -1,4 +1,4 @@
-"""What a run may end with: the exit codes of every entry point and the errors that lead to them."""
+"""Exit codes of the entry points, and the exceptions that lead to them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_AGAIN = 75
-"""Saved and stopped on request: the same command continues where it stopped (BSD's EX_TEMPFAIL)."""
+"""Saved and stopped on request; the same command resumes (EX_TEMPFAIL of sysexits.h)."""
 
 
 class UserError(Exception):
-    """Something that the user can put right; printed as one line, exit code 2."""
+    """A mistake that the user can fix; printed as one line, exit code 2."""
 
 
 class StageFailed(Exception):
-    """A stage cannot go on for a reason that is known; printed as one line, exit code 1."""
+    """A stage failed for a known reason; printed as one line, exit code 1."""
 
 
 class Skipped(Exception):
@@ -31,17 +31,17 @@ class Skipped(Exception):
 
 
 class Interrupted(Exception):
-    """Everything is on disk and the process was asked to stop; exit code 75."""
+    """Stopped on request with everything saved; exit code 75."""
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" with a leading space, or "" where nothing is near."""
+    """ " Did you mean 'x'?" with a leading space, or "" if no allowed value is close."""
     matches = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
 def choose(kind: str, value: str, allowed: Iterable[str], hint: str = "") -> str:
-    """`value` if it is one of `allowed`; otherwise a UserError that names the nearest match."""
+    """Return `value` if it is one of `allowed`, or raise UserError with the nearest match."""
     options = list(allowed)
     if value in options:
         return value

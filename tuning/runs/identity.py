@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 FORMAT = 2
-"""Of the files that are written. A run directory or plan of another format is left alone."""
+"""Version of the files on disk; run directories and plans of another one are never modified."""
 
 
 def digest(value: Any) -> str:
@@ -24,8 +24,8 @@ def number(value: float) -> str:
 def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
     """`name: theirs -> ours` for every setting in which two nested mappings differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        found = []
+        lines = []
         for key in sorted(ours.keys() | theirs.keys()):
-            found += differences(ours.get(key), theirs.get(key), f"{prefix}{key}.")
-        return found
+            lines += differences(ours.get(key), theirs.get(key), f"{prefix}{key}.")
+        return lines
     return [] if ours == theirs else [f"{prefix.rstrip('.')}: {theirs} -> {ours}"]

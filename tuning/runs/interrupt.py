@@ -1,12 +1,11 @@
-"""Being asked to stop: signals become a question that the code asks at safe points.
+"""Graceful stop: signals set a flag that the code checks at safe points.
 
-SIGTERM, SIGINT and SIGUSR1 (SLURM's warning before the time limit) set a flag; training checks it
-at step boundaries, inference between batches, and both save and raise Interrupted. A second SIGINT
-stops at once. A process that a launcher started also stops when its parent, whose process id
-TUNING_PARENT gives, is gone. torchrun does not forward signals: under it, the appearance of the
-file that TUNING_STOP names is a request to stop as well.
+SIGTERM, SIGINT and SIGUSR1 (SLURM's warning before the time limit) set it. Training checks it at
+step boundaries, inference between batches; both save and raise Interrupted. A second SIGINT stops
+at once. A process started by a launcher also stops when its parent, whose pid is in TUNING_PARENT,
+is gone. torchrun does not forward signals: under it, creating the file TUNING_STOP is the request.
 
-Processes that train together stop together: they ask `agreed_to_stop()` of tuning/engine/ranks.py.
+All ranks stop at the same step: they call `agreed_to_stop()` of tuning/engine/ranks.py.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _asked = threading.Event()
 
 
 def install() -> None:
-    """Take the signals over and watch the parent; call it once, early, in the main thread."""
+    """Install the signal handlers and watch the parent; call it once, early, in the main thread."""
     for number in SIGNALS:
         signal.signal(number, _on_signal)
     joined = ranks.under_torchrun()
@@ -45,10 +44,10 @@ def install() -> None:
 
 @contextlib.contextmanager
 def heeded() -> Iterator[None]:
-    """Signals are questions within the block, and what they were to the program before it.
+    """Stop gracefully on signals within the block; restore the previous handlers after it.
 
-    What was asked counts until it has led to Interrupted. Outside the main thread, where signals
-    cannot be taken over, nothing changes.
+    A stop request stays set until it has raised Interrupted. Outside the main thread, where Python
+    installs no signal handlers, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -92,11 +91,11 @@ def asked_to_stop() -> bool:
 
 
 def check() -> None:
-    """Raise Interrupted if asked to stop; for points where everything is on disk."""
+    """Raise Interrupted if asked to stop; call it only where everything is saved."""
     if _asked.is_set():
         raise Interrupted
 
 
 def reset() -> None:
-    """Forget what was asked; for programs that run several stages inside one process."""
+    """Clear the stop request; for programs that run several stages in one process."""
     _asked.clear()

@@ -1,9 +1,9 @@
-"""One writer a run directory, across processes, hosts and SLURM jobs.
+"""One writer per run directory, across processes, hosts and SLURM jobs.
 
-The lock is a JSON file that names its holder and carries a heartbeat. It is stale when the holder
-is gone (same host: no such process, or another one with its number), its SLURM job is no longer
-known to run, or the heartbeat is older than two minutes. Looking and taking happen under an flock,
-so two never take it at once.
+The lock is a JSON file with its holder and a heartbeat. On the holder's host it is stale when the
+process is gone or its pid was reused; on others when the heartbeat is older than two minutes or
+the SLURM job no longer runs. Checking and acquiring happen under an flock, so that two processes
+never acquire it at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STALE_SECONDS = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who has a run directory."""
+    """The process that holds a run directory."""
 
     host: str
     pid: int
@@ -48,9 +48,9 @@ class Holder:
 
 
 def process_start(pid: int) -> str:
-    """A token that tells a process from a later one with its number; "" where there is none.
+    """The start time of a process, which a later one with the same pid does not share.
 
-    A zombie counts as gone: it can hold nothing.
+    "" if the process is gone; a zombie counts as gone, since it cannot write.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -66,7 +66,7 @@ def process_start(pid: int) -> str:
 
 
 def ourselves() -> Holder:
-    """This process as a holder."""
+    """The holder entry of this process."""
     return Holder(
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -77,15 +77,15 @@ def ourselves() -> Holder:
 
 
 def slurm_job(environ: Mapping[str, str]) -> str | None:
-    """The SLURM job of a process: of a task of an array `12_3`, since one of them has the number of
-    the whole array for its own.
+    """The SLURM job id of a process; of an array task `12_3`, since the plain id of one of the
+    tasks is that of the whole array.
     """
     array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
 
 
 def is_stale(holder: Holder) -> bool:
-    """Whether nobody stands behind a lock any more."""
+    """Whether the holder is gone, so that its lock can be taken over."""
     if holder.host == socket.gethostname():
         return process_start(holder.pid) != holder.started
     if time.time() - holder.heartbeat > STALE_SECONDS:
@@ -94,7 +94,7 @@ def is_stale(holder: Holder) -> bool:
 
 
 def _job_ended(job: str) -> bool:
-    """Whether SLURM says for certain that a job does not run; no answer means it may."""
+    """Whether SLURM reports that a job is not running; False if it gives no answer."""
     if shutil.which("squeue") is None:
         return False
     with contextlib.suppress(subprocess.SubprocessError, OSError):
@@ -118,14 +118,14 @@ class Lock:
         self._stop = threading.Event()
 
     def holder(self) -> Holder | None:
-        """The living holder, or None."""
+        """The current holder; None if the lock is free or stale."""
         holder = self._read()
         return None if holder is None or is_stale(holder) else holder
 
     def _read(self) -> Holder | None:
         try:
-            found = read_json(self.path)
-            return Holder(**found) if found else None
+            holder = read_json(self.path)
+            return Holder(**holder) if holder else None
         except (TypeError, json.JSONDecodeError):
             return None
 
@@ -137,7 +137,7 @@ class Lock:
             yield
 
     def try_acquire(self) -> Holder | None:
-        """Take the lock; the other holder is returned where there is one."""
+        """Acquire the lock and return None; if another process holds it, return that holder."""
         with self._guarded():
             other = self.holder()
             if other is not None:
@@ -161,21 +161,21 @@ class Lock:
                     write_json(self.path, asdict(self._me))
 
     def _is_ours(self) -> bool:
-        found = self._read()
+        holder = self._read()
         return (
-            found is not None
+            holder is not None
             and self._me is not None
-            and (found.host, found.pid, found.started)
+            and (holder.host, holder.pid, holder.started)
             == (self._me.host, self._me.pid, self._me.started)
         )
 
     def _lost(self) -> NoReturn:
-        """Another process took the directory because this one was silent: two must never write."""
+        """Exit: missed heartbeats let another process take over, and two must never write."""
         print(f"error: {self.path.parent} was taken over by another process", file=sys.stderr)
         os._exit(EXIT_FAILED)
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock, unless another process has taken it over."""
         self._stop.set()
         with self._guarded():
             if self._is_ours():
@@ -190,7 +190,7 @@ class Lock:
         check: Callable[[], None] = lambda: None,
         poll_seconds: float = 0.5,
     ) -> Iterator[None]:
-        """Hold the lock for a block; wait for another holder, or raise StageFailed with
+        """Hold the lock for a block. If another process holds it, wait, or raise StageFailed with
         `wait=False`.
 
         `check` is called while waiting and may raise, to stop waiting.

@@ -1,8 +1,8 @@
-"""What the project's code reports while it runs, by way of `logging`: one logger, one handler.
+"""The project's logger. The entry points attach its one handler with `configure()`; programs that
+import the project configure logging as they like.
 
-Notes go to stdout as they are, warnings to stderr. Of several processes that train together, rank
-0 reports. Programs that import the project configure logging as they like; its own entry points
-call `configure()`.
+Info messages go to stdout as they are, warnings to stderr with their level in front. Ranks other
+than 0 log errors only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ logger = logging.getLogger("tuning")
 
 
 class _Handler(logging.Handler):
-    """Writes to the streams that are current when a message comes."""
+    """Writes to whatever sys.stdout and sys.stderr are when a message is logged."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -30,7 +30,7 @@ class _Handler(logging.Handler):
 
 
 def configure() -> None:
-    """Show what is logged; calling it again changes nothing."""
+    """Attach the handler; calling it again changes nothing."""
     if any(isinstance(handler, _Handler) for handler in logger.handlers):
         return
     handler = _Handler()

@@ -1,7 +1,7 @@
-"""Which checkpoints of a run are whole: each lists its files and their sizes in a manifest.
+"""Manifests of checkpoints, which list their files and sizes and show whether they are whole.
 
-The manifest is written last, so a checkpoint that was cut short has none, or one that does not
-match. Only directories named `checkpoint-{step}` count; anything else is never touched.
+The manifest is written last, so an interrupted checkpoint has none, or one that does not match.
+Only directories named `checkpoint-{step}` are checkpoints to resume from; others are never deleted.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def checkpoint_directory(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of `step` belongs."""
+    """The path of the checkpoint of `step`."""
     return run_dir / f"checkpoint-{step}"
 
 
 def write_manifest(directory: Path) -> None:
-    """Seal a directory whose files are all written: make them durable, then list them."""
+    """Complete a checkpoint whose files are all written: fsync them, then list them."""
     sizes = {}
     for file in sorted(_files(directory)):
         with file.open("rb") as handle:
@@ -37,7 +37,7 @@ def write_manifest(directory: Path) -> None:
 
 
 def is_whole(directory: Path) -> bool:
-    """Whether the manifest is there and every file that it lists has the size that it gives."""
+    """Whether the manifest exists and every file in it has the recorded size."""
     try:
         manifest = read_json(directory / MANIFEST)
         sizes = dict(manifest["files"]) if manifest else None
@@ -57,12 +57,12 @@ def checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
 
 
 def newest_whole(run_dir: Path) -> Path | None:
-    """The whole checkpoint of the highest step; damaged ones are passed over."""
+    """The whole checkpoint of the highest step, or None; incomplete ones are skipped."""
     return next((path for _, path in reversed(checkpoints(run_dir)) if is_whole(path)), None)
 
 
 def prune(run_dir: Path, keep: int = KEPT) -> None:
-    """Delete what is older than the newest `keep` whole checkpoints."""
+    """Delete all checkpoints older than the newest `keep` whole ones."""
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least one checkpoint must stay")
     whole = [step for step, path in checkpoints(run_dir) if is_whole(path)]

@@ -1,4 +1,4 @@
-"""How far a stage is, for the supervisor that started it: a small file, replaced as a whole."""
+"""Progress of a stage, for the supervisor that started it: a small file, replaced atomically."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from tuning.runs import atomic
 
 PROGRESS_VARIABLE = "TUNING_PROGRESS"
-"""Names the file."""
+"""Path of that file; not set without a supervisor."""
 
 
 def tell(**record: Any) -> None:
-    """Write where the stage is, if somebody wants to know."""
+    """Write a progress record, if a supervisor asks for it; write errors are ignored."""
     path = os.environ.get(PROGRESS_VARIABLE)
     if path:
         with contextlib.suppress(OSError):
@@ -23,5 +23,5 @@ def tell(**record: Any) -> None:
 
 
 def tell_waiting(why: str) -> None:
-    """The stage waits for another process; that is no progress, and no lack of it."""
+    """Report that the stage waits for another process: neither progress nor a stall."""
     tell(directory="", phase="waiting", at=0, of=0, note=why, time=time.time())

@@ -1,5 +1,5 @@
-"""Where a result came from: code, versions, machine. Recorded, never hashed; a difference is a
-warning.
+"""Provenance of a run: code revision, package versions, machine. Recorded, never hashed; resuming
+under a different one is a warning.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 REVISION_FILE = ".revision"
-"""In a copy of the code that is no checkout: the revision that it was taken from."""
+"""Holds the git revision in a snapshot of the code, which is not a checkout."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
 
 def collect() -> dict[str, Any]:
-    """Git revision, package versions, host, command and time; what cannot be had is None."""
+    """Git revision, package versions, host, command and time; None for what is unknown."""
     return {
         "git": revision(),
         "python": platform.python_version(),
@@ -55,8 +55,8 @@ def gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    found = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(number) for number in range(len(found))]
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(lines))]
 
 
 def _version(package: str) -> str | None:
@@ -67,7 +67,7 @@ def _version(package: str) -> str | None:
 
 
 def revision() -> str | None:
-    """The git revision of the code, `-dirty` behind it where files were changed."""
+    """The git revision of the code, with `-dirty` if files were changed; None if unknown."""
     noted = Path(__file__).resolve().parents[2] / REVISION_FILE
     if noted.is_file():
         return noted.read_text(encoding="utf-8").strip()

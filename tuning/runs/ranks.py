@@ -1,5 +1,5 @@
-"""Which of the processes that torchrun started this one is. The only reader of torchrun's
-variables; what needs torch is in tuning/engine/ranks.py.
+"""Rank and world size, from torchrun's environment variables, which only this module reads.
+Collectives, which need torch, are in tuning/engine/ranks.py.
 """
 
 from __future__ import annotations
@@ -8,25 +8,25 @@ import os
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Number of processes that train together; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """The number of this process among them, from 0."""
+    """Rank of this process among all; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
-    """Its number among those of its node, from 0."""
+    """Rank of this process on its node; 0 without torchrun."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_first() -> bool:
-    """Whether this process is alone, or rank 0: the one that writes and reports."""
+    """Whether this is rank 0, which writes and logs; true without torchrun."""
     return rank() == 0
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process; it passes neither signals nor exit codes on."""
+    """Whether torchrun started this process; it forwards neither signals nor exit codes."""
     return "TORCHELASTIC_RUN_ID" in os.environ

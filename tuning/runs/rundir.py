@@ -1,14 +1,14 @@
 """The run directory: the contract between what trains and everything that reads its results.
 
-    config.json     what was asked: settings, hash, parent, artifact, provenance
-    status.json     how it stands: pending, running, done, failed; the reason; each phase
-    result.json     what the training phase says of itself: steps, examples, tokens, seconds
-    metrics.jsonl   one object a step or evaluation
-    progress.json   where the running phase is, for people who look
-    lock.json       who writes here
+    config.json     the run's identity: settings, hash, parent, artifact, provenance
+    status.json     its state (pending, running, done, failed), the reason, and each phase
+    result.json     results of the training phase: steps, examples, tokens, seconds
+    metrics.jsonl   one object per step or evaluation
+    progress.json   position of the running phase, for display
+    lock.json       the process that holds the directory
 
-The JSON files are written whole; lines are only ever added to metrics.jsonl, and a last line that a
-kill cut in half does not count. `done` is written last: a directory that says so is complete.
+The JSON files are written atomically. metrics.jsonl is appended to; a last line that a kill cut
+off is ignored. The state `done` is written last: such a directory is complete.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from tuning.runs.progress import tell
 
 SHORT = 8
 _OURS = re.compile(r"lock\.json|\.lock|\..*\.tmp")
-"""What a claim that was cut short may leave before there is a config.json."""
+"""Files that an interrupted claim may leave before config.json is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What makes a run this run: written to config.json when its directory is made."""
+    """The identity of a run, written to config.json when its directory is created."""
 
     run_name: str
     kind: str
@@ -47,12 +47,12 @@ class Identity:
     settings: dict[str, Any]
     parent: dict[str, Any] | None = None
     artifact: str | None = None
-    """`adapter` or `full`: the form of the model that the run leaves; None where it leaves none."""
+    """`adapter` or `full`: the form in which the run saves its model; None if it saves none."""
 
 
 def locate(root: Path, run_name: str, hash_: str) -> Path:
-    """`root/run_name`, with `-{hash8}` behind where another run has the name, be it the same run
-    as another version of the code wrote it.
+    """`root/run_name`, or `root/run_name-{hash8}` if another run has that name, or the same run
+    written by another version of the code.
     """
     plain = root / run_name
     standing = RunDirectory(plain)
@@ -64,9 +64,9 @@ def locate(root: Path, run_name: str, hash_: str) -> Path:
 
 
 def take(path: Path, identity: Identity, *, force: bool = False) -> None:
-    """Make a directory that was named for a run; UserError where something else has it.
+    """Create the directory that the user chose for a run; UserError if it holds anything else.
 
-    `force`: another run may stand there, but nothing that is no run.
+    `force`: it may hold another run, but never files that are not a run's.
     """
     standing = None
     try:
@@ -75,19 +75,23 @@ def take(path: Path, identity: Identity, *, force: bool = False) -> None:
         others = [entry.name for entry in path.iterdir() if not _OURS.fullmatch(entry.name)]
     except OSError as error:
         raise UserError(
-            f"'{path}' cannot be a run's folder ({error.strerror}); name another one"
+            f"'{path}' cannot be a run directory ({error.strerror}); choose another folder"
         ) from None
     except json.JSONDecodeError:
         others = ["config.json"]
     if standing is None and not others:
         return
     if standing is None or "hashed" not in standing:
-        raise UserError(f"'{path}' holds other files than a run's; name a new or an empty folder")
+        raise UserError(
+            f"'{path}' is not empty and is not a run directory; choose a new or an empty folder"
+        )
     if standing.get("format") != FORMAT:
-        raise UserError(f"'{path}' holds a run of another version of tuning; name another folder")
+        raise UserError(f"'{path}' holds a run of another version of tuning; choose another folder")
     if standing["hash"] != identity.hash and not force:
         changed = "; ".join(differences(identity.hashed, standing["hashed"]))
-        raise UserError(f"'{path}' holds a run of other settings ({changed}); name another folder")
+        raise UserError(
+            f"'{path}' holds a run with other settings ({changed}); choose another folder"
+        )
 
 
 class RunDirectory:
@@ -102,58 +106,58 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        """The run's name as its directory has it."""
+        """The name of the directory, which is the final name of the run."""
         return self.path.name
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """config.json, or None where nothing was claimed."""
+        """config.json; None if no run has claimed the directory."""
         config: dict[str, Any] | None = atomic.read_json(self.path / "config.json")
         return config
 
     @property
     def hash(self) -> str | None:
-        """The hash of the run that stands here."""
+        """The hash of the run in this directory; None if there is none."""
         config = self.config
         return config.get("hash") if config else None
 
     @property
     def is_current(self) -> bool:
-        """Whether this version of the code reads and writes what is here, as far as it is there."""
+        """Whether this version of the code can use the directory; true for an empty one."""
         config = self.config
         return config is None or config.get("format") == FORMAT
 
     @property
     def status(self) -> dict[str, Any]:
         """status.json; a directory without one is pending."""
-        found = atomic.read_json(self.path / "status.json")
-        return found or {"state": "pending", "reason": "", "phases": {}}
+        status = atomic.read_json(self.path / "status.json")
+        return status or {"state": "pending", "reason": "", "phases": {}}
 
     @property
     def result(self) -> dict[str, Any]:
-        """result.json, or {}."""
+        """result.json; {} if it does not exist yet."""
         return atomic.read_json(self.path / "result.json") or {}
 
     def done(self, phase: str) -> bool:
-        """Whether a phase has ended well."""
+        """Whether a phase (train, infer or evaluate) is done."""
         entry = self.status["phases"].get(phase)
         return bool(entry and entry["state"] == "done")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that a kill cut in half is left out."""
+        """The objects in metrics.jsonl; a last line that a kill cut off is ignored."""
         return read_lines(self.path / "metrics.jsonl")
 
     def write_status(
         self, state: str, reason: str = "", phases: dict[str, dict[str, Any]] | None = None
     ) -> None:
-        """Set the state, and the entries of the phases that are given."""
+        """Set the state and its reason, and update the given phases."""
         status = self.status
         status |= {"state": state, "reason": reason, "updated": _now()}
         status["phases"] = status["phases"] | (phases or {})
         atomic.write_json(self.path / "status.json", status)
 
     def write_result(self, **values: Any) -> None:
-        """Add to result.json."""
+        """Merge `values` into result.json."""
         atomic.write_json(self.path / "result.json", self.result | values)
 
     def log_metrics(self, record: dict[str, Any]) -> None:
@@ -171,7 +175,7 @@ class RunDirectory:
     def progress(
         self, phase: str, at: int, of: int, note: str = "", *, final: bool = False
     ) -> None:
-        """Say where the running phase is; at most two writes a second."""
+        """Report position `at` of `of` in a phase; at most two writes a second unless `final`."""
         now = time.monotonic()
         if not final and now - self._last_progress < 0.5:
             return
@@ -183,9 +187,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def phase(self, name: str, *, last: bool = True) -> Iterator[None]:
-        """Run a phase: running, then done with its seconds, added up over interruptions.
+        """Mark a phase as running for the block, then as done; its seconds add up over resumes.
 
-        The run itself is done with its `last` phase.
+        The run itself is done with its `last` phase. After an exception the phase is pending, and
+        the run failed, or pending if it was asked to stop.
         """
         before = self.status["phases"].get(name, {}).get("seconds", 0.0)
         start = time.monotonic()
@@ -204,11 +209,11 @@ class RunDirectory:
 
 
 def _ending(error: BaseException) -> tuple[str, str]:
-    """The state and reason that an exception leaves behind."""
+    """The state and the reason to record for an exception."""
     from tuning.runs.errors import Interrupted
 
     if isinstance(error, Interrupted | KeyboardInterrupt):
-        return "pending", "stopped on request; the same command continues"
+        return "pending", "stopped on request; the same command resumes"
     message = " ".join(str(error).split()) or type(error).__name__
     return "failed", message[:500]
 
@@ -223,10 +228,10 @@ def claim(
     force: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[RunDirectory]:
-    """Hold the directory of a run for writing; it is made on the first claim.
+    """Hold the directory of a run for writing; it is created on the first claim.
 
-    `wait=False` raises StageFailed where another process has it. `force` empties it first.
-    `exact` takes root/run_name or raises UserError. `check` is called while waiting and may raise.
+    `wait=False` raises StageFailed if another process holds it. `force` empties it first. `exact`
+    uses root/run_name or raises UserError. `check` is called while waiting and may raise.
     """
 
     def place() -> Path:
@@ -250,7 +255,7 @@ def claim(
 def _prepare(directory: RunDirectory, identity: Identity, *, force: bool) -> None:
     if not directory.is_current:
         raise StageFailed(
-            f"{directory.path} was written by another version of tuning; it is left as it is. "
+            f"{directory.path} was written by another version of tuning and was not changed. "
             "Move it away, or use that version."
         )
     for left in directory.path.glob(".*.tmp"):
@@ -281,11 +286,11 @@ def _prepare(directory: RunDirectory, identity: Identity, *, force: bool) -> Non
     if directory.status["state"] != "done" and (
         drifted := provenance.drift(now, standing["provenance"])
     ):
-        logger.warning(f"{directory.name} was begun with other versions: {', '.join(drifted)}")
+        logger.warning(f"{directory.name} was started with other versions: {', '.join(drifted)}")
 
 
 def _empty(path: Path) -> None:
-    """Remove what a run left, but the lock that is being held."""
+    """Delete everything in a run directory except the lock, which is held."""
     for entry in path.iterdir():
         if entry.name in ("lock.json", ".lock"):
             continue
@@ -296,7 +301,7 @@ def _empty(path: Path) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file up to the first line that is not whole."""
+    """The objects of a JSON lines file up to the first damaged line; [] if there is no file."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The training phase of a run in its directory, whoever does the work."""
+"""The training phase of a run directory, for stages and for programs that call the engine."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tuning.runs.rundir import RunDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The directory to train in, and whether that is done already."""
+    """The run directory to train in; `done` if it is trained already."""
 
     directory: RunDirectory
     done: bool = False
     report_to: tuple[str, ...] = ()
-    """What the training is reported to beside metrics.jsonl: `wandb`, or nothing."""
+    """Where metrics are reported besides metrics.jsonl: `wandb`, or nothing."""
 
 
 @contextlib.contextmanager
 def training_in(claimed: AbstractContextManager[RunDirectory]) -> Iterator[Training]:
-    """Train within this block, in the directory that `claim()` holds, unless `done`; checkpoints to
-    resume from are dropped when it ends well.
+    """Run the block as the training phase of a claimed directory. If that is `done`, the block must
+    not train; otherwise checkpoints to resume from are deleted when the block succeeds.
     """
     with claimed as directory:
         if directory.done("train"):
