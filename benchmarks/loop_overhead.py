@@ -33,7 +33,6 @@ from tuning.engine.batches import Batches
 from tuning.engine.reporting import Reporter
 from tuning.engine.run_config import PretrainRunConfig, experiment_config, preset
 from tuning.engine.samples import IGNORED, Rows
-from tuning.runs import interrupt
 from tuning.runs.rundir import RunDirectory
 
 SAMPLES, TOKENS = 4, 16
@@ -145,7 +144,7 @@ def engine(config: PretrainRunConfig, samples: Rows, turns: Turns) -> None:
 
     def should_stop() -> bool:
         turns.take()
-        return interrupt.agreed_to_stop()
+        return ranks.agreed_to_stop()
 
     def on_step(record: dict[str, Any]) -> None:
         reporter.step(record)
