@@ -15,7 +15,7 @@ from tuning import run_sweetspot_pipeline
 from tuning.engine.config import ComputeConfig
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory
-from tuning.training.config import USED, optimizer_name, unused
+from tuning.training.config import optimizer_name, unused, used
 
 pytestmark = pytest.mark.unit
 
@@ -36,17 +36,16 @@ def made(trainer: str, **values):
 
 
 def test_every_setting_is_used_by_some_trainer():
-    assert set(USED) == set(TRAINERS)
     assert set(VALUES) == {f.name for f in fields(ComputeConfig)}
     for name in VALUES:
-        assert any(name in used for used in USED.values())
+        assert any(name in used(trainer) for trainer in TRAINERS)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("name", VALUES)
 def test_a_setting_is_used_or_refused_by_name(trainer, name):
     value = {name: VALUES[name]}
-    if name in USED[trainer]:
+    if name in used(trainer):
         config = made(trainer, **value)
         assert getattr(config.compute, name) == VALUES[name]
         assert config.hash == made(trainer).hash
@@ -155,4 +154,4 @@ def test_a_setting_that_one_of_the_methods_uses_is_for_that_one(capsys):
 
 
 def test_what_is_unused_is_what_is_not_used():
-    assert all(not unused(trainer) & USED[trainer] for trainer in TRAINERS)
+    assert all(not unused(trainer) & used(trainer) for trainer in TRAINERS)
