@@ -18,20 +18,18 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from tuning.engine import loop, model, pretraining, ranks
+from tuning.engine import loop, model, ranks, setup
 from tuning.engine.batches import Batches
-from tuning.engine.config import EngineConfig, ModelConfig, PretrainConfig
+from tuning.engine.config import ComputeConfig, LoopConfig, ModelConfig, OSFTConfig
 from tuning.engine.parallel import Spread
 from tuning.engine.samples import IGNORED, Rows
 from tuning.engine.validation import Validation
@@ -44,16 +42,13 @@ SHAPE = ModelConfig(
     block_size=LENGTH, vocab_size=NAMES + OLD_LANGUAGES + 1, num_layer=3, num_attention_heads=4,
     num_key_value_heads=4, hidden_size=96, intermediate_size=288,
 )  # fmt: skip
-BEFORE = PretrainConfig(
-    batch_size=64, max_steps=600, max_lr=3e-3, min_lr=1e-4, warmup_steps=50, weight_decay=0.5,
-    precision="fp32",
+BEFORE = LoopConfig(
+    max_lr=3e-3, min_lr=1e-4, warmup_steps=50, weight_decay=0.5, precision="fp32",
 )  # fmt: skip
 """Weight decay takes the initial weights away, as long training does: OSFT trains what is weak."""
-AFTER = PretrainConfig(
-    batch_size=32, max_steps=300, lr_scheduler="constant", warmup_steps=10, weight_decay=0.0,
-    precision="fp32",
-)  # fmt: skip
-ENGINE = EngineConfig(debug=True)
+AFTER = LoopConfig(lr_scheduler="constant", warmup_steps=10, weight_decay=0.0, precision="fp32")
+BATCH_BEFORE, STEPS_BEFORE = 64, 600
+BATCH_AFTER, STEPS_AFTER = 32, 300
 TARGET, EVERY = 0.2, 5
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -108,18 +103,21 @@ def old(seed: int, number: int, draw: int) -> Rows:
 
 
 def train(
-    made: Any, config: PretrainConfig, data: Rows,
+    made: Any, config: LoopConfig, data: Rows, *, batch: int, steps: int,
+    orthogonal: OSFTConfig = setup.DENSE,
     look: Callable[[int, Spread, Batches], bool] = lambda *_: False,
 ) -> None:  # fmt: skip
     """Train a model in place; `look` is called before the first step and after each."""
-    layout = ranks.layout()
-    spread, cost = pretraining.open_model(lambda: made, lambda: made, config, ENGINE, layout)
-    batches = pretraining.batches_of(data, config.batch_size, config, layout, cost, LENGTH)
-    with tempfile.TemporaryDirectory() as folder:
-        loop.train(
-            spread, batches, config, ENGINE, steps=config.max_steps, directory=Path(folder),
-            after_step=lambda state: look(state.step, spread, batches),
-        )  # fmt: skip
+    layout, compute = ranks.layout(), ComputeConfig()
+    spread, cost = setup.open_model(
+        lambda _: made, lambda _: made, layout, compute, osft_config=orthogonal,
+        precision=config.precision,
+    )  # fmt: skip
+    batches = setup.batches_of(data, batch, layout, compute, cost, seed=config.seed, longest=LENGTH)
+    loop.train(
+        spread, batches, config, steps=steps, directory=None,
+        after_step=lambda state: look(state.step, spread, batches),
+    )  # fmt: skip
 
 
 def tuned(base: Any, method: Method, rate: float, seed: int) -> list[Point]:
@@ -127,9 +125,9 @@ def tuned(base: Any, method: Method, rate: float, seed: int) -> list[Point]:
     made = copy.deepcopy(base)
     for name, p in made.named_parameters():
         p.requires_grad_(method.matrices is None or name.split(".")[-2] in method.matrices)
-    config = replace(
-        AFTER, max_lr=rate, seed=seed, osft=method.ratio is not None,
-        osft_unfreeze_rank_ratio=method.ratio or 0.0,
+    config = replace(AFTER, max_lr=rate, seed=seed)
+    orthogonal = OSFTConfig(
+        osft=method.ratio is not None, osft_unfreeze_rank_ratio=method.ratio or 0.0,
         osft_target_patterns=method.matrices or (),
     )  # fmt: skip
     unseen = samples(texts(seed, OLD_LANGUAGES, 64, 1)), old(seed, 32, 1)
@@ -138,13 +136,16 @@ def tuned(base: Any, method: Method, rate: float, seed: int) -> list[Point]:
     def look(step: int, spread: Spread, batches: Batches) -> bool:
         if step % EVERY == 0:
             new_score, old_score = (
-                Validation(data, batches, spread, config).measure() - math.log(CHOICES)
+                Validation(data, batches, spread, config.precision).measure() - math.log(CHOICES)
                 for data in unseen
             )
             found.append((step, new_score, old_score))
         return found[-1][1] <= TARGET
 
-    train(made, config, samples(texts(seed, OLD_LANGUAGES, 20_000, 0)), look)
+    train(
+        made, config, samples(texts(seed, OLD_LANGUAGES, 20_000, 0)), batch=BATCH_AFTER,
+        steps=STEPS_AFTER, orthogonal=orthogonal, look=look,
+    )  # fmt: skip
     return found
 
 
@@ -171,7 +172,10 @@ def measured() -> dict[Key, Ends]:
     bar = tqdm(total=len(SEEDS) * (1 + len(keys)), unit="training", mininterval=5)
     for seed in SEEDS:
         base = model.build(SHAPE, seed=seed, eos_token_id=0, pad_token_id=0)
-        train(base, replace(BEFORE, seed=seed), old(seed, 10_000, 0))
+        train(
+            base, replace(BEFORE, seed=seed), old(seed, 10_000, 0), batch=BATCH_BEFORE,
+            steps=STEPS_BEFORE,
+        )  # fmt: skip
         bar.update()
         for method, rate in keys:
             found[method, rate].append(at_target(tuned(base, method, rate, seed)))

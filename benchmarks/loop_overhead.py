@@ -28,12 +28,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tuning.engine import attention, flops, loop, model, pretraining, ranks
+from tuning.engine import attention, flops, loop, model, ranks, setup
 from tuning.engine.batches import Batches
 from tuning.engine.reporting import Reporter
 from tuning.engine.run_config import PretrainRunConfig, experiment_config, preset
 from tuning.engine.samples import IGNORED, Rows
-from tuning.runs import interrupt
 from tuning.runs.rundir import RunDirectory
 
 SAMPLES, TOKENS = 4, 16
@@ -49,8 +48,8 @@ def config_of(folder: str) -> PretrainRunConfig:
     os.environ["TUNING_HOME"] = folder
     values = preset("tiny") | {
         "corpus": None, "use_mock_data": True, "lr_scheduler": "constant", "warmup_steps": 0,
-        "max_lr": 1e-3, "seq_len": TOKENS, "batch_size": SAMPLES, "max_steps": WARM_UP + STEPS,
-        "total_batch_size": SAMPLES * TOKENS, "debug": True,
+        "max_lr": 1e-3, "seq_len": TOKENS, "micro_batch_size": SAMPLES,
+        "max_steps": WARM_UP + STEPS, "total_batch_size": SAMPLES * TOKENS,
     }  # fmt: skip
     return experiment_config("overhead", values)
 
@@ -65,6 +64,14 @@ def samples_of(config: PretrainRunConfig) -> Rows:
 def built(config: PretrainRunConfig) -> Any:
     """The same weights each time."""
     return model.build(config.shape, seed=0, eos_token_id=1, pad_token_id=0)
+
+
+def batches_of(config: PretrainRunConfig, samples: Rows, cost: flops.Flops) -> Batches:
+    """The batches of all loops."""
+    return setup.batches_of(
+        samples, SAMPLES, ranks.layout(), config.compute, cost, seed=config.training.seed,
+        longest=TOKENS,
+    )  # fmt: skip
 
 
 class Bare:
@@ -129,14 +136,15 @@ class Turns:
 def engine(config: PretrainRunConfig, samples: Rows, turns: Turns) -> None:
     """`loop.train` with what `pretraining.pretrain` puts around it."""
     t, layout, losses = config.training, ranks.layout(), []
-    spread, cost = pretraining.open_model(
-        lambda: built(config), lambda: built(config), t, config.engine, layout
-    )
-    batches = pretraining.batches_of(samples, SAMPLES, t, layout, cost, TOKENS)
+    spread, cost = setup.open_model(
+        lambda _: built(config), lambda _: built(config), layout, config.compute,
+        precision=t.precision,
+    )  # fmt: skip
+    batches = batches_of(config, samples, cost)
 
     def should_stop() -> bool:
         turns.take()
-        return interrupt.agreed_to_stop()
+        return ranks.agreed_to_stop()
 
     def on_step(record: dict[str, Any]) -> None:
         reporter.step(record)
@@ -145,12 +153,12 @@ def engine(config: PretrainRunConfig, samples: Rows, turns: Turns) -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder))
         reporter = Reporter(
-            directory, config.engine, "loop_overhead", steps=t.max_steps, done=0, report_to=[]
+            directory, config.output, "loop_overhead", steps=t.max_steps, done=0, report_to=[]
         )
         with reporter:
             loop.train(
-                spread, batches, t, config.engine, steps=t.max_steps, directory=directory.path,
-                flops=cost, on_step=on_step, should_stop=should_stop,
+                spread, batches, t, steps=t.max_steps, directory=directory.path, flops=cost,
+                on_step=on_step, should_stop=should_stop,
             )  # fmt: skip
     turns.check(losses)
 
@@ -229,9 +237,7 @@ def measured(config: PretrainRunConfig) -> list[Turns]:
     """Rounds of the engine and of TRL, in turns with the bare loops."""
     samples, steps = samples_of(config), WARM_UP + STEPS
     cost = flops.count(built(config))
-    batches = pretraining.batches_of(
-        samples, SAMPLES, config.training, ranks.layout(), cost, TOKENS
-    )
+    batches = batches_of(config, samples, cost)
     rows = list(ready(batches, steps))
     padded = [
         ({"input_ids": inputs["input_ids"].view(SAMPLES, TOKENS)}, labels)

@@ -18,7 +18,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,8 @@ def config_of(name: str, setting: str) -> Any:
 
     values = preset(name) | {
         "corpus": None, "use_mock_data": True, "mock_data_num_samples": MOST * STEPS,
-        "seq_len": SEQ_LEN, "total_batch_size": SEQ_LEN, "batch_size": 1, "max_steps": STEPS,
-        "max_lr": 1e-4, "min_lr": None, "debug": True, **SETTINGS[setting],
+        "seq_len": SEQ_LEN, "total_batch_size": SEQ_LEN, "micro_batch_size": 1, "max_steps": STEPS,
+        "max_lr": 1e-4, "min_lr": None, **SETTINGS[setting],
     }  # fmt: skip
     return experiment_config("mfu", values | (SMALL if name == "tiny" else {}))
 
@@ -54,12 +53,12 @@ def measure(name: str, setting: str, most: int) -> dict[str, Any]:
     """One line of the table, at the largest micro-batch of at most `most` that fits."""
     import torch
 
-    from tuning.engine import model, pretraining, ranks
+    from tuning.engine import model, ranks, setup
 
     config = config_of(name, setting)
-    spread, cost = pretraining.open_model(
-        lambda: model.build(config.shape, seed=0, eos_token_id=0, pad_token_id=0), lambda: None,
-        config.training, config.engine, ranks.layout(),
+    spread, cost = setup.open_model(
+        lambda _: model.build(config.shape, seed=0, eos_token_id=0, pad_token_id=0),
+        lambda _: None, ranks.layout(), config.compute, precision=config.training.precision,
     )  # fmt: skip
     size = most
     while size:
@@ -80,28 +79,25 @@ def run(config: Any, spread: Any, cost: Any, size: int) -> dict[str, Any]:
     """Steps of one micro-batch of `size` sequences."""
     import torch
 
-    from tuning.engine import loop, pretraining, ranks
+    from tuning.engine import loop, ranks
+    from tuning.engine.batches import Batches
     from tuning.engine.samples import MockSamples
 
     t = config.training
     samples = MockSamples(size * STEPS, config.seq_len, config.shape.vocab_size, 0)
     layout = ranks.layout()
-    batches = pretraining.Batches(
+    batches = Batches(
         samples=samples, global_batch=size, seed=0, layout=layout, micro_batch=size,
         longest=config.seq_len,
     )  # fmt: skip
     records: list[dict[str, Any]] = []
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
-        loop.train(
-            spread, batches, t, config.engine, steps=STEPS, directory=Path(folder),
-            on_step=records.append,
-        )  # fmt: skip
+    loop.train(spread, batches, t, steps=STEPS, directory=None, on_step=records.append)
     seconds = [record["step_seconds"] for record in records[LEFT_OUT:]]
     batch = batches.at(0)
     needed = cost.training(batch.tokens, batch.squares, batch.loss_tokens)
-    peak = loop.peak_flops(t)
+    peak = loop.peak_flops(spread, t.precision)
     return {
         "tokens_per_second": batch.tokens * len(seconds) / sum(seconds),
         "mfu": needed * len(seconds) / sum(seconds) / peak if peak else None,

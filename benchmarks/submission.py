@@ -31,7 +31,7 @@ COMMANDS = ("sbatch", "scontrol", "squeue", "scancel")
 
 def ours(plan: Plan, _folder: Path) -> None:
     """An array a kind of stage, a dependency a task."""
-    Submission(plan, Asked(), Slurm(), say=lambda text: None).run()
+    Submission(plan, Asked(), Slurm()).run()
 
 
 def one_by_one(plan: Plan, folder: Path) -> None:

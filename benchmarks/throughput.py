@@ -20,15 +20,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tuning.engine import loop, model, pretraining, ranks
-from tuning.engine.config import EngineConfig, ModelConfig, PretrainConfig
+from tuning.engine import loop, model, ranks, setup
+from tuning.engine.config import ComputeConfig, LoopConfig, ModelConfig
 from tuning.engine.samples import IGNORED, Rows
 
 SHAPE = ModelConfig(
@@ -39,10 +38,8 @@ BATCH = 16
 """Samples of an optimizer step."""
 WARM_UP, STEPS, ROUNDS = 1, 6, 3
 LONGEST = 1024
-CONFIG = PretrainConfig(
-    batch_size=BATCH, max_tokens_per_gpu=4096, max_steps=WARM_UP + STEPS, max_lr=1e-3,
-    lr_scheduler="constant", warmup_steps=0, precision="fp32",
-)  # fmt: skip
+CONFIG = LoopConfig(max_lr=1e-3, lr_scheduler="constant", warmup_steps=0, precision="fp32")
+COMPUTE = ComputeConfig(max_tokens_per_gpu=4096)
 PROMPT = 0.3
 AIM = 2.0
 BASELINE = "TRL, padded, 8 a pass"
@@ -72,17 +69,18 @@ def built() -> Any:
 def engine(samples: Sequence[np.ndarray]) -> tuple[Marks, Any]:
     """Rows of up to 4,096 tokens."""
     marks: Marks = []
-    settings, layout = EngineConfig(debug=True), ranks.layout()
-    spread, cost = pretraining.open_model(built, built, CONFIG, settings, layout)
+    layout = ranks.layout()
+    spread, cost = setup.open_model(
+        lambda _: built(), lambda _: built(), layout, COMPUTE, precision=CONFIG.precision
+    )
     rows = Rows(samples, labelled(samples))
-    batches = pretraining.batches_of(rows, BATCH, CONFIG, layout, cost, None)
+    batches = setup.batches_of(rows, BATCH, layout, COMPUTE, cost, seed=0, longest=None)
     # The samples are shuffled already; so all methods have the same steps.
     batches._orders[0] = np.arange(len(rows))
-    with tempfile.TemporaryDirectory() as folder:
-        loop.train(
-            spread, batches, CONFIG, settings, steps=CONFIG.max_steps, directory=Path(folder),
-            on_step=lambda record: marks.append((time.perf_counter(), record["tokens"])),
-        )  # fmt: skip
+    loop.train(
+        spread, batches, CONFIG, steps=WARM_UP + STEPS, directory=None,
+        on_step=lambda record: marks.append((time.perf_counter(), record["tokens"])),
+    )  # fmt: skip
     return marks, spread.module
 
 

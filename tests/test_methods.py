@@ -119,6 +119,15 @@ def test_an_added_method_is_trained_through_the_command_line(mine, tmp_path):
         run_dpo.main([*data, "--do_training"])
 
 
+def test_a_row_that_cannot_be_rewarded_is_refused_before_anything_is_written(site, tmp_path):
+    rows = [{"prompt": f"p{n}", "answer": answer} for n, answer in enumerate((1, "2", "two", 4))]
+    write_pools(tmp_path, rows)
+    data = ["--model", "big", "--dataset", "mine", "--task", "math", "--pft_method", "grpo"]
+    with pytest.raises(UserError, match=r"pt\.jsonl:3: task 'math' cannot grade it: its answer is"):
+        run_dpo.main([*data, "--train_size", "3", "--do_training"])
+    assert not list((tmp_path / "home").rglob("*.json"))
+
+
 def test_an_added_method_is_in_the_help(mine, capsys):
     with pytest.raises(SystemExit):
         run_dpo.parser().parse_args(["--help"])

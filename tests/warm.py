@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Thread
@@ -128,7 +129,10 @@ def _server(environment: Mapping[str, str]) -> _Server | None:
     if not _servers:
         _servers.append(_Server(environment))
     (server,) = _servers
-    return server if server.fit and server.environment == _fixed(environment) else None
+    if changed := server.environment.items() ^ _fixed(environment).items():
+        names = ", ".join(sorted({name for name, _ in changed}))
+        warnings.warn(f"a command is started anew, for another {names}", stacklevel=2)
+    return server if server.fit and not changed else None
 
 
 def start(

@@ -1,12 +1,12 @@
 """`tuning`: commands about experiments as a whole. Imports nothing heavy.
 
-    tuning submit ...                  an experiment as SLURM jobs, or here
-    tuning status [EXPERIMENT]         how its stages stand
-    tuning logs RUN [-f]               what a stage said
-    tuning cancel EXPERIMENT           take its jobs out of the queue
-    tuning report [EXPERIMENT]         write the report anew and print its table
-    tuning prefetch ...                fetch the models of an experiment, for jobs without a network
-    tuning clean                       remove what nothing needs
+    tuning submit ...                  submit an experiment as SLURM jobs, or run it here
+    tuning status [EXPERIMENT]         show the state of its stages
+    tuning logs RUN [-f]               print the log of a stage
+    tuning cancel EXPERIMENT           cancel its jobs
+    tuning report [EXPERIMENT]         rewrite the report and print its table
+    tuning prefetch ...                download the models of an experiment, for offline jobs
+    tuning clean                       remove files that nothing needs
 
 `submit` and `prefetch` take the flags of run_sweetspot_pipeline.py (--total_data ...), those of
 slurm/run.sh (--sft_ratio --train_sizes ...), or a YAML file that holds either.
@@ -48,26 +48,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     made = Parser(prog="tuning", description=__doc__)
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (("submit", "submit an experiment"), ("prefetch", "fetch its models")):
+    for name, text in (("submit", "submit an experiment"), ("prefetch", "download its models")):
         commands.add_parser(name, help=f"{text}; see tuning {name} --help")
-    status = _command(commands, "status", "how the stages of an experiment stand", _status)
+    status = _command(commands, "status", "show the state of the stages", _status)
     _add_experiment(status)
-    status.add_argument("--watch", action="store_true", help="show it anew every 5 s until the end")
-    status.add_argument("--json", action="store_true", help="for scripts")
-    logs = _command(commands, "logs", "what a stage said", _logs)
-    logs.add_argument("run", help="a stage, or enough of its name")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on as it is written")
-    logs.add_argument("--experiment", help="the newest that has such a stage, unless one is named")
-    cancel = _command(
-        commands, "cancel", "take the jobs of an experiment out of the queue", _cancel
+    status.add_argument(
+        "--watch", action="store_true", help="refresh every 5 s until all have ended"
     )
+    status.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    logs = _command(commands, "logs", "print the log of a stage", _logs)
+    logs.add_argument("run", help="the name of a stage, or a unique part of it")
+    logs.add_argument("-f", "--follow", action="store_true", help="keep printing as the log grows")
+    logs.add_argument("--experiment", help="default: the newest with such a stage")
+    cancel = _command(commands, "cancel", "cancel the jobs of an experiment", _cancel)
     cancel.add_argument("experiment", help="its name")
-    cancel.add_argument("--stage", help="only this stage and what stands on it")
-    _add_experiment(_command(commands, "report", "write a report anew, print its table", _report))
-    clean = _command(commands, "clean", "remove what nothing needs", _clean)
-    clean.add_argument("--dry_run", action="store_true", help="only say what would go")
+    cancel.add_argument("--stage", help="only this stage and its descendants")
+    _add_experiment(_command(commands, "report", "rewrite a report and print its table", _report))
+    clean = _command(commands, "clean", "remove files that nothing needs", _clean)
     clean.add_argument(
-        "--orphans", action="store_true", help="also runs and outputs that no experiment names"
+        "--dry_run", action="store_true", help="print what would be removed, remove nothing"
+    )
+    clean.add_argument(
+        "--orphans", action="store_true", help="also runs and outputs that are in no experiment"
     )
     return made
 
@@ -79,7 +81,7 @@ def _command(commands: Any, name: str, text: str, run: Callable[..., int]) -> Pa
 
 
 def _add_experiment(parser: Parser) -> None:
-    parser.add_argument("experiment", nargs="?", help="the newest, unless one is named")
+    parser.add_argument("experiment", nargs="?", help="default: the newest")
 
 
 def _written() -> dict[str, dict[str, Any]]:

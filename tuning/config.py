@@ -21,8 +21,6 @@ from tuning.schema import KEY, from_mapping, read_yaml
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
 CHAT_TEMPLATES = PACKAGE / "data" / "chat_templates"
-SECTIONS = ("pretrain", "sft", "pft", *METHODS, "evaluation")
-"""Sections of a model's settings; pft is for all preference methods."""
 
 
 def home() -> Path:
@@ -211,8 +209,10 @@ def _dataset(name: str, entry: _Dataset, path: Path) -> DatasetEntry:
 def _model(entry: ModelEntry, path: Path) -> ModelEntry:
     if sum(source is not None for source in (entry.hub, entry.from_run, entry.path)) != 1:
         raise UserError(f"{path.name}: models: {entry.name} needs one of hub, from_run and path.")
+    # pft is for all preference methods.
+    sections = ("pretrain", "sft", "pft", *METHODS, "evaluation")
     for section in entry.settings:
-        choose(f"key in {path.name}: models: {entry.name}: settings:", section, SECTIONS)
+        choose(f"key in {path.name}: models: {entry.name}: settings:", section, sections)
     return replace(entry, path=_beside(path, entry.path)) if entry.path else entry
 
 

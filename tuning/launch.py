@@ -1,4 +1,4 @@
-"""From a plan to running stages: here, or as SLURM jobs; the same flags for every pipeline."""
+"""Launches a plan, on this machine or as SLURM jobs, with the same flags for every experiment."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LAUNCHERS = ("local", "slurm")
 _ONE = r"(?:after\w*(?::\d+(?:_(?:\d+|\*))?(?:\+\d+)?)+|singleton)"
 _DEPENDENCY = re.compile(rf"{_ONE}(?:[,?]{_ONE})*")
 ARRAY_SIZE = 1001
-"""SLURM's own default, for a dry run where there is no cluster to ask."""
+"""SLURM's default, for a dry run without a cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How a plan is to be carried out."""
+    """How to launch a plan."""
 
     launcher: str | None = None
     dry_run: bool = False
@@ -43,20 +43,24 @@ def add_launch_flags(parser: Parser) -> None:
     group = parser.add_argument_group("where it runs")
     group.add_argument(
         "--launcher", metavar="local|slurm",
-        help="here, or as SLURM jobs (default: slurm where sbatch answers, else local)",
+        help="on this machine, or as SLURM jobs (default: slurm if there is a cluster, else local)",
     )  # fmt: skip
     group.add_argument(
-        "--dry_run", action="store_true", help="print stages and scripts, start nothing"
+        "--dry_run", action="store_true", help="print the stages and job scripts, start nothing"
     )
     group.add_argument(
-        "--max_parallel", type=int, help="local: stages side by side (default: 2, or GPUs)"
+        "--max_parallel",
+        type=int,
+        help="local: stages to run in parallel (default: one per GPU, or 2)",
     )
     group.add_argument(
-        "--no_wait", action="store_true", help="local: fail where another process is at it"
+        "--no_wait",
+        action="store_true",
+        help="local: fail instead of waiting if another process holds the run",
     )
     group.add_argument("--wandb", default="off", help="off, offline or online (default: off)")
-    group.add_argument("--dependency", help="slurm: what the first stages wait for, afterok:123")
-    add_flags(parser, Resources, title="slurm: this time only, instead of slurm/cluster.yaml")
+    group.add_argument("--dependency", help="slurm: dependency of the first stages, afterok:123")
+    add_flags(parser, Resources, title="slurm: overrides of slurm/cluster.yaml for this submission")
 
 
 def launch_options(args: argparse.Namespace) -> Launch:
@@ -80,7 +84,7 @@ def launch_options(args: argparse.Namespace) -> Launch:
 
 
 def launch(plan: Plan, options: Launch) -> int:
-    """Carry a plan out; the exit code of the command."""
+    """Launch a plan; the exit code of the command."""
     launcher = options.launcher or _launcher()
     if options.dry_run:
         return _dry_run(plan, launcher, options)
@@ -91,7 +95,7 @@ def launch(plan: Plan, options: Launch) -> int:
 
 
 def _launcher() -> str:
-    """slurm where sbatch answers; inside a job the stages run in that job."""
+    """slurm if there is a cluster; local inside a job, where the stages use its allocation."""
     from tuning.launchers.slurm.client import Slurm
 
     if "SLURM_JOB_ID" in os.environ:
@@ -136,31 +140,31 @@ def _submit(plan: Plan, options: Launch) -> int:
     cluster = Cluster(options.resources)
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
         raise UserError(
-            f"TUNING_HOME '{site.home()}' has {' '.join(map(repr, odd))} in its name, which job "
-            "scripts cannot carry; choose another folder."
+            f"TUNING_HOME '{site.home()}' contains {' '.join(map(repr, odd))}, which job "
+            "scripts cannot express; choose another folder."
         )
     if any(cluster.of(stage).offline for stage in plan.stages):
         absent = prefetch.missing(plan)
         if absent:
             raise UserError(
-                f"{'; '.join(absent)}. Jobs run without a network: fetch it here first with "
-                "`tuning prefetch` and the same flags, or say --offline false."
+                f"{'; '.join(absent)}. Jobs run offline: download it here first with "
+                "`tuning prefetch` and the same flags, or give --offline false."
             )
     outcome = submission.Submission(
         plan, cluster, Slurm(), submission.Options(
             dependency=options.dependency, wandb=options.wandb
         ),
     ).run()  # fmt: skip
-    _say_submitted(plan, cluster, outcome)
+    _print_submitted(plan, cluster, outcome)
     return 0
 
 
-def _say_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
+def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
     from tuning.launchers import footprint
     from tuning.report.build import write_report
 
     if not outcome.new and not outcome.queued:
-        _to_stderr(f"experiment {plan.experiment}: every stage is done, nothing is submitted")
+        _to_stderr(f"experiment {plan.experiment}: all stages are done, nothing to submit")
         print(write_report(plan, site.home()))
         return
     print(f"experiment {plan.experiment}")
@@ -175,18 +179,18 @@ def _say_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
             print(f"  {kind}: {describe(resources)}")
         cuda = any("gpu" in (resources.gres or "") for _, resources in asked) or None
         print(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
-    print(f"follow it with: tuning status {plan.experiment} --watch")
+    print(f"follow with: tuning status {plan.experiment} --watch")
 
 
 def describe(resources: Any) -> str:
-    """What a job asks for, in a line."""
+    """The resources of a job, in one line."""
     parts = [
         f"{resources.nodes} nodes" if resources.nodes > 1 else "",
-        f"{resources.processes} processes a node" if resources.processes > 1 else "",
+        f"{resources.processes} processes per node" if resources.processes > 1 else "",
         f"{resources.cpus} cores",
         resources.gres or "no GPU",
         resources.mem or "",
-        f"{resources.time} a start" if resources.time else "no time limit of its own",
+        f"{resources.time} per start" if resources.time else "default time limit",
         f"partition {resources.partition}" if resources.partition else "",
     ]
     return ", ".join(filter(None, parts))
@@ -214,7 +218,7 @@ def _dry_run(plan: Plan, launcher: str, options: Launch) -> int:
 
 
 def _print_scripts(plan: Plan, options: Launch) -> None:
-    """The arrays in the order of submission: their tasks, what those wait for, their scripts."""
+    """Print the arrays in the order of submission: tasks, dependencies, scripts."""
     from tuning.launchers.slurm import submission
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
@@ -227,7 +231,8 @@ def _print_scripts(plan: Plan, options: Launch) -> None:
     )  # fmt: skip
     for number, (array, script) in enumerate(made.preview(size), 1):
         print(
-            f"\n== {number}. {array.token}: {len(array.stages)} task(s), held until all are there"
+            f"\n== {number}. {array.token}: {len(array.stages)} task(s), "
+            "held until all arrays are submitted"
         )
         for index, name in enumerate(array.stages):
             print(f"   task {index}: {name}  {made.words(name)}".rstrip())

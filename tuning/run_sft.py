@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, options = work.run, work.options
     if work.evaluation:
         check_test_pool(work.evaluation)
-    require_base(config.model)
     if options.do_training:
         config.loss.own_function()
+    require_base(config.model)
     site.require_writable_home()
     interrupt.install()
     directory = RunDirectory(locate(site.models_dir(), work.name, config.hash))

@@ -104,6 +104,42 @@ def test_batch_size_has_one_meaning_in_a_config():
     assert gpt(max_tokens_per_gpu=8192).global_batch == 8
 
 
+def described(*words: str):
+    from tuning import run_pretrain
+
+    return run_pretrain.config_of(run_pretrain.parser().parse_args([*words]))
+
+
+def test_the_flags_that_are_documented_elsewhere_mean_what_they_meant(tmp_path: Path):
+    """Those of Tinytron's and mini_trainer's commands, with dashes and with underscores."""
+    words = (
+        "--exp_name debug_test --use_mock_data --mock_data_num_samples 1280 --total_batch_size "
+        "524288 --batch_size 8 --seq_len 4096 --sep_size 1 --max_epochs 1 --debug --max_lr 4e-3 "
+        "--min_lr 3e-5 --weight_decay 0.1 --grad_clip_value 1.0 --warmup_steps 1000 "
+        "--save_every_steps 5000 --use_compile --use_profiler --steps_to_profile 15 20"
+    )
+    config = described(*words.split())
+    assert (config.model, config.compute.micro_batch_size, config.global_batch) == (
+        "debug_test", 8, 128
+    )  # fmt: skip
+    assert config.compute.use_compile and config.output.debug
+    same = described("--use_mock_data", "--exp_name", "debug_test")
+    assert config.hash == same.hash
+
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    (tmp_path / "data.jsonl").write_text('{"input_ids": [1, 2, 3]}\n')
+    words = (
+        f"--output-dir {tmp_path}/run --data-path {tmp_path}/data.jsonl --model-name-or-path "
+        f"{tmp_path}/base --batch-size 128 --max-tokens-per-gpu 128000 --learning-rate 5e-6 "
+        "--use-liger-kernels --osft --osft-unfreeze-rank-ratio 0.25 --block-size 512"
+    )
+    config = described(*words.split())
+    assert (config.global_batch, config.compute.max_tokens_per_gpu) == (128, 128000)
+    assert (config.training.max_lr, config.seq_len, config.training.osft) == (5e-6, 512, True)
+    assert config.compute.use_liger_kernels and config.compute.micro_batch_size is None
+
+
 def test_batches_that_are_given_take_the_place_of_those_of_a_preset():
     base = preset("gpt-1b") | MOCK
     assert base["micro_batch_size"] == 4

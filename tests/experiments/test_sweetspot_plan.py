@@ -385,4 +385,4 @@ def test_the_pipeline_takes_the_settings_of_the_engine(capsys):
     )
     assert run_sweetspot_pipeline.main(words.split()) == 0
     shown = capsys.readouterr().out
-    assert shown.count("--sep_size 2 --trainer engine --osft True") == 2
+    assert shown.count("--sep_size 2 --osft True --trainer engine") == 2

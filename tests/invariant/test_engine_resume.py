@@ -5,7 +5,6 @@ not: bit for bit with the same processes, within rounding with others.
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 from tests import warm
 from tests.engine import small
-from tests.invariant.test_parallel import ROOT, together
+from tests.invariant.test_parallel import pythonpath, together
 from tuning.runs import manifest
 
 TOGETHER: dict[int, dict[str, dict[str, Any]]] = {
@@ -118,11 +117,10 @@ def test_a_kill_at_any_moment_loses_steps_since_the_last_whole_checkpoint(tmp_pa
     run = tmp_path / "run"
     cases = json.dumps({"killed": LONG | {"directory": str(run)}})
     command = [str(small.__file__), str(tmp_path), cases]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     cut = 0
     for further in (3, 20, 31):
         begun = newest(run)
-        process = warm.start(command, environment, tmp_path)
+        process = warm.start(command, pythonpath(tmp_path), tmp_path)
         deadline = time.monotonic() + 120
         while newest(run) < begun + further or not list(run.glob(".checkpoint-*.tmp")):
             assert process.poll() is None and time.monotonic() < deadline

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import conftest
 from tests.conftest import ARITH, check, copy_home, environment, run_entry
 from tuning.config import PACKAGE
 from tuning.data import train_dataset
+from tuning.plan import Plan, write_stage
+from tuning.runs.atomic import read_json
 from tuning.runs.lock import Lock
 from tuning.runs.rundir import RunDirectory
 
@@ -163,3 +167,22 @@ def test_a_held_run_with_no_wait_is_refused(tiny_home: Path) -> None:
         refused = check(run_entry(tiny_home, "run_sft.py", *flags), 1)
     assert f"in use by process {os.getpid()}" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_stages_do_what_was_planned_whatever_collections_yaml_says_by_then(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is gone when they start, and every number is the same."""
+    home = copy_home(finished, tmp_path / "home")
+    plan = Plan.from_json(read_json(next(home.glob("outputs/reports/*/plan.json"))))
+    before = {path: path.read_text() for path in home.rglob("scores.json")}
+    again = [stage for stage in plan.stages if stage.role in ("base", "sft", "sweetspot", "fork")]
+    for path in (*home.glob("models/tiny_*"), *home.glob("outputs/math/*")):
+        shutil.rmtree(path)
+    monkeypatch.setattr(conftest, "COLLECTIONS", tmp_path / "removed.yaml")
+    for stage in again:
+        write_stage(tmp_path / "stage.json", stage)
+        done = check(run_entry(home, stage.script, "--stage", tmp_path / "stage.json"))
+        assert ("skipped: " in done.stdout) == (stage.sweetspot == "ppl-1.01")
+    made = {path: path.read_text() for path in home.rglob("scores.json")}
+    assert len(made) == 4 and made.items() <= before.items()

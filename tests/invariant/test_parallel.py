@@ -5,7 +5,6 @@ and the same parameters, within rounding, after several steps of AdamW with clip
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from tests import warm
+from tests.conftest import environment
 from tests.engine import small
 
 PROGRAM = Path(small.__file__)
@@ -62,11 +62,15 @@ HOW = ("parallel", "sep_size", "gradient_checkpointing")
 NAMES = [(world, name) for world, cases in CASES.items() for name in cases]
 
 
+def pythonpath(home: Path) -> dict[str, str]:
+    """The environment of a program that imports tests."""
+    return environment(home) | {"PYTHONPATH": str(ROOT)}
+
+
 def together(world: int, out: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Run cases in `world` processes."""
     command = (str(PROGRAM), str(out), json.dumps(cases))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    code, errors = warm.run_together(world, command, environment, ROOT, timeout=600)
+    code, errors = warm.run_together(world, command, pythonpath(out), ROOT, timeout=600)
     assert code == 0, errors[-6000:]
 
 

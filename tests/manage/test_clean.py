@@ -114,7 +114,7 @@ def test_of_a_finished_run_only_its_checkpoints_go(home):
     before = everything(home)
     found = removable(home, set())
     assert names(found) == ["checkpoint-5", "checkpoint-10"]
-    assert {left.why for left in found} == {"a checkpoint of a run that is done"}
+    assert {left.why for left in found} == {"checkpoint of a finished run"}
     assert found[0].bytes == sum(p.stat().st_size for p in (run.path / "checkpoint-5").iterdir())
     freed = remove(found)
     assert freed == sum(left.bytes for left in found)
@@ -131,7 +131,7 @@ def test_a_run_that_may_resume_keeps_what_it_resumes_from(home):
     (manifest.checkpoint_directory(run.path, 5) / "weights").write_text("cut")
     found = removable(home, set())
     assert names(found) == ["checkpoint-5", "checkpoint-15"]
-    assert {left.why for left in found} == {"a checkpoint that was cut short"}
+    assert {left.why for left in found} == {"incomplete checkpoint"}
     remove(found)
     assert manifest.newest_whole(run.path) == run.path / "checkpoint-10"
 
@@ -355,7 +355,7 @@ def test_with_a_plan_that_cannot_be_read_nothing_is_an_orphan(home, text):
     make(home, "a")
     path = plan(home, "e")
     path.write_text(text)
-    with pytest.raises(UserError, match=r"plan\.json' cannot be read, so that it is not known"):
+    with pytest.raises(UserError, match=r"plan\.json' cannot be read, so it is unknown"):
         orphans(home)
 
 

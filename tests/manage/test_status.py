@@ -168,10 +168,10 @@ def test_a_run_directory_has_the_last_word(submitted):
         ("Resources", "resources"),
         ("Priority", "priority"),
         ("None", ""),
-        ("BeginTime", "requeued; SLURM starts it again in a moment"),
-        ("JobArrayTaskLimit", "throttle of the array"),
+        ("BeginTime", "requeued; SLURM restarts it soon"),
+        ("JobArrayTaskLimit", "limit of tasks that run at the same time"),
         ("QOSMaxJobsPerUserLimit", "limit of the QOS"),
-        ("JobHeldUser", "held; its submission was not finished: submit again"),
+        ("JobHeldUser", "held; its submission was interrupted: submit again"),
     ],
 )
 def test_a_queued_stage_says_what_it_waits_for(submitted, reason, told):
@@ -258,11 +258,11 @@ LAST_WORDS = [
     ),
     pytest.param(
         "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***",
-        ("failed", "time limit reached before it could save"), id="time-limit",
+        ("failed", "time limit reached before it saved"), id="time-limit",
     ),
     pytest.param(
         "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO NODE FAILURE, "
-        "SEE SLURMCTLD LOG FOR DETAILS ***", ("failed", "its node failed"), id="node-failure",
+        "SEE SLURMCTLD LOG FOR DETAILS ***", ("failed", "node failure"), id="node-failure",
     ),
     pytest.param(
         "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***",
@@ -274,7 +274,7 @@ LAST_WORDS = [
     ),
     pytest.param(
         "line\nSegmentation fault (core dumped)\n\n",
-        ("failed", "its job ended without a word: Segmentation fault (core dumped)"), id="other",
+        ("failed", "the job ended without a record: Segmentation fault (core dumped)"), id="other",
     ),
 ]  # fmt: skip
 
@@ -297,9 +297,9 @@ def test_the_last_words_are_found_behind_much_output(submitted):
 
 STATES = [
     ("OUT_OF_MEMORY", ("failed", "out of memory")),
-    ("TIMEOUT", ("failed", "time limit reached before it could save")),
-    ("NODE_FAIL", ("failed", "its node failed")),
-    ("BOOT_FAIL", ("failed", "its node did not boot")),
+    ("TIMEOUT", ("failed", "time limit reached before it saved")),
+    ("NODE_FAIL", ("failed", "node failure")),
+    ("BOOT_FAIL", ("failed", "node did not boot")),
     ("DEADLINE", ("failed", "deadline reached")),
     ("PREEMPTED", ("stopped", "preempted")),
     ("CANCELLED", ("cancelled", "cancelled")),
@@ -339,7 +339,7 @@ def test_a_job_that_was_killed_before_it_said_anything_had_started(submitted, st
     submitted.record("a", "running")
     if state:
         submitted.task(0, state)
-    assert submitted.told()["a"] == ("failed", "its job ended without a word")
+    assert submitted.told()["a"] == ("failed", "the job ended without a record")
 
 
 def test_a_job_that_slurm_calls_failed_was_not_cancelled(submitted):
@@ -349,13 +349,13 @@ def test_a_job_that_slurm_calls_failed_was_not_cancelled(submitted):
 
 
 def test_a_record_of_before_does_not_hide_that_a_job_was_to_go_on(submitted):
-    submitted.record("a", "pending", "saved; put back into the queue")
-    assert submitted.told()["a"] == ("failed", "saved; put back into the queue")
+    submitted.record("a", "pending", "saved; requeued")
+    assert submitted.told()["a"] == ("failed", "saved; requeued")
 
 
 def test_a_local_supervisor_that_was_killed_leaves_a_stopped_stage(experiment):
     experiment.record("a", "running")
-    assert experiment.told()["a"] == ("stopped", "its supervisor was killed; start it again")
+    assert experiment.told()["a"] == ("stopped", "its supervisor was killed; launch it again")
 
 
 def test_a_local_stage_that_was_stopped_is_pending(experiment):

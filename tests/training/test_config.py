@@ -162,11 +162,12 @@ def test_the_engine_does_not_split_batches_by_number():
     ids=str,
 )
 def test_the_engine_has_the_schedule_that_transformers_has(values, schedule, warmup):
-    from tuning.training.engine_sft import training_config
+    from tuning.training.engine_sft import loop_config
 
-    found = training_config(sft(trainer="engine", weight_decay=0.3, **values), 32)
+    config = sft(trainer="engine", weight_decay=0.3, **values)
+    assert (config.steps, config.compute.max_tokens_per_gpu) == (32, 8192)
+    found = loop_config(config, config.steps)
     assert (found.lr_scheduler, found.warmup_steps, found.last_lr) == (schedule, warmup, 0.0)
-    assert (found.max_steps, found.batch_size, found.max_tokens_per_gpu) == (32, 32, 8192)
     assert (found.max_lr, found.weight_decay, found.adam_beta2) == (5e-3, 0.3, 0.999)
 
 
@@ -176,7 +177,7 @@ def test_a_small_batch_is_no_matter_of_methods_that_are_not_used(batch):
 
 
 def test_a_micro_batch_is_no_larger_than_the_batch():
-    assert sft(effective_batch_size=8).training.micro_batch_size == 8
+    assert sft(effective_batch_size=8).compute.micro_batch_size == 8
 
 
 @pytest.mark.parametrize(

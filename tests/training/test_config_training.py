@@ -355,5 +355,5 @@ def test_an_identity_carries_the_settings():
     config = sft()
     identity = config.identity(config.run_name, None)
     assert (identity.kind, identity.hash, identity.artifact) == ("sft", config.hash, "adapter")
-    assert identity.settings["training"]["micro_batch_size"] == 32
-    assert "micro_batch_size" not in identity.hashed["training"]
+    assert identity.settings["compute"]["micro_batch_size"] == 32
+    assert "compute" not in identity.hashed

@@ -43,7 +43,8 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "steps_to_profile": ((1, 2),),
     "corpus": ("arith",),
     "osft_target_patterns": (("q_proj", "k_proj"),),
-    "loss": ("focal",),
+    "loss": ("focal", "tuning.engine.losses:cross_entropy"),
+    "max_tokens_per_gpu": (2048, 16384),
 }
 """Settings that are no plain numbers or switches."""
 OTHERS = {

@@ -39,13 +39,13 @@ class Group:
 
 
 class Documents:
-    """Where the documents of a packed row begin and end, on the device that computes."""
+    """The boundaries of the documents in a packed row, on the device that computes."""
 
     def __init__(
         self, lengths: Sequence[int] | np.ndarray, device: torch.device | str = "cpu",
         longest: int | None = None,
     ) -> None:  # fmt: skip
-        """`longest`: a bound on the lengths that is the same for all rows, if there is one."""
+        """`longest`: an upper bound on the lengths that is the same for all rows, if known."""
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.device = torch.device(device)
         self.longest = int(longest or self.lengths.max())
@@ -58,7 +58,7 @@ class Documents:
 
     @property
     def positions(self) -> np.ndarray:
-        """[tokens] the place of each token in its document."""
+        """[tokens] the position of each token in its document."""
         ends = np.cumsum(self.lengths)
         return np.arange(ends[-1]) - np.repeat(ends - self.lengths, self.lengths)
 
@@ -69,7 +69,7 @@ class Documents:
 
     @cached_property
     def groups(self) -> tuple[tuple[Group, ...], torch.Tensor]:
-        """The documents by length, and where each token of the row is among their tokens."""
+        """The documents grouped by length, and the index of each token of the row in the groups."""
         starts = np.cumsum(self.lengths) - self.lengths
         order = np.argsort(-self.lengths, kind="stable")
         place = np.empty(int(self.lengths.sum()), dtype=np.int64)
@@ -185,8 +185,8 @@ def document_attention(
 ) -> tuple[torch.Tensor, None]:
     """The interface of transformers around `attend()`; [batch, tokens, heads, width] comes back.
 
-    Where processes share the sequence, each has all heads of its part of the tokens before and
-    after, and its part of the heads for all tokens in between.
+    With sequence parallelism, a process has all heads of its part of the tokens before and after,
+    and its part of the heads for all tokens in between.
     """
     for name in UNKNOWN:
         if others.get(name) is not None:

@@ -1,8 +1,8 @@
-"""The batch of any optimizer step, and how it is shared out, as a pure function of (seed, step).
+"""The batch of an optimizer step and its split over ranks, as a pure function of (seed, step).
 
-Nothing is consumed, so a resumed run needs no loader state: it asks for the next step's batch. The
-global batch is a number of samples and does not depend on how many processes there are. Each epoch
-is one permutation of the samples, and its last batch is smaller where they do not divide.
+There is no loader state to resume: a resumed run computes the next step's batch. The global batch
+is a number of samples, whatever the number of processes. Each epoch is one permutation of the
+samples, and its last batch may be smaller.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from tuning.engine.samples import IGNORED, Samples
 
 
 class Row(NamedTuple):
-    """One forward pass of a process: samples end to end, and this process's part of them."""
+    """The input of one forward pass: samples end to end, and this process's part of them."""
 
     input_ids: torch.Tensor
     """[1, part], int64."""
     position_ids: torch.Tensor
-    """[1, part], int64: places in the documents."""
+    """[1, part], int64: positions within the documents."""
     kept: torch.Tensor
-    """[counted], int64: the places in this part where a token counts."""
+    """[counted], int64: the positions in this part that have a loss."""
     targets: torch.Tensor
-    """[counted], int64: the tokens that follow there."""
+    """[counted], int64: their labels, the tokens that follow."""
     documents: Documents
     """Of the whole row, over all processes that share it."""
     tokens: int
-    """Of the whole row, without the fill."""
+    """Of the whole row, without padding."""
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What all processes do in one optimizer step."""
+    """The work of all processes in one optimizer step."""
 
     shares: list[list[list[int]]]
-    """[micro-step][data-parallel rank] -> the numbers of the samples."""
+    """[micro-step][data-parallel rank] -> indices of samples."""
     samples: int
     tokens: int
     loss_tokens: int
@@ -52,14 +52,14 @@ class StepBatch:
     fill: float
     """Share of the token budget that is used."""
     balance: float
-    """Mean over highest cost of the ranks of a micro-step: 1.0 where none waits."""
+    """Mean over highest cost of the ranks of a micro-step: 1.0 if no rank waits."""
     epoch: float
-    """Passes over the data when the step is done."""
+    """Passes over the data after this step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """The batches of a training; either `micro_batch` samples or at most `max_tokens` a row."""
+    """The batches of a training, with `micro_batch` samples or up to `max_tokens` a row."""
 
     samples: Samples
     global_batch: int
@@ -71,13 +71,13 @@ class Batches:
     max_tokens: int | None = None
     """Most tokens of one row; samples are packed so that the ranks' cost is balanced."""
     quadratic: float = 0.0
-    """Cost of a squared token in tokens (attention), for the balance."""
+    """Cost of attention: of a squared token, in tokens; for balancing ranks."""
     longest: int | None = None
-    """A bound on the length of a document that holds for all rows."""
+    """An upper bound on the length of a document, the same for all rows."""
     _orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def over(self, samples: Samples, global_batch: int | None = None) -> Batches:
-        """Batches of other samples, packed alike; as many a step unless it is said."""
+        """Batches of other samples, packed in the same way; as many a step unless given."""
         size = global_batch or self.global_batch
         return replace(self, samples=samples, global_batch=size, seed=0, _orders={})
 
@@ -87,7 +87,7 @@ class Batches:
         return math.ceil(len(self.samples) / self.global_batch)
 
     def chosen(self, step: int) -> np.ndarray:
-        """The numbers of the samples of step `step`, counted from 0, in their order."""
+        """The indices of the samples of step `step`, counted from 0, in order."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch not in self._orders:
             self._orders.clear()
@@ -97,7 +97,7 @@ class Batches:
         return self._orders[epoch][first : first + self.global_batch]
 
     def at(self, step: int) -> StepBatch:
-        """The batch of step `step`, counted from 0, and everyone's share of it."""
+        """The batch of step `step`, counted from 0, split over micro-steps and ranks."""
         chosen = self.chosen(step)
         lengths, squares = self.samples.lengths[chosen], self.samples.squares[chosen]
         ranks = self.layout.dp_size
@@ -123,11 +123,11 @@ class Batches:
         )
 
     def rows(self, batch: StepBatch, device: torch.device) -> list[Row]:
-        """This process's forward passes of a step, one a micro-step."""
+        """This process's rows of a step, one a micro-step."""
         return [self.row(micro[self.layout.dp_rank], device) for micro in batch.shares]
 
     def row(self, numbers: Sequence[int], device: torch.device) -> Row:
-        """Samples end to end as a row; without any, one token that counts for nothing."""
+        """Samples end to end as a row; for no samples, a padding token without a loss."""
         parts = [self.samples[number] for number in numbers]
         tokens = sum(len(part.input_ids) for part in parts)
         fill = -tokens % self.layout.sep_size or (0 if parts else self.layout.sep_size)
@@ -154,7 +154,7 @@ class Batches:
 
 
 def _evenly(samples: int, micro_batch: int, ranks: int) -> list[list[list[int]]]:
-    """Samples in their order, `micro_batch` a row, dealt to the ranks."""
+    """Samples in order, `micro_batch` a row, assigned to ranks in turn."""
     rows = [list(range(i, min(i + micro_batch, samples))) for i in range(0, samples, micro_batch)]
     rows += [[] for _ in range(-len(rows) % ranks)]
     return [rows[i : i + ranks] for i in range(0, len(rows), ranks)]

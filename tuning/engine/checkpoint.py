@@ -1,9 +1,9 @@
-"""Training states on disk, in shards, by PyTorch's distributed checkpoints: whole or not there.
+"""Sharded checkpoints by PyTorch's distributed checkpointing, asynchronous and atomic.
 
-A state is copied to host memory at once and written beside the training. It lies in a hidden folder
-until everyone's part is on disk, then gets its manifest and its name; a kill at any moment leaves
-the one before. Tensors are saved by their names and places in the whole, so that another number of
-processes, or another way of spreading, reads them too.
+A state is copied to host memory, and written while training continues. It is written to a hidden
+folder, which gets its manifest and its name when all ranks have written their part; a kill at any
+moment leaves the previous checkpoint. Tensors are saved by name and position in the whole tensor,
+so that they can be loaded with another number of processes, or spread in another way.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from torch.distributed.tensor import DTensor, Shard
 from tuning.engine import ranks
 from tuning.engine.parallel import Spread
 from tuning.runs.atomic import read_json, sync_directory, write_json
-from tuning.runs.manifest import checkpoint_directory, is_whole, prune, write_manifest
+from tuning.runs.manifest import KEPT, checkpoint_directory, is_whole, prune, write_manifest
 
 STATE = "training_state.json"
 
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where a training stands after `step` optimizer steps."""
+    """The state of a training after `step` optimizer steps."""
 
     spread: Spread
-    """The weights and the optimizers with their moments."""
+    """The weights, and the optimizers with their moments."""
     step: int = 0
     """Optimizer steps done."""
     samples: int = 0
-    """Samples seen so far, repeats included: the place in the data."""
+    """Samples seen so far, repeats included."""
     tokens: int = 0
     """Tokens seen so far."""
     loss_tokens: int = 0
     """Tokens with a loss seen so far."""
     seconds: float = 0.0
-    """Wall time spent in training, over all the attempts that led here."""
+    """Wall time of training so far, over all restarts."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """What hooks want back after a resume; JSON values."""
+    """The state of hooks, which is saved and restored; JSON values."""
 
     @property
     def counts(self) -> dict[str, Any]:
-        """All but the tensors."""
+        """Everything but the tensors."""
         return {
             name: getattr(self, name)
             for name in ("step", "samples", "tokens", "loss_tokens", "seconds", "extra")
@@ -60,18 +60,18 @@ class TrainingState:
 
 
 class Checkpoints:
-    """Writes the states of one training under `directory`, one at a time, beside the training."""
+    """Writes the checkpoints of a training under `directory`, one at a time, in the background."""
 
-    def __init__(self, directory: Path, *, keep: int = 2) -> None:
+    def __init__(self, directory: Path, *, keep: int = KEPT) -> None:
         self.directory = directory
         self.keep = keep
         self._group = distributed.new_group(backend="gloo") if ranks.world_size() > 1 else None
         self._under_way: Future[Any] | None = None
 
     def save(self, state: TrainingState) -> Path:
-        """Begin to write `checkpoint-{step}`; one that is whole is left as it is.
+        """Begin to write `checkpoint-{step}`, unless it exists and is whole.
 
-        All processes must call this. The one before is waited for.
+        All ranks must call this. Waits for the previous one to be written.
         """
         self.wait()
         target = checkpoint_directory(self.directory, state.step)
@@ -92,7 +92,7 @@ class Checkpoints:
         return target
 
     def _seal(self, temporary: Path, target: Path) -> None:
-        """Everyone's part is on disk when the first process's call has come back."""
+        """Publish a checkpoint; called when all ranks have written their part."""
         if ranks.rank() == 0:
             write_manifest(temporary)
             shutil.rmtree(target, ignore_errors=True)
@@ -101,7 +101,7 @@ class Checkpoints:
             prune(self.directory, self.keep)
 
     def wait(self) -> None:
-        """Come back when what was begun is on disk; raises what went wrong with it."""
+        """Wait until the checkpoint in progress is on disk; raises the error if it failed."""
         if self._under_way is not None:
             under_way, self._under_way = self._under_way, None
             under_way.result()
@@ -109,7 +109,7 @@ class Checkpoints:
 
 
 def _quietly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Without the warning that one process is one process."""
+    """Without the warning that torch.distributed is not initialised in a single process."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with warnings.catch_warnings():
@@ -120,7 +120,7 @@ def _quietly(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _after(first: Future[Any], then: Any) -> Future[Any]:
-    """`then()` on the thread that ends `first`; the future of both."""
+    """A future of `first` followed by `then()`, on the thread that completes `first`."""
     both: Future[Any] = Future()
 
     def go_on(done: Future[Any]) -> None:
@@ -137,14 +137,14 @@ def _after(first: Future[Any], then: Any) -> Future[Any]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong on the first process that failed; PyTorch wraps it in a BaseException."""
+    """The error of the first rank that failed, which PyTorch wraps in a BaseException."""
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
 
 
 def load(state: TrainingState, checkpoint: Path) -> None:
-    """Put `state` back to where `checkpoint` was written."""
+    """Restore `state` from `checkpoint`."""
     _begin(state.spread)
     tensors = _tensors(state.spread)
     _quietly(dcp.load)(
@@ -159,7 +159,7 @@ def load(state: TrainingState, checkpoint: Path) -> None:
 
 @torch.no_grad()
 def _begin(spread: Spread) -> None:
-    """Give optimizers their state, by a step that changes nothing."""
+    """Allocate the state of the optimizers, by a step with learning rate and gradients of zero."""
     for optimizer in _inner(spread):
         rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
@@ -173,12 +173,12 @@ def _begin(spread: Spread) -> None:
 
 
 def _inner(spread: Spread) -> list[torch.optim.Optimizer]:
-    """The optimizers whose state is this process's own."""
+    """The optimizers that hold this rank's state, without ZeroRedundancyOptimizer around them."""
     return [o.optim if isinstance(o, ZeroRedundancyOptimizer) else o for o in spread.optimizers]
 
 
 def _moments(spread: Spread) -> Iterator[tuple[torch.Tensor, str, str, dict[str, Any]]]:
-    """(parameter, its name, a key, the dictionary that has it) of all optimizer state here."""
+    """(parameter, its name, a key, the state dictionary) of all optimizer state on this rank."""
     for optimizer in _inner(spread):
         for name, p in spread.trained():
             held = optimizer.state.get(p, {})
@@ -187,7 +187,7 @@ def _moments(spread: Spread) -> Iterator[tuple[torch.Tensor, str, str, dict[str,
 
 
 def _tensors(spread: Spread) -> dict[str, Any]:
-    """Weights and moments by name, those that a process has a part of with their place."""
+    """Weights and moments by name; tensors of which a rank has a part as DTensors."""
 
     def placed(name: str, tensor: Any) -> Any:
         if name in spread.experts and spread.kind != "fsdp2" and tensor.dim() > 0:

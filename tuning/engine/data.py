@@ -1,4 +1,4 @@
-"""From a run's config to what it trains on: tokenizer, samples, and samples that are held out."""
+"""The data of a run from its config: tokenizer, training samples, held-out samples."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ BROUGHT_LOOKED_AT = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a run trains on."""
+    """The data of a run."""
 
     training: Samples
     validation: Samples | None = None
     tokenizer: Any = None
-    """None where the data are tokens already and no tokenizer is known."""
+    """None if the data are tokens already and the model has no tokenizer."""
 
 
 def prepare(config: PretrainRunConfig, vocab_size: int, brought: Samples | None = None) -> Data:
-    """The data of a run, or those that a program brings, of which only some are looked at;
-    UserError for files that cannot be what they should be.
+    """The data of a run, or samples that are passed in from Python, of which only some are checked.
+
+    Raises UserError for token ids outside the vocabulary, and for files in the wrong format.
     """
     if brought is not None:
         found = Data(training=brought, tokenizer=_tokenizer(config))
@@ -82,7 +83,7 @@ def _sources(config: PretrainRunConfig) -> Data:
 
 
 def _corpus(config: PretrainRunConfig) -> Data:
-    """A text made here, and a tokenizer trained on its first documents."""
+    """The generated text, and a tokenizer trained on its first documents."""
     from tuning.data import arith
     from tuning.engine.tokenizer import train_tokenizer
 
@@ -100,7 +101,7 @@ def _corpus(config: PretrainRunConfig) -> Data:
 
 
 def _tokenizer(config: PretrainRunConfig) -> Any:
-    """The tokenizer that is named, or that of the model, if there is one."""
+    """The tokenizer of the settings, or else that of the model; None if it has none."""
     location = config.data.tokenizer or config.source
     if location is None:
         return None
@@ -121,8 +122,8 @@ def _file(config: PretrainRunConfig, path: str, tokenizer: Any) -> Samples:
 
 
 def _stream(path: Path, kind: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a file's documents, kept under TUNING_HOME: the first process reads the file,
-    and all map what it wrote.
+    """(tokens, starts) of the documents of a file, cached under TUNING_HOME: rank 0 tokenizes the
+    file, and all ranks memory-map the result.
     """
     how = tokenizer.to_str() if hasattr(tokenizer, "to_str") else repr(tokenizer)
     name = digest({"file": file_hash(path), "kind": kind, "tokenizer": how})[:16]

@@ -1,5 +1,5 @@
-"""From shards to a Hugging Face model directory: whole weights on the first process, tensor by
-tensor, with the experts of all processes and OSFT merged in.
+"""From shards to a Hugging Face model directory: whole weights are gathered on rank 0, tensor by
+tensor, with the experts of all ranks and with OSFT merged.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tuning.runs.atomic import whole_directory
 
 @torch.no_grad()
 def whole_weights(spread: Spread, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """The weights under their names in the plain model, in host memory; {} but on the first
-    process. All processes must call this.
+    """The whole weights by their names in the plain model, in host memory of rank 0; {} elsewhere.
+    All ranks must call this.
     """
     found: dict[str, torch.Tensor] = {}
     modules = osft.osft_modules(spread.module)
@@ -55,9 +55,9 @@ def _whole(spread: Spread, name: str, p: torch.Tensor) -> torch.Tensor:
 def write_model(
     spread: Spread, folder: Path, dtype: torch.dtype | None = None, tokenizer: Any = None
 ) -> None:
-    """A directory that `AutoModelForCausalLM.from_pretrained` reads, written by the first process.
+    """Write a directory that `AutoModelForCausalLM.from_pretrained` reads, on rank 0.
 
-    `dtype`: of the weights; None: as they are. All processes must call this.
+    `dtype`: of the weights; None: as they are. All ranks must call this.
     """
     weights = whole_weights(spread, dtype)
     if ranks.rank() == 0:
@@ -83,7 +83,7 @@ def write_model(
 def save_model(
     spread: Spread, target: Path, dtype: torch.dtype | None = None, tokenizer: Any = None
 ) -> None:
-    """`write_model()` into `target`: whole, or not there. All processes must call this."""
+    """`write_model()` into `target`, atomically. All ranks must call this."""
     if ranks.rank() == 0:
         with whole_directory(target) as folder:
             write_model(spread, folder, dtype, tokenizer)
@@ -93,7 +93,7 @@ def save_model(
 
 
 def _plain_class(model: torch.nn.Module) -> Any:
-    """The model class as transformers has it: fully_shard puts one of its own before it."""
+    """The model class of transformers, from which fully_shard derives its own."""
     from torch.distributed.fsdp import FSDPModule
 
     cls = type(model)

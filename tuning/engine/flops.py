@@ -1,10 +1,10 @@
-"""How much arithmetic a training step is, and how much the hardware could do: the two sides of
-model FLOPs utilization (MFU), and what the packer weighs long documents by.
+"""The FLOPs of a training step and the peak FLOP/s of devices, for model FLOPs utilization (MFU);
+the packer weighs long documents by the same numbers.
 
 Counted is what the model needs (PaLM, arXiv 2204.02311, appendix B): matrix products and causal
-attention, forward and backward. Activations that are computed a second time, masked halves of
-attention and padding are the implementation's, and element-wise work is left out. torch's own
-FlopCounterMode is no substitute: it does not see fused attention on a CPU, nor grouped experts.
+attention, forward and backward. Recomputed activations, masked halves of attention, padding and
+element-wise work are not counted. torch's own FlopCounterMode is no substitute: it does not see
+fused attention on a CPU, nor grouped experts.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def count(model: Any) -> Flops:
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s that the device's maker promises for dense products in `dtype`; None where unknown,
-    as on any CPU. float32 means TF32 where torch may use it."""
+    """The vendor's FLOP/s of a device for dense products in `dtype`; None if unknown, as on a CPU.
+    float32 means TF32 if torch may use it."""
     if device.type != "cuda":
         return None
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"

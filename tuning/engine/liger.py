@@ -1,4 +1,4 @@
-"""Liger's fused kernels, on CUDA only: elsewhere they import, and fail in the forward pass."""
+"""Liger's fused kernels. CUDA only: elsewhere they can be imported, but not run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tuning.runs.errors import UserError
 
 
 def check(asked: bool) -> None:
-    """Raise UserError where the kernels are asked for and cannot run."""
+    """Raise UserError if the kernels are asked for and cannot run here."""
     if not asked:
         return
     import importlib.util
@@ -25,10 +25,10 @@ def check(asked: bool) -> None:
 
 
 def apply(model: Any) -> None:
-    """Put fused norms, rotary embeddings and MLPs in place of a model's own.
+    """Replace the norms, rotary embeddings and MLPs of a model by fused ones.
 
-    The loss stays the engine's: it takes logits where a token counts only, and knows other losses.
-    Raises UserError for a kind of model that Liger has no kernels for.
+    The loss is not replaced: the engine computes logits only at tokens with a loss, and has other
+    losses. Raises UserError for a kind of model without Liger kernels.
     """
     from liger_kernel.transformers.monkey_patch import (
         MODEL_TYPE_TO_APPLY_LIGER_FN,

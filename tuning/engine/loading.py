@@ -1,5 +1,5 @@
-"""How a model comes to its processes: the first one reads it, the others build it without memory
-(on the meta device), and tensor by tensor the weights are broadcast to where they are computed on.
+"""Loading a model on all ranks: rank 0 reads it, the others build it on the meta device, and the
+weights are broadcast tensor by tensor to the devices that compute.
 
 So a machine holds one copy of the weights in host memory, however many processes it runs.
 """
@@ -16,7 +16,7 @@ from tuning.engine import ranks
 
 
 def build_lazily(read: Callable[[], nn.Module], skeleton: Callable[[], nn.Module]) -> nn.Module:
-    """`read()` on the first process; on the others `skeleton()` of the same structure, on the meta
+    """`read()` on rank 0; on the other ranks `skeleton()`, of the same structure, on the meta
     device.
     """
     if ranks.rank() == 0:
@@ -27,10 +27,11 @@ def build_lazily(read: Callable[[], nn.Module], skeleton: Callable[[], nn.Module
 
 @torch.no_grad()
 def materialize(module: nn.Module, device: torch.device | str) -> None:
-    """Give every parameter and buffer of `module` that is not yet in place the values that the
-    first process has, on `device`. Must be called by all processes alike.
+    """Give every parameter and buffer of `module` the values of rank 0, on `device`. All ranks must
+    call this.
 
-    Tensors that several modules share stay shared. What is already a shard is left alone.
+    Tensors that several modules share stay shared. Those that are materialized or sharded already
+    are skipped.
     """
     seen: dict[int, Any] = {}
     for _, owner in sorted(module.named_modules(remove_duplicate=True)):
@@ -56,7 +57,7 @@ def _in_place(tensor: torch.Tensor) -> bool:
 
 
 def _received(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """The first process's values of a tensor, on this process's device."""
+    """The values of a tensor on rank 0, on this rank's device."""
     values = torch.empty_like(tensor, device=device)
     if ranks.rank() == 0:
         values.copy_(tensor)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def architecture(config: ModelConfig, *, eos_token_id: int, pad_token_id: int) -> PretrainedConfig:
-    """A shape as transformers has it.
+    """The transformers config of a shape.
 
     `head_dim` is set, since its default in transformers does not follow hidden_size.
     """
@@ -51,7 +51,7 @@ def build(
 ) -> PreTrainedModel:
     """A model on the CPU in fp32; the same seed gives the same weights.
 
-    The global random numbers are left alone.
+    The global random state is left unchanged.
     """
     import torch
 
@@ -68,7 +68,7 @@ def build(
 
 
 def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of a transformers config; under `torch.device("meta")` without memory."""
+    """A model of a transformers config; under `torch.device("meta")` it takes no memory."""
     from transformers import AutoModelForCausalLM
 
     found: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -62,7 +62,7 @@ class OSFTLinear(nn.Module):
         return self.base(inputs) + outputs
 
     def delta(self) -> Tensor:
-        """What training has added to the weight: [out, in], float32. For whole tensors only."""
+        """The change of the weight by training: [out, in], float32. For whole tensors only."""
         return _product(self.Qu, self.M, self.Qv).float()
 
     def merged_weight(self) -> Tensor:
@@ -74,11 +74,11 @@ class OSFTLinear(nn.Module):
 
 
 def decompose(model: nn.Module, ratio: float, patterns: Sequence[str] | None = None) -> None:
-    """Make the matched linear layers of `model` train in a subspace only, in place.
+    """Restrict the training of the matched linear layers of `model` to a subspace, in place.
 
-    Everything else stays as trainable as it was: embeddings, norms, the head, biases. Weights give
-    the same bases again on the same device, but perhaps not on another; M means something only
-    beside the bases it was trained with, so they are saved and sent together.
+    Everything else stays as trainable as it was: embeddings, norms, the head, biases. The same
+    weights give the same bases again on the same device, but perhaps not on another; M is valid
+    only with the bases it was trained with, so they are saved and broadcast together.
 
     Args:
         model: A dense model, before it is sharded; may be on the meta device.
@@ -117,8 +117,8 @@ def osft_modules(model: nn.Module) -> dict[str, OSFTLinear]:
 
 
 def plain_name(name: str) -> str | None:
-    """What the plain model calls the tensor that a decomposed one has under `name`, or None for
-    the factors, which it does not have. The tensor itself is `merge`'s where it is a weight."""
+    """The name in the plain model of the tensor `name` of a decomposed one; None for the factors,
+    which it does not have. The plain weight itself is computed by `merge`."""
     path, _, last = name.rpartition(".")
     if last in ("Qu", "M", "Qv"):
         return None
@@ -132,10 +132,10 @@ def merge(base_weight: Tensor, Qu: Tensor, M: Tensor, Qv: Tensor) -> Tensor:
 
 def leak(base_weight: Tensor, delta: Tensor, kept: int) -> float:
     """The share of `delta` that lies within the `kept` strongest directions of `base_weight`, by
-    the Frobenius norm; the larger of left and right. 0.0 where nothing has changed.
+    the Frobenius norm; the larger of left and right. 0.0 if nothing has changed.
 
-    To be asked on the device that decomposed the weight: where two singular values are close,
-    another algorithm may tell their vectors apart in another way.
+    Call it on the device that decomposed the weight: another algorithm may choose other vectors
+    for singular values that are close.
     """
     left, right = _singular_vectors(base_weight)
     delta = delta.detach().double()
@@ -149,7 +149,7 @@ def leak(base_weight: Tensor, delta: Tensor, kept: int) -> float:
 
 @torch.no_grad()
 def _product(Qu: Tensor, M: Tensor, Qv: Tensor) -> Tensor:
-    # Where float32 products are allowed to round to TF32 or bfloat16, they leave the subspace.
+    # float64: float32 products may be rounded to TF32 or bfloat16, and leave the subspace.
     return torch.linalg.multi_dot((Qu.double(), M.double(), Qv.double()))
 
 

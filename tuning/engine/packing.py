@@ -72,7 +72,7 @@ def fill(plan: Plan, lengths: np.ndarray, capacity: int) -> float:
 
 
 def balance(plan: Plan, cost: np.ndarray) -> float:
-    """The time in which ranks work over the time of the step, 0..1; 1.0 if none ever waits.
+    """The mean time that a rank computes over the time of the step, 0..1; 1.0 if no rank waits.
 
     Mean cost of a rank over cost of the costliest rank, each summed over micro-steps.
     """
@@ -171,7 +171,7 @@ def _compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any
     try:
         return numba.njit(signature, cache=True)(function)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
-        # No folder to write to, a full disk, a file that a crash cut short: seconds are lost.
+        # No writable folder, a full disk, a truncated file: compile without the cache, in seconds.
         return numba.njit(signature)(function)
 
 

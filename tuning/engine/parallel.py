@@ -1,10 +1,9 @@
-"""How a model and its optimizer are spread over the processes: whole replicas (ddp), with shards of
-the optimizer (zero1), or shards of everything (fsdp2); experts over the SEP group in all three.
+"""How a model and its optimizer are spread over the ranks: whole replicas (ddp), replicas with a
+sharded optimizer (zero1), or shards of everything (fsdp2); experts over the SEP group in all three.
 
-The rule behind all of it: each process's backward pass gives the gradients of its own part of a
-loss that is a sum over the whole global batch, and gradients are summed over processes. Experts
-have seen the tokens of their whole SEP group already, so they are summed over data-parallel ranks
-only.
+The loss is a sum over the whole global batch. Each rank's backward pass gives the gradients of its
+own part of that sum, and gradients are summed over ranks. Experts have processed the tokens of
+their whole SEP group already, so their gradients are summed over data-parallel ranks only.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from tuning.runs.errors import UserError
 
 ParamGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParamGroups], torch.optim.Optimizer]
-"""From groups of parameters, each with its own weight_decay, to an optimizer over them."""
+"""From parameter groups, each with its own weight_decay, to an optimizer."""
 
 
 @dataclass(kw_only=True)
 class Spread:
-    """A model in place on this process, with its optimizers."""
+    """A model on this rank, with its optimizers."""
 
     model: nn.Module
-    """What is called."""
+    """The module to call; under ddp and zero1, the DDP wrapper."""
     module: nn.Module
-    """The same without a wrapper: names and parameters."""
+    """The same without the wrapper: names and parameters."""
     kind: str
-    """`alone`, ddp, zero1 or fsdp2."""
+    """`alone` (one process), ddp, zero1 or fsdp2."""
     layout: Layout
     experts: set[str] = field(default_factory=set)
-    """Names of the parameters of which each process of the SEP group has a part."""
+    """Names of the parameters that are split over the SEP group."""
     optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
 
     @property
@@ -53,17 +52,17 @@ class Spread:
 
     @property
     def config(self) -> Any:
-        """The model's shape, as transformers has it."""
+        """The model's config of transformers."""
         return self.module.config
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
-        """Name and parameter of all that is trained."""
+        """Name and parameter of everything that is trained."""
         return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Around forward and backward of a micro-batch: replicas exchange gradients with the last
-        one of a step; shards at once, which is what keeps them small.
+        """Around forward and backward of a micro-batch. DDP reduces gradients with the last one of
+        a step; FSDP reduces them at once, since it keeps only its shard.
         """
         if isinstance(self.model, DistributedDataParallel) and not last:
             with self.model.no_sync():
@@ -72,12 +71,14 @@ class Spread:
             yield
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of this process's part of the loss; wrappers take means, and sums are asked."""
+        """Gradients of this rank's part of the loss. DDP and FSDP average gradients over ranks;
+        multiply by the world size to get the sum.
+        """
         (loss * self.layout.world if self.kind != "alone" else loss).backward()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Without gradients and dropout."""
+        """Without gradients and without dropout."""
         was_training = self.model.training
         self.model.eval()
         try:
@@ -87,8 +88,8 @@ class Spread:
             self.model.train(was_training)
 
     def clip(self, most: float) -> torch.Tensor:
-        """Sum up what is not yet, then scale all gradients to a global norm of at most `most`;
-        the norm before.
+        """Scale all gradients to a global norm of at most `most`; returns the norm before. Reduces
+        the gradients of experts first, which DDP leaves out.
         """
         if self.kind == "alone":
             return nn.utils.clip_grad_norm_(self.module.parameters(), most)
@@ -102,7 +103,7 @@ class Spread:
         return norm
 
     def _gradients(self) -> dict[Any, list[nn.Parameter]]:
-        """Trained parameters by how they are spread."""
+        """Parameters with gradients, grouped by how they are spread."""
         parts: dict[Any, list[nn.Parameter]] = {}
         for name, p in self.trained():
             where = p.device_mesh if isinstance(p, DTensor) else name in self.experts
@@ -120,7 +121,7 @@ class Spread:
         return square
 
     def _sum_experts(self) -> None:
-        """Experts are left out of the replicas' exchange, since each process has others."""
+        """All-reduce the gradients of experts, which DDP ignores: each rank has other experts."""
         assert self.layout.mesh is not None
         for name, p in self.trained():
             if name in self.experts and p.grad is not None:
@@ -128,7 +129,7 @@ class Spread:
                 p.grad /= self.layout.world
 
     def step(self, rate: float) -> None:
-        """One step of every optimizer at a learning rate; gradients are dropped."""
+        """One step of every optimizer at a learning rate; gradients are cleared."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -137,9 +138,7 @@ class Spread:
 
 
 def check(config: Any, sep_size: int, longest: int | None = None) -> None:
-    """Raise UserError where a model (its transformers config) cannot be shared by `sep_size`
-    processes.
-    """
+    """Raise UserError if a model of a config cannot be split over `sep_size` ranks."""
     if sep_size == 1:
         return
     heads = config.num_attention_heads
@@ -164,14 +163,14 @@ def spread(
     half: bool = False,
     device: torch.device | None = None,
 ) -> Spread:
-    """Put a model in place on all processes.
+    """Spread a model over all ranks.
 
     Args:
-        model: With weights on the first process; the others may have it on the meta device.
+        model: With weights on rank 0; the other ranks may have it on the meta device.
         layout: From `ranks.layout()`.
-        parallel: ddp, zero1 or fsdp2; one process alone does without.
-        half: Compute in bfloat16 (under fsdp2, parameters travel in it, and are summed in fp32).
-        device: Where to compute; None: where the model is, or the GPU.
+        parallel: ddp, zero1 or fsdp2; not used by a single process.
+        half: Compute in bfloat16 (fsdp2 gathers parameters in it, and reduces gradients in fp32).
+        device: Where to compute; None: the GPU if there is one, else the CPU.
     """
     held = _prepared(model)
     if layout.mesh is None:
@@ -195,7 +194,7 @@ def spread(
 
 
 def _prepared(model: Any) -> list[tuple[str, nn.Module]]:
-    """Give a model our attention, and our experts where it has some; those by name."""
+    """Switch a model to our attention, and to our experts if it has any; returns those by name."""
     model.set_attn_implementation(attention.NAME)
     model.config.use_cache = False
     sep.register()
@@ -216,7 +215,7 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 def _shard(
     model: nn.Module, experts: list[nn.Module], layout: Layout, half: bool, device: torch.device
 ) -> None:
-    """FSDP2, block by block: whole weights of one block at a time are on a process."""
+    """FSDP2, block by block, so that a rank holds the whole weights of one block at a time."""
     assert layout.mesh is not None
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32
@@ -229,7 +228,8 @@ def _shard(
             _keep_part(module, layout, as_dtensor=True)
             sharded: Any = fully_shard(module, mesh=layout.mesh["dp"], mp_policy=policy)
             sharded.set_gradient_divide_factor(layout.world)
-            # gloo cannot scale as it sums; asked of one rank, torch 2.13 divides twice.
+            # gloo cannot scale while it reduces, so the sum is forced; with one rank, where torch
+            # 2.13 would then divide twice, it is not.
             sharded.set_force_sum_reduction_for_comms(layout.dp_size > 1)
         fully_shard(block, mesh=everywhere, mp_policy=policy)
     loading.materialize(model, device)
@@ -237,7 +237,7 @@ def _shard(
 
 
 def _keep_part(module: nn.Module, layout: Layout, *, as_dtensor: bool) -> None:
-    """Leave a process of the SEP group its own experts only."""
+    """Keep only this rank's experts of the SEP group."""
     assert layout.mesh is not None
     for name, p in list(module.named_parameters(recurse=False)):
         part = p.detach().chunk(layout.sep_size)[layout.sep_rank].clone()
@@ -247,10 +247,11 @@ def _keep_part(module: nn.Module, layout: Layout, *, as_dtensor: bool) -> None:
 
 
 def add_optimizers(spread: Spread, factory: OptimizerFactory, weight_decay: float) -> None:
-    """Optimizers over what is trained: matrices decay, vectors do not (GPT-3, appendix B).
+    """Add optimizers over all trained parameters: matrices decay, vectors do not (GPT-3, appendix
+    B).
 
-    Parameters that are spread differently stand in groups of their own. Under zero1 each process
-    has the optimizer state of its share of the tensors.
+    Parameters that are spread differently are in separate groups. Under zero1 each rank has the
+    optimizer state of its share of the tensors.
     """
     alike: dict[Any, list[nn.Parameter]] = {}
     for name, p in spread.trained():

@@ -1,8 +1,7 @@
-"""The processes that train one model together, and how they are laid out; alone, everything here
-is free.
+"""The process group, its layout, and collectives; for a single process, they return at once.
 
-torchrun starts them (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). `sep_size` neighbours
-share the sequences of one data-parallel rank. The first process writes.
+torchrun starts the processes (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). `sep_size`
+neighbouring ranks share the sequences of one data-parallel rank. Rank 0 writes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def join() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    # Checkpoints are written by way of the CPU, beside the training between GPUs.
+    # Both backends: checkpoints are written from the CPU while GPUs train.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -38,7 +37,7 @@ def leave() -> None:
 
 
 def device() -> torch.device:
-    """Where this process computes."""
+    """The device of this process."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -46,39 +45,39 @@ def device() -> torch.device:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which part of the work is this process's."""
+    """The place of this process in the layout of all processes."""
 
     dp_size: int
-    """Data-parallel ranks: how many sets of sequences are worked on at once."""
+    """Data-parallel ranks: how many different micro-batches are computed at once."""
     dp_rank: int
     sep_size: int
-    """Processes that share one set of sequences."""
+    """Processes that share the sequences of a micro-batch."""
     sep_rank: int
     mesh: DeviceMesh | None
-    """["dp", "sep"]; None where one process is alone."""
+    """["dp", "sep"]; None for a single process."""
     everyone: DeviceMesh | None
-    """All processes in one dimension."""
+    """All processes in one dimension; None for a single process."""
 
     @property
     def world(self) -> int:
-        """All processes."""
+        """The number of processes."""
         return self.dp_size * self.sep_size
 
     @property
     def sep_group(self) -> distributed.ProcessGroup | None:
-        """The processes that share this one's sequences; None where it has them alone."""
+        """The processes that share this one's sequences; None with sep_size 1."""
         if self.mesh is None or self.sep_size == 1:
             return None
         return self.mesh["sep"].get_group()
 
     def part(self, tokens: int) -> slice:
-        """This process's part of a row of `tokens`, a multiple of sep_size."""
+        """This process's part of `tokens` tokens, a multiple of sep_size."""
         each = tokens // self.sep_size
         return slice(self.sep_rank * each, (self.sep_rank + 1) * each)
 
 
 def layout(sep_size: int = 1) -> Layout:
-    """How the processes that have met are laid out: neighbours form the groups of `sep_size`."""
+    """The layout of the processes: neighbouring ranks form the groups of `sep_size`."""
     world, number = world_size(), rank()
     if world % sep_size:
         raise UserError(
@@ -101,14 +100,14 @@ def layout(sep_size: int = 1) -> Layout:
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes, in place."""
+    """All-reduce a tensor to its sum over all processes, in place."""
     if world_size() > 1:
         distributed.all_reduce(values)
     return values
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, in their order, for each of them."""
+    """All-gather: the values of all ranks, in their order."""
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * world_size()
@@ -117,7 +116,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_first(value: T | None) -> T:
-    """What the first process has, for all of them."""
+    """Broadcast the value of rank 0 to all ranks."""
     if world_size() == 1:
         assert value is not None
         return value
@@ -127,13 +126,13 @@ def from_first(value: T | None) -> T:
 
 
 def wait() -> None:
-    """Go on when all are here."""
+    """Barrier: wait for all processes."""
     if world_size() > 1:
         distributed.barrier()
 
 
 def agreed_to_stop() -> bool:
-    """`interrupt.asked_to_stop()` of any rank; all must call it at the same step."""
+    """Whether any rank was asked to stop; all ranks must call this at the same step."""
     asked = interrupt.asked_to_stop()
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return asked

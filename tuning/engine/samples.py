@@ -1,7 +1,7 @@
-"""What the training loop trains on: samples of tokens, their labels, and what each one costs.
+"""Samples: token ids, labels, and the numbers that batches are planned from.
 
-A sample is a pure function of its index, and lengths, loss tokens and attention cost of all samples
-are known before any is read: that is what batches are planned from. Reading files is sources.py.
+A sample is a pure function of its index; lengths, numbers of loss tokens and attention costs of all
+samples are known before any is read. Files are read by sources.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class Samples(Protocol):
-    """Samples by index, and of each the numbers that batches are planned from."""
+    """Samples by index, with the numbers that batches are planned from."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -69,7 +69,7 @@ class MockSamples:
 
     @property
     def loss_tokens(self) -> np.ndarray:
-        """[n], int64: all of them, for a token more is drawn than is shown."""
+        """[n], int64: all tokens, since one more is drawn as the last label."""
         return self.lengths
 
     @cached_property
@@ -89,10 +89,10 @@ class MockSamples:
 
 
 class Blocks:
-    """A stream of documents cut into blocks of one length, the last one maybe shorter.
+    """A stream of documents cut into blocks of one length; the last block may be shorter.
 
-    A piece that goes on from an earlier block is a document of its own: attention does not reach
-    back. Its last token keeps its label, the token that opens the next block.
+    The part of a document that continues in another block is a document of its own there: attention
+    does not reach back. The last token of a block keeps its label, the first of the next block.
     """
 
     def __init__(
@@ -107,11 +107,10 @@ class Blocks:
             tokens: [tokens], any integer type (a memory map will do): the documents end to end.
             starts: [documents], increasing from 0: where each document begins.
             block_size: Tokens of a block.
-            num_blocks: How many blocks from the first on (default: all, and what is left after
-                the last whole one as a shorter block).
+            num_blocks: Only the first blocks (default: all, with the rest as a shorter block).
 
         Raises:
-            ValueError: There are fewer blocks, or `starts` are no places of documents.
+            ValueError: There are fewer blocks, or `starts` do not fit the tokens.
         """
         there = -(-len(tokens) // block_size)
         if num_blocks is not None and num_blocks > there:
@@ -153,7 +152,7 @@ class Blocks:
 
     @property
     def largest_id(self) -> int:
-        """The largest token id in the blocks, or -1 where there is none."""
+        """The largest token id in the blocks; -1 without tokens."""
         return _largest(self.tokens[: self._edges[-1] + 1])
 
     def __len__(self) -> int:
@@ -200,7 +199,7 @@ class Rows:
             truncated: How many of them were cut to fit.
 
         Raises:
-            ValueError: There are no rows, an empty one, or one with other labels than inputs.
+            ValueError: There are no rows, a row is empty, or has fewer or more labels than inputs.
         """
         self.truncated = truncated
         self.lengths = np.array([len(row) for row in input_ids], dtype=np.int64)
@@ -216,7 +215,7 @@ class Rows:
 
     @cached_property
     def loss_tokens(self) -> np.ndarray:
-        """[n], int64: labels that are not IGNORED; zero in a row that has nothing to learn."""
+        """[n], int64: labels that are not IGNORED; may be zero."""
         learnt = self._labels != IGNORED
         return np.add.reduceat(learnt, self._ends - self.lengths, dtype=np.int64)
 
@@ -284,15 +283,15 @@ class Subset:
 
 
 def split(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
-    """The samples to train on and those held out for validation, each in their old order.
+    """(training samples, validation samples), each in their original order.
 
-    Held out is the rounded share, drawn with `seed`, but one sample at least, and one stays to
-    train on; nothing where the share is zero. Blocks are drawn, not documents: a document may
-    have pieces on either side.
+    The rounded share is held out, drawn with `seed`, and at least one sample is on either side; a
+    share of zero holds out nothing. Blocks are drawn, not documents: a document may be on both
+    sides.
 
     Raises:
         ValueError: The share is outside [0, 1).
-        UserError: There are too few samples to share out.
+        UserError: There are too few samples to split.
     """
     if not 0 <= share < 1:
         raise ValueError(f"the share is {share}; it must be in [0, 1)")
@@ -308,7 +307,7 @@ def split(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
 
 
 def check_vocabulary(data: Samples | np.ndarray | int, vocab_size: int, path: str | Path) -> None:
-    """Raise UserError if samples or tokens go beyond a vocabulary; an int is their largest id."""
+    """Raise UserError if a token id is outside the vocabulary; an int is the largest id."""
     if isinstance(data, Rows | Blocks):
         largest = data.largest_id
     elif isinstance(data, np.ndarray | int):

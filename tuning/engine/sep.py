@@ -84,7 +84,7 @@ def to_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def group_of(module: torch.nn.Module) -> Group | None:
-    """The processes that share the tokens of a module; None where it has them all."""
+    """The processes that share the tokens of a module; None if it has all of them."""
     return getattr(module, _GROUP, None)
 
 
@@ -99,7 +99,7 @@ def expert_modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
 
 
 def join(model: torch.nn.Module, group: Group) -> None:
-    """Let every module of `model` know the processes that share its tokens."""
+    """Set the group of processes that share tokens on every module of `model`."""
     for module in model.modules():
         setattr(module, _GROUP, group)
 
@@ -107,7 +107,7 @@ def join(model: torch.nn.Module, group: Group) -> None:
 def shared_experts(
     module: Any, hidden: torch.Tensor, expert_of: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    """The experts of a layer, of which this process has a part; the interface of transformers.
+    """The experts of a layer, split over the group, behind the interface of transformers.
 
     Args:
         module: Holds gate_up_proj and down_proj of this process's experts.
@@ -162,7 +162,7 @@ def _inner() -> Any:
 
 @contextlib.contextmanager
 def _as_local(module: Any, experts: int) -> Iterator[None]:
-    """A module as one of `experts` experts, its weights plain tensors, as kernels want them."""
+    """The module with `experts` experts and plain tensors for weights, as kernels need them."""
     kept, count = dict(module._parameters), module.num_experts
     module._parameters.update(
         {name: p.to_local() for name, p in kept.items() if isinstance(p, DTensor)}
@@ -204,7 +204,7 @@ def balance_loss(
 
 
 def register() -> None:
-    """Make `shared_experts` known to transformers."""
+    """Register `shared_experts` with transformers."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS, shared_experts)

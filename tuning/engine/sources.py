@@ -1,6 +1,6 @@
-"""Training data from files and texts: what a file holds, checked and as arrays of tokens.
+"""Reads training data from files and texts into arrays of tokens, and checks it.
 
-Read once, at the start of a run; every mistake in a file is a UserError that names file and line.
+Files are read once, at the start of a run; a mistake in a file is a UserError with file and line.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ TEXTS_AT_ONCE = 1000
 
 
 def kind_of(path: str | Path, field: str = "text") -> Kind:
-    """What a file holds, going by its first line; a .txt is text.
+    """The kind of a file, by its first line; a .txt is text.
 
     Raises:
-        UserError: It cannot be read, is empty, or holds nothing of the kind.
+        UserError: It cannot be read, is empty, or is of none of these kinds.
     """
     for where, line in _lines(path):
         if Path(path).suffix == ".txt":
@@ -54,16 +54,16 @@ def read_rows(
 ) -> Rows:
     """Rows of fine-tuning: JSON lines {"input_ids": [...], "labels": [...], "len"?: n}.
 
-    A label is the token of its place, or -100 where nothing is learnt; a row may have nothing else.
+    A label is the token at the same position, or -100 for no loss; all labels of a row may be -100.
 
     Args:
-        path: The file; blank lines are passed over, and so are other keys.
+        path: The file; blank lines and other keys are ignored.
         max_tokens: The longest row that is allowed.
-        on_long: What becomes of a longer one: `truncate` cuts its end off.
+        on_long: What to do with a longer one: `truncate` cuts its end off.
         limit: Read so many rows (default: all).
 
     Raises:
-        UserError: A line is none of these, there is no row, or one is too long.
+        UserError: A line is not such a row, there is no row, or one is too long.
     """
     ids: list[np.ndarray] = []
     labels: list[np.ndarray] = []
@@ -87,9 +87,9 @@ def read_rows(
 
 
 def read_token_documents(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Documents of token ids: JSON lines {"input_ids": [...]}; other keys are passed over.
+    """Documents of token ids: JSON lines {"input_ids": [...]}; other keys are ignored.
 
-    Nothing is put between them: what ends a document has to be among its ids.
+    No separator is added: an end-of-document token must be among the ids.
 
     Returns:
         [tokens], int32: the documents end to end; [documents], int64: where each one begins.
@@ -103,9 +103,8 @@ def read_token_documents(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def read_texts(path: str | Path, field: str = "text") -> Iterator[str]:
     """The texts of a file, one after the other.
 
-    In a .txt one or more blank lines stand between two documents; line ends within one are kept.
-    Any other file has a JSON object a line, and `field` is the text; empty ones, of which nothing
-    could be learnt, are left out.
+    In a .txt, documents are separated by blank lines; line ends within a document are kept. Any
+    other file has a JSON object a line, and `field` is the text; empty texts are left out.
     """
     if Path(path).suffix == ".txt":
         yield from _paragraphs(path)
@@ -124,9 +123,9 @@ def tokenize_documents(
     """The texts as tokens, the eos token after every one.
 
     Args:
-        texts: Read as far as is needed, give or take a batch of the tokenizer's.
-        tokenizer: Adds nothing else.
-        needed: Return the first `needed` tokens, or all where there are fewer (default: all).
+        texts: Read only as far as needed, in batches.
+        tokenizer: Its other special tokens are not added.
+        needed: Return the first `needed` tokens, or all if there are fewer (default: all).
 
     Returns:
         [tokens], int32: the documents end to end; [documents], int64: where each one begins.
@@ -157,7 +156,7 @@ def _starts(lengths: list[int]) -> np.ndarray:
 
 
 def _paragraphs(path: str | Path) -> Iterator[str]:
-    """What stands between blank lines."""
+    """Paragraphs, which are separated by blank lines."""
     lines: list[str] = []
     for _, line in _lines(path, blank=True):
         if line.strip():
@@ -170,7 +169,7 @@ def _paragraphs(path: str | Path) -> Iterator[str]:
 
 
 def _lines(path: str | Path, blank: bool = False) -> Iterator[tuple[str, str]]:
-    """(file:number, line) of each line, without its end; of blank ones only if asked."""
+    """(file:number, line) of each line, without its line end; blank ones only if `blank`."""
     try:
         with Path(path).open("rb") as file:
             for number, raw in enumerate(file, 1):

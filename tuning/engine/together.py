@@ -1,5 +1,5 @@
-"""A run that several processes train together: rank 0 holds the directory, and tells the others
-where it is when work begins, or how it ended before.
+"""One run directory for several ranks: rank 0 holds its lock, and sends the other ranks its path
+when work begins, or the error that prevented it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _ERRORS = {kind.__name__: kind for kind in (UserError, StageFailed, Interrupted)
 
 
 def on_all_ranks(held: AbstractContextManager[Training]) -> AbstractContextManager[Training]:
-    """The training that rank 0 enters by `held`, on all ranks; alone, `held` itself.
+    """`held`, entered by rank 0, as a context manager for all ranks; of one process, `held` itself.
 
-    What `held` raises before work begins is raised by all. The process group is destroyed at exit
-    only, since it cannot be created again, and not after a failure, where that could hang.
+    An error that `held` raises on entry is raised on all ranks. The process group is destroyed at
+    exit only, since it cannot be re-created, and not after a failure, where that could hang.
     """
     return held if world_size() == 1 else _together(held)
 
@@ -46,7 +46,7 @@ def _together(held: AbstractContextManager[Training]) -> Iterator[Training]:
 
 @contextlib.contextmanager
 def _announced(held: AbstractContextManager[Training]) -> Iterator[Training]:
-    """Rank 0: enter, and send the others where to work, or the error."""
+    """Rank 0: enter `held` and broadcast the directory, or the error."""
     from tuning.engine import ranks
 
     with contextlib.ExitStack() as stack:
@@ -61,7 +61,7 @@ def _announced(held: AbstractContextManager[Training]) -> Iterator[Training]:
 
 @contextlib.contextmanager
 def _heard() -> Iterator[Training]:
-    """The other ranks: wait for rank 0."""
+    """The other ranks: receive what rank 0 broadcasts."""
     from tuning.engine import ranks
 
     what, detail, done = ranks.from_first(("", "", False))

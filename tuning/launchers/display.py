@@ -1,6 +1,6 @@
-"""What a person sees while a plan runs: a line for each stage that ends, and one that moves.
+"""The progress of a plan for people: a line for each stage that ends, and a progress line.
 
-On a terminal the last line is redrawn; in a log a line is written now and then instead.
+On a terminal the progress line is redrawn; in a log it is written every 20 seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOOK_SECONDS = 0.25
 
 
 class InProgress(Protocol):
-    """A stage that is under way, as far as it is shown."""
+    """A running stage, as far as it is shown."""
 
     @property
     def stage(self) -> Stage: ...
@@ -42,17 +42,17 @@ class Display:
         self._waiting: set[str] = set()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         self._clear()
         print(text, file=sys.stderr, flush=True)
 
     def started(self, stage: Stage) -> None:
-        """A stage begins."""
+        """Show that a stage starts."""
         if not self._terminal:
             self.say(f"         started  {stage.name}")
 
     def ended(self, stage: Stage, state: str, reason: str, seconds: float | None) -> None:
-        """A stage is done, skipped, failed or blocked; what was done before is not news."""
+        """Show how a stage ended; nothing for one that was done before this launch."""
         if not stage.has_work:
             return
         self._ended += 1
@@ -62,7 +62,7 @@ class Display:
         self.say(f"{took} {state:>8}  {stage.name}{': ' + reason if reason else ''}")
 
     def refresh(self, running: Sequence[InProgress]) -> None:
-        """Show how far the running stages are; that one waits is said at once."""
+        """Show the progress of the running stages; that one is waiting, at once."""
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
@@ -83,21 +83,21 @@ class Display:
         print(self._shown, end="", file=sys.stderr, flush=True)
 
     def _say_waiting(self, entry: InProgress) -> None:
-        """Name the process that has the run of a stage, once."""
-        told = atomic.read_json(entry.progress)
-        if told and told["phase"] == "waiting" and entry.stage.name not in self._waiting:
+        """Name the process that holds the run of a stage, once."""
+        progress = atomic.read_json(entry.progress)
+        if progress and progress["phase"] == "waiting" and entry.stage.name not in self._waiting:
             self._waiting.add(entry.stage.name)
-            self.say(told["note"])
+            self.say(progress["note"])
 
     def _describe(self, entry: InProgress) -> str:
-        told = atomic.read_json(entry.progress)
+        progress = atomic.read_json(entry.progress)
         name = entry.stage.name
-        if not told:
+        if not progress:
             return f"{name} starting"
-        if told["phase"] == "waiting":
+        if progress["phase"] == "waiting":
             return f"{name} waiting"
-        of = f"{told['at']}/{told['of']}"
-        return " ".join(filter(None, (name, told["phase"], of, told["note"])))
+        of = f"{progress['at']}/{progress['of']}"
+        return " ".join(filter(None, (name, progress["phase"], of, progress["note"])))
 
     def _clear(self) -> None:
         if self._shown:
@@ -105,5 +105,5 @@ class Display:
             self._shown = ""
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Erase the progress line."""
         self._clear()

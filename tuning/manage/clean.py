@@ -1,10 +1,11 @@
-"""What stands under TUNING_HOME and nothing needs, and its removal.
+"""Finds and removes files under TUNING_HOME that nothing needs.
 
-Never a model, a sweetspot, a plan, a record, a result or an answer; never what a run that is not
-done would resume from; nothing in a directory that somebody holds. What was found is looked at once
-more under the lock of its directory before it goes: a run may have been started since.
+Never a model, a sweetspot, a plan, a record, a result or a response; never a checkpoint that an
+unfinished run would resume from; nothing in a directory that another process holds. Before removal,
+each is checked again under the lock of its directory: a run may have been started since.
 
-Orphans are whole runs that no experiment names. They are results, so they go on request only.
+Orphans are whole runs that are in no experiment. They are results, so they are removed on request
+only.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ HOUR, DAY = 3_600.0, 86_400.0
 """Seconds."""
 TEMPORARY = ".*.tmp"
 _ASIDE = ".gone.tmp"
-"""Ends the names of things whose removal has begun."""
+"""Suffix of files and folders whose removal has begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """Something that may go."""
+    """A file or folder that may be removed."""
 
     path: Path
     bytes: int
     why: str
     directory: Path
-    """Whose lock guards it; `path` itself where a whole run goes."""
+    """The directory whose lock guards it; `path` itself if it is a whole run."""
 
 
 def removable(home: Path, live: set[str]) -> list[Leftover]:
-    """What can go without the loss of a result, a parent, or a place to resume from.
+    """What can be removed without losing a result, a parent, or a checkpoint to resume from.
 
-    `live` are the names of the snapshots of the code that a job in the queue runs.
+    `live`: the names of the code snapshots that queued or running jobs use.
     """
     found: list[Leftover] = []
     for directory in _folders(home):
@@ -57,14 +58,14 @@ def removable(home: Path, live: set[str]) -> list[Leftover]:
 
 
 def orphans(home: Path) -> list[Leftover]:
-    """The runs and evaluations under `home` that no experiment's plan names, that no run under
-    models/ stands on, and that nobody holds.
+    """The runs and evaluations under `home` that are in no plan, that are not the parent or base of
+    a run under models/, and that no process holds.
 
-    Raises UserError where a plan cannot be read: what it needs is not known then.
+    Raises UserError if a plan cannot be read, since it is unknown then what it needs.
     """
     needed = _needed(home)
     return [
-        _leftover(path, f"no experiment names this {config.get('kind', 'run')} run", path)
+        _leftover(path, f"no experiment has this {config.get('kind', 'run')} run", path)
         for path in _folders(home)
         if (config := _config(path)) and config["hash"] not in needed
         if Lock(path).holder() is None
@@ -72,10 +73,10 @@ def orphans(home: Path) -> list[Leftover]:
 
 
 def remove(leftovers: Iterable[Leftover]) -> int:
-    """Remove what `removable` and `orphans` found; how many bytes that freed.
+    """Remove what `removable` and `orphans` found; the number of bytes freed.
 
-    What has vanished is passed over; what is held by now, needed again, or not to be removed is
-    kept, and said so.
+    What no longer exists is ignored; what is held or needed again by now, or cannot be removed, is
+    kept with a message.
     """
     freed = 0
     for left in leftovers:
@@ -103,7 +104,7 @@ def remove(leftovers: Iterable[Leftover]) -> int:
 
 
 def _of_run(directory: Path) -> list[Leftover]:
-    """What may go of a run directory that nobody else holds."""
+    """What may be removed from a run directory that no other process holds."""
     found = [
         _leftover(path, "half-written", directory) for path in sorted(directory.glob(TEMPORARY))
     ]
@@ -115,16 +116,16 @@ def _of_run(directory: Path) -> list[Leftover]:
         return found
     for _, path in manifest.checkpoints(directory):
         if done:
-            found.append(_leftover(path, "a checkpoint of a run that is done", directory))
+            found.append(_leftover(path, "checkpoint of a finished run", directory))
         elif not manifest.is_whole(path):
-            found.append(_leftover(path, "a checkpoint that was cut short", directory))
+            found.append(_leftover(path, "incomplete checkpoint", directory))
     return found
 
 
 def _of_others(home: Path) -> Iterator[Leftover]:
-    """Half-written files and folders beside the run directories and in those of experiments.
+    """Half-written files and folders beside run directories and in those of experiments.
 
-    Not all who write there hold a lock, so what is younger than an hour may still become whole.
+    Not every writer holds a lock there, so one younger than an hour may still be completed.
     """
     roots = [home / "models", *home.glob("outputs/*"), home / "snapshots"]
     for root in (root for root in roots if root.name != "reports"):
@@ -138,15 +139,15 @@ def _of_others(home: Path) -> Iterator[Leftover]:
 
 
 def _snapshots(home: Path, live: set[str]) -> Iterator[Leftover]:
-    """Copies of the code that no job runs; a job that is being submitted has a fresh one."""
+    """Code snapshots that no job uses; that of a submission in progress is less than a day old."""
     root = home / "snapshots"
     for path in sorted(root.glob("[!.]*")):
         if path.name not in live and path.is_dir() and _age(path) > DAY:
-            yield _leftover(path, "a copy of the code that no job runs", root)
+            yield _leftover(path, "code snapshot that no job uses", root)
 
 
 def _may_go(left: Leftover) -> bool:
-    """Whether that still holds, asked under the lock."""
+    """Whether it may still be removed; the caller holds the lock."""
     if left.path == left.directory:
         config = _config(left.path)
         return config is not None and config["hash"] not in _needed(_home_of(left.path))
@@ -158,7 +159,7 @@ def _may_go(left: Leftover) -> bool:
 
 
 def _folders(home: Path) -> Iterator[Path]:
-    """The directories of runs and evaluations: ours, or claimed and not yet named."""
+    """The directories of runs and evaluations: with a config.json of ours, or just claimed."""
     for path in sorted([*home.glob("models/[!.]*"), *home.glob("outputs/*/[!.]*")]):
         if path.parent == home / "outputs" / "reports" or path.is_symlink() or not path.is_dir():
             continue
@@ -168,7 +169,7 @@ def _folders(home: Path) -> Iterator[Path]:
 
 
 def _config(directory: Path) -> dict[str, Any] | None:
-    """config.json of a run of ours; None for a folder that somebody else put there."""
+    """config.json of a run of ours; None for any other folder."""
     try:
         found = read_json(directory / "config.json")
     except (ValueError, OSError):
@@ -177,7 +178,7 @@ def _config(directory: Path) -> dict[str, Any] | None:
 
 
 def _needed(home: Path) -> set[str]:
-    """The hashes of the runs that a plan names or that a run under models/ stands on."""
+    """The hashes of the runs in plans, and of parents and bases of the runs under models/."""
     found: set[Any] = set()
     for path in home.glob("outputs/reports/*/plan.json"):
         try:
@@ -186,8 +187,8 @@ def _needed(home: Path) -> set[str]:
                 found |= {stage["hash"], stage.get("evaluation_hash")}
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             raise UserError(
-                f"'{path}' cannot be read, so that it is not known which runs it needs; "
-                "put it right or remove its folder."
+                f"'{path}' cannot be read, so it is unknown which runs it needs; repair it or "
+                "remove its folder."
             ) from None
     for path in home.glob("models/[!.]*"):
         config = _config(path) or {}
@@ -203,8 +204,8 @@ def _home_of(run: Path) -> Path:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename something while its directory is held: nobody takes it for whole, or for their own,
-    however its deletion ends.
+    """Rename a file or folder while its directory is held, so that no other process uses it, even
+    if its deletion is interrupted.
     """
     if path.name.endswith(_ASIDE):
         return path
@@ -214,7 +215,7 @@ def _set_aside(path: Path) -> Path:
 
 
 def _delete(path: Path) -> None:
-    """Delete a file or folder, of which another may delete parts at the same time."""
+    """Delete a file or folder; another process may be deleting parts of it at the same time."""
     if path.is_dir() and not path.is_symlink():
         for _ in range(10):
             with contextlib.suppress(FileNotFoundError):
@@ -226,7 +227,7 @@ def _delete(path: Path) -> None:
 
 
 def _drop_lock(directory: Path) -> None:
-    """Remove the folder that only the lock of a removed run is left in, unless it is claimed."""
+    """Remove the folder of a removed run, of which only the lock is left, unless it is claimed."""
     with contextlib.suppress(OSError), (directory / ".lock").open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if [path.name for path in directory.iterdir()] == [".lock"]:
@@ -239,7 +240,7 @@ def _leftover(path: Path, why: str, directory: Path) -> Leftover:
 
 
 def _bytes(path: Path) -> int:
-    """Of a file, or of all files in a folder; links are not followed."""
+    """The size of a file, or of all files in a folder; links are not followed."""
     total = 0
     with contextlib.suppress(OSError):
         total = path.lstat().st_size if not path.is_dir() or path.is_symlink() else 0
@@ -253,7 +254,7 @@ def _bytes(path: Path) -> int:
 
 
 def _age(path: Path) -> float:
-    """Seconds since something was last written; 0 where it has vanished."""
+    """Seconds since the last modification; 0 if it no longer exists."""
     try:
         return time.time() - path.lstat().st_mtime
     except OSError:

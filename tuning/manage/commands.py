@@ -1,4 +1,4 @@
-"""Looking at experiments and steering them: status, logs, cancel, clean."""
+"""The commands on experiments: status, logs, cancel, clean."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINES = 10_000
 
 
 def status(plan: Plan, *, watch: bool, as_json: bool) -> int:
-    """Print how the stages stand; with `watch` again and again until all have ended."""
+    """Print the state of the stages; with `watch` repeatedly, until all have ended."""
     while True:
         found = stages_of(plan, site.home())
         if as_json:
@@ -52,7 +52,7 @@ def _page(plan: Plan, found: Sequence[StageStatus]) -> str:
 
 
 def logs(plans: Sequence[Plan], run: str, *, follow: bool) -> int:
-    """Print what a stage said; the newest experiment that has it goes first."""
+    """Print the log of a stage, from the newest experiment that has it."""
     plan, stage = _named(plans, run)
     folder = site.reports_dir() / plan.experiment
     log = folder / "logs" / f"{stage}.txt"
@@ -60,7 +60,7 @@ def logs(plans: Sequence[Plan], run: str, *, follow: bool) -> int:
     output = folder / "slurm" / f"{task.token}-{task.index}.out" if task else None
     places = [path for path in (log, output) if path is not None and path.exists()]
     if not places and not follow:
-        raise UserError(f"'{stage}' has said nothing yet; look again later, or follow it with -f.")
+        raise UserError(f"'{stage}' has no log yet; try again later, or follow it with -f.")
     for path in places:
         print(f"==> {path}", file=sys.stderr)
         text = path.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
@@ -72,7 +72,7 @@ def logs(plans: Sequence[Plan], run: str, *, follow: bool) -> int:
 
 
 def _follow(log: Path, plan: Plan, stage: str) -> None:
-    """Print what is added to a log until the stage has ended."""
+    """Print a log as it grows, until the stage has ended."""
     at = log.stat().st_size if log.exists() else 0
     look = time.monotonic()
     while True:
@@ -92,20 +92,22 @@ def _follow(log: Path, plan: Plan, stage: str) -> None:
 
 
 def _named(plans: Sequence[Plan], run: str) -> tuple[Plan, str]:
-    """The stage that a name, or enough of one, means."""
+    """The stage of a name or a unique part of one."""
     for plan in reversed(plans):
         names = [stage.name for stage in plan.stages if stage.has_work]
         matches = [name for name in names if run in name]
         if run in names or len(matches) == 1:
             return plan, run if run in names else matches[0]
         if matches:
-            raise UserError(f"'{run}' may mean: {', '.join(matches)}. Give more of the name.")
+            raise UserError(
+                f"'{run}' matches several stages: {', '.join(matches)}. Give more of the name."
+            )
     known = [stage.name for plan in plans for stage in plan.stages if stage.has_work]
     raise UserError(f"no experiment has a stage '{run}'.{nearest(run, known)} See: tuning status")
 
 
 def cancel(plan: Plan, stage: str | None) -> int:
-    """Cancel the jobs of an experiment, or of a stage and all that stands on it; ours only."""
+    """Cancel the jobs of an experiment, or of a stage and its descendants."""
     folder = site.reports_dir() / plan.experiment
     with Lock(folder).holding():
         return _cancel(plan, folder, stage)
@@ -116,7 +118,7 @@ def _cancel(plan: Plan, folder: Path, stage: str | None) -> int:
     queued = _live(Slurm()) if jobs.arrays() else {}
     numbers = {job.token: job.number for job in queued.values()}
     for array in jobs.arrays():
-        array.number = array.number or numbers.get(array.token)  # a submission that broke
+        array.number = array.number or numbers.get(array.token)  # an interrupted submission
     tasks = jobs.latest()
     if stage is not None:
         name = _named([plan], stage)[1]
@@ -135,7 +137,7 @@ def _cancel(plan: Plan, folder: Path, stage: str | None) -> int:
     left = _live(slurm)
     if kept := [task.id for task in live if task.id in left and left[task.id].state == "PENDING"]:
         raise StageFailed(f"SLURM did not cancel {', '.join(kept)}.")
-    print("what was running saves what it has; `tuning submit` with the same flags goes on with it")
+    print("running stages save their state; `tuning submit` with the same flags resumes them")
     return 0
 
 
@@ -144,7 +146,7 @@ def _live(slurm: Slurm) -> dict[str, Job]:
 
 
 def clean(*, dry_run: bool, orphans: bool) -> int:
-    """Remove what nothing needs, or say what would go."""
+    """Remove files that nothing needs, or print what would be removed."""
     from tuning.manage import clean as cleaning
 
     found = cleaning.removable(site.home(), _snapshots_in_use())
@@ -154,14 +156,14 @@ def clean(*, dry_run: bool, orphans: bool) -> int:
         print(f"{left.bytes / 1e6:10.1f} MB  {left.path}  ({left.why})")
     total = sum(left.bytes for left in found) / 1e6
     if dry_run or not found:
-        print(f"{len(found)} things, {total:.1f} MB, could go; nothing was removed")
+        print(f"{len(found)} items, {total:.1f} MB, could be removed; nothing was removed")
         return 0
     print(f"removed {cleaning.remove(found) / 1e6:.1f} MB")
     return 0
 
 
 def _snapshots_in_use() -> set[str]:
-    """The snapshots that a job in the queue runs."""
+    """The snapshots that queued or running jobs use."""
     arrays = [
         array
         for path in site.reports_dir().glob("*/slurm/jobs.json")

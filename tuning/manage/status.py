@@ -1,8 +1,9 @@
-"""How every stage of an experiment stands: run directories, records of supervisors, and SLURM.
+"""The state of every stage of an experiment, from run directories, supervisors' records and SLURM.
 
-What a run directory says is done is done. Of the rest, SLURM knows what waits and runs; the record
-of a supervisor says how a stage ended and why; where a supervisor was killed before it could write,
-the output of its job, SLURM's memory or its accounting database say what did it.
+A stage is done if its run directory says so. Of the others, SLURM knows which are pending or
+running, and the record of the supervisor has how a stage ended and why. If the supervisor was
+killed before it could write, the output of the job, SLURM's job list or its accounting database
+tell the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ENDED = ("done", "skipped", "failed", "blocked", "cancelled", "stopped")
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """How one stage stands."""
+    """The state of one stage."""
 
     stage: str
     state: str
@@ -41,7 +42,7 @@ class StageStatus:
 
 @dataclass
 class _View:
-    """Everything that is looked at, read once."""
+    """Everything that the status is read from, read once."""
 
     plan: Plan
     home: Path
@@ -56,8 +57,8 @@ class _View:
 
 
 def stages_of(plan: Plan, home: Path, slurm: Slurm | None = None) -> list[StageStatus]:
-    """Every stage of a plan that has something to do, in order; `slurm` is asked only where an
-    experiment was submitted.
+    """Every stage of a plan that has work, in order; `slurm` is only asked about an experiment that
+    was submitted.
     """
     view = _View(plan, home)
     view.tasks = Jobs(view.folder).latest()
@@ -71,12 +72,12 @@ def stages_of(plan: Plan, home: Path, slurm: Slurm | None = None) -> list[StageS
 
 
 def states(found: Sequence[StageStatus]) -> dict[str, tuple[str, str]]:
-    """{stage: (state, reason)} as a report wants it."""
+    """{stage: (state, reason)}, for a report."""
     return {entry.stage: (entry.state, entry.reason) for entry in found}
 
 
 def _ask(slurm: Slurm, view: _View) -> tuple[dict[str, Job], dict[str, str]]:
-    """What SLURM remembers of our tasks; nothing where there is none any more."""
+    """SLURM's job list and accounting of our tasks; empty if SLURM does not answer."""
     try:
         queue = {job.id: job for job in slurm.queue()}
         gone = [
@@ -135,7 +136,7 @@ def _not_done(
             return "waiting", "SLURM does not answer"
         return _silent(view, task, job, str(record.get("reason", "")), begun=bool(record))
     if record.get("state") == "running":
-        return "stopped", "its supervisor was killed; start it again"
+        return "stopped", "its supervisor was killed; launch it again"
     return "pending", str(record.get("reason", "")) or "not started"
 
 
@@ -150,26 +151,26 @@ def _live(job: Job, stage: Stage, above: Mapping[str, StageStatus]) -> tuple[str
 
 
 _REASONS = {
-    "JobHeldUser": "held; its submission was not finished: submit again",
-    "BeginTime": "requeued; SLURM starts it again in a moment",
+    "JobHeldUser": "held; its submission was interrupted: submit again",
+    "BeginTime": "requeued; SLURM restarts it soon",
     "None": "",
-    "JobArrayTaskLimit": "throttle of the array",
+    "JobArrayTaskLimit": "limit of tasks that run at the same time",
     "QOSMaxJobsPerUserLimit": "limit of the QOS",
     "ReqNodeNotAvail": "nodes not available",
 }
 
 _WORDS = (
     (r"oom.kill|exceeded (?:job )?memory limit|Out Of Memory", "failed", "out of memory"),
-    (r"DUE TO TIME LIMIT", "failed", "time limit reached before it could save"),
-    (r"DUE TO NODE FAILURE", "failed", "its node failed"),
+    (r"DUE TO TIME LIMIT", "failed", "time limit reached before it saved"),
+    (r"DUE TO NODE FAILURE", "failed", "node failure"),
     (r"DUE TO PREEMPTION", "stopped", "preempted"),
     (r"CANCELLED AT", "cancelled", "cancelled"),
 )
 _STATES = {
     "OUT_OF_MEMORY": ("failed", "out of memory"),
-    "TIMEOUT": ("failed", "time limit reached before it could save"),
-    "NODE_FAIL": ("failed", "its node failed"),
-    "BOOT_FAIL": ("failed", "its node did not boot"),
+    "TIMEOUT": ("failed", "time limit reached before it saved"),
+    "NODE_FAIL": ("failed", "node failure"),
+    "BOOT_FAIL": ("failed", "node did not boot"),
     "PREEMPTED": ("stopped", "preempted"),
     "DEADLINE": ("failed", "deadline reached"),
     "CANCELLED": ("cancelled", "cancelled"),
@@ -177,7 +178,7 @@ _STATES = {
 
 
 def _silent(view: _View, task: Task, job: Job | None, told: str, *, begun: bool) -> tuple[str, str]:
-    """How a job ended whose supervisor could not say it."""
+    """How a job ended whose supervisor could not record it."""
     output = view.folder / "slurm" / f"{task.token}-{task.index}.out"
     lines = _tail(output).splitlines()
     said = "\n".join(line for line in lines if "DUE TO JOB REQUEUE" not in line)
@@ -191,7 +192,7 @@ def _silent(view: _View, task: Task, job: Job | None, told: str, *, begun: bool)
     if not said and not begun and known in ("", "COMPLETED"):
         return "cancelled", "left the queue before it started"
     last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
-    return "failed", told or f"its job ended without a word{': ' + last if last else ''}"
+    return "failed", told or f"the job ended without a record{': ' + last if last else ''}"
 
 
 def _tail(path: Path, size: int = 4096) -> str:
@@ -205,7 +206,7 @@ def _tail(path: Path, size: int = 4096) -> str:
 
 
 def _progress(view: _View, stage: Stage) -> str:
-    """`train 40/125 loss 0.51`, from the newest word of the stage."""
+    """`train 40/125 loss 0.51`, from the newest progress file of the stage."""
     places = sorted(
         (view.folder / "stages").glob(f"*/{stage.name}.json"), key=lambda p: p.stat().st_mtime
     )
@@ -216,7 +217,7 @@ def _progress(view: _View, stage: Stage) -> str:
 
 
 def _metric(found: Standing) -> str:
-    """pass@1 where it is known, else the last loss or perplexity."""
+    """pass@1 if it is known, else the last loss or perplexity."""
     scores = atomic.read_json(found.evaluation.path / "scores.json") if found.evaluation else None
     if scores:
         k, first = next(iter(scores["pass_at_k"].items()))
@@ -235,7 +236,7 @@ def _metric(found: Standing) -> str:
 
 
 def _seconds(found: Standing) -> str:
-    """Time over all phases and interruptions, H:MM:SS."""
+    """Total time of all phases and restarts, H:MM:SS."""
     directories: list[RunDirectory] = [d for d in (found.run, found.evaluation) if d is not None]
     phases = [p for d in directories for p in d.status["phases"].values()]
     total = round(sum(phase.get("seconds", 0.0) for phase in phases))
@@ -243,7 +244,7 @@ def _seconds(found: Standing) -> str:
 
 
 def table(found: Sequence[StageStatus], width: int = 0) -> str:
-    """The rows as text, a column each; the reason is cut to `width` if that is given."""
+    """The statuses as a text table; lines are cut to `width` if that is given."""
     heads = ("stage", "state", "job", "progress", "metric", "elapsed", "reason")
     rows = [[str(getattr(entry, head)) for head in heads] for entry in found]
     used = [i for i in range(len(heads)) if any(row[i] for row in rows)]

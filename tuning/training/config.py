@@ -118,16 +118,7 @@ def _names(*parts: type) -> frozenset[str]:
 
 
 _ON_TRL = _names(LoraConfig) | {"micro_batch_size", "gradient_checkpointing"}
-USED: dict[str, frozenset[str]] = {
-    "trl": _ON_TRL,
-    "engine": _names(OSFTConfig, ComputeConfig) - {"micro_batch_size"},
-    **{
-        method.name: _ON_TRL if method.micro_batches else _ON_TRL - {"micro_batch_size"}
-        for method in METHODS.values()
-    },
-}
-"""The settings of LoraConfig, OSFTConfig and ComputeConfig that each trainer of SFT, and each
-preference method, uses."""
+_ON_ENGINE = _names(OSFTConfig, ComputeConfig) - {"micro_batch_size"}
 _REFUSED = {
     "trl": "is for --trainer engine; the trainer is trl",
     "engine": "is for --trainer trl; the engine trains all weights, in passes of "
@@ -135,9 +126,19 @@ _REFUSED = {
 }
 
 
+def used(trainer: str) -> frozenset[str]:
+    """The settings of LoraConfig, OSFTConfig and ComputeConfig that a trainer of SFT, or a
+    preference method, uses.
+    """
+    if trainer == "engine":
+        return _ON_ENGINE
+    whole = trainer == "trl" or METHODS[trainer].micro_batches
+    return _ON_TRL if whole else _ON_TRL - {"micro_batch_size"}
+
+
 def unused(trainer: str) -> frozenset[str]:
-    """The settings of how to train that a trainer, or preference method, does not use."""
-    return frozenset().union(*USED.values()) - USED[trainer]
+    """Those that it does not use."""
+    return (_ON_TRL | _ON_ENGINE) - used(trainer)
 
 
 def refuse_unused(trainer: str, given: Iterable[str]) -> None:

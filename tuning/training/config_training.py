@@ -33,7 +33,6 @@ from tuning.sweetspots.monitor import Spending
 from tuning.sweetspots.rules import Rule
 from tuning.tasks import registry as tasks
 from tuning.training.config import (
-    USED,
     DPOTrainingConfig,
     EngineSFTConfig,
     TrainingArgumentsConfig,
@@ -41,6 +40,7 @@ from tuning.training.config import (
     compute_config,
     refuse_unused,
     require_whole_micro_batches,
+    used,
 )
 from tuning.weights.config import LoraConfig, ModelLoadConfig
 
@@ -158,7 +158,7 @@ class PTRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         methods.method(self.pft_method).check(self.training)
-        if "micro_batch_size" in USED[self.pft_method]:
+        if "micro_batch_size" in used(self.pft_method):
             require_whole_micro_batches(self.compute, self.training.effective_batch_size)
 
     def batch(self, train_size: int) -> int:

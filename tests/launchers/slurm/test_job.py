@@ -85,7 +85,7 @@ def requeue(slurm: Asked) -> tuple[bool, list[str]]:
 
 def test_a_running_job_is_put_back_and_says_so_before_slurm_ends_it():
     slurm = Asked()
-    assert requeue(slurm) == (True, ["saved; put back into the queue"])
+    assert requeue(slurm) == (True, ["saved; requeued"])
     assert slurm.asked == [("state", "17"), ("record",), ("requeue", "17")]
 
 
@@ -107,17 +107,17 @@ def test_a_job_that_slurm_is_ending_is_not_put_back(state, said):
 
 def test_a_preempted_job_that_slurm_does_not_requeue_does_it_itself():
     slurm = Asked("COMPLETING", preempted=True)
-    assert requeue(slurm) == (True, ["saved; put back into the queue"])
+    assert requeue(slurm) == (True, ["saved; requeued"])
     assert ("requeue", "17") in slurm.asked
 
 
 def test_slurm_is_asked_again_while_it_does_not_answer(no_sleep):
     slurm = Asked(failures=TRIES - 1)
     ended, said = requeue(slurm)
-    assert (ended, said[-1]) == (True, "saved; put back into the queue")
+    assert (ended, said[-1]) == (True, "saved; requeued")
     assert slurm.asked[-1] == ("requeue", "17")
     assert len(no_sleep) == TRIES - 1
-    assert said[0].startswith("saved; could not be put back into the queue: squeue did not answer")
+    assert said[0].startswith("saved; could not be requeued: squeue did not answer")
 
 
 def test_a_slurm_that_never_answers_leaves_the_stage_to_be_continued(no_sleep, monkeypatch):
@@ -189,7 +189,7 @@ def test_a_fork_is_let_go_once_its_sweetspot_is_whole(experiment, capsys):
     for _ in range(3):
         experiment.forks.release()
     assert experiment.slurm.asked == [("depend", 7, [1], "")]
-    assert capsys.readouterr().out == "fork-remaining: its sweetspot is there; let go\n"
+    assert capsys.readouterr().out == "fork-remaining: released, its checkpoint exists\n"
 
 
 def test_a_checkpoint_that_is_not_whole_lets_nothing_go(experiment):
@@ -244,7 +244,7 @@ def test_a_cluster_that_forbids_it_is_asked_a_few_times(experiment, capsys):
     for _ in range(TRIES + 3):
         experiment.forks.release()
     assert len(experiment.slurm.asked) == TRIES
-    assert "fork-remaining: not let go (squeue did not answer" in capsys.readouterr().out
+    assert "fork-remaining: not released (squeue did not answer" in capsys.readouterr().out
 
 
 def test_an_experiment_that_was_never_planned_has_no_forks(tmp_path):
@@ -386,7 +386,7 @@ def test_a_task_that_is_asked_to_stop_goes_back_into_the_queue_and_goes_on(machi
     process.send_signal(signal.SIGUSR1)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75
-    reason = "asked to stop by SIGUSR1; put back into the queue"
+    reason = "asked to stop by SIGUSR1; requeued"
     assert out == "one: to be continued\n"
     assert machine.calls.read_text() == "squeue -h -t all -j 17 -o %T\nscontrol requeue 17\n"
     record = machine.folder / "stages" / "one.json"
@@ -408,7 +408,10 @@ def wait(ready, seconds: float = 20.0) -> None:
 def test_a_task_without_a_file_is_one_line(machine):
     code, out, errors = machine.run("--tasks", "/nowhere/x.json", **JOB)
     assert (code, out) == (2, "")
-    assert errors == "error: there is no file '/nowhere/x.json' that says what this job is.\n"
+    assert (
+        errors
+        == "error: there is no file '/nowhere/x.json', which lists the stages of this array.\n"
+    )
 
 
 def test_a_stage_by_hand_runs_here_where_there_is_no_slurm(machine):
@@ -475,8 +478,8 @@ def test_a_stage_of_this_code_may_be_named_from_its_root(machine):
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ([], "error: name a stage: sbatch slurm/stage.sbatch tuning/run_sft.py --model ...\n"),
-        (["--model", "x"], "error: name a stage: sbatch slurm/stage.sbatch "
+        ([], "error: name a script: sbatch slurm/stage.sbatch tuning/run_sft.py --model ...\n"),
+        (["--model", "x"], "error: name a script: sbatch slurm/stage.sbatch "
                            "tuning/run_sft.py --model ...\n"),
         (["tuning/run_stf.py"], f"error: there is no 'tuning/run_stf.py' in {CHECKOUT}.\n"),
     ],

@@ -107,7 +107,7 @@ def test_untracked_code_is_not_in_it_and_is_warned_about(checkout):
     found = checkout.take()
     assert names(found) == {*FILES, REVISION_FILE}
     assert checkout.said == [
-        "warning: not tracked by git and so not in the snapshot: tuning/forgotten.py"
+        "warning: not tracked by git, so not in the snapshot: tuning/forgotten.py"
     ]
 
 

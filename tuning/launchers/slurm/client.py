@@ -1,6 +1,6 @@
-"""The one door to SLURM: every call of sbatch, squeue, scontrol, scancel and sacct is made here.
+"""The only caller of sbatch, squeue, scontrol, scancel, sinfo and sacct.
 
-Answers are plain values; nothing here knows of stages. Tasks of arrays are written `12_3`.
+Returns plain values and knows nothing of stages. Tasks of arrays are written `12_3`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ OURS = (
     "ACCOUNT", "PARTITION", "QOS", "GRES", "CONSTRAINT", "MEM_PER_NODE", "TIMELIMIT", "JOB_NAME",
     "ARRAY_INX", "OUTPUT", "ERROR", "WAIT", "OPEN_MODE", "SIGNAL", "REQUEUE", "NO_REQUEUE",
 )  # fmt: skip
-"""What a script decides: sbatch's variables of these names would beat it."""
+"""Options that our scripts set; sbatch's variables SBATCH_* of these names would override them."""
 FILTERS = ("SQUEUE_", "SACCT_", "SLURM_CLUSTERS")
-"""A person's own views of the queue: with them, jobs would be overlooked and submitted twice."""
+"""Variables that filter the output of squeue and sacct: with them, jobs would be overlooked and
+submitted twice.
+"""
 UNSURE = "timed out|unable to contact|connection|communication|try again|temporarily"
-"""What sbatch says where SLURM may have the job all the same."""
+"""Errors of sbatch after which SLURM may have accepted the job nevertheless."""
 SECONDS = 60.0
-"""How long a command may take to answer."""
+"""The timeout of a command."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Job:
     """PENDING, RUNNING, COMPLETED ..., as squeue writes it."""
     reason: str = ""
     token: str = ""
-    """Of the array that it belongs to."""
+    """The token of its array."""
     elapsed: str = ""
     node: str = ""
 
@@ -57,17 +59,17 @@ class Job:
 
     @property
     def live(self) -> bool:
-        """Whether it waits, runs, or is on its way out."""
+        """Whether it is pending, running or completing."""
         return self.state in WAITS + RUNS + LEAVES and not self.doomed
 
     @property
     def doomed(self) -> bool:
-        """Whether what it waits for can never come."""
+        """Whether its dependency can never be satisfied."""
         return self.state in WAITS and self.reason == "DependencyNeverSatisfied"
 
     @property
     def held(self) -> bool:
-        """Whether it waits for us to release it."""
+        """Whether it is held until we release it."""
         return self.state in WAITS and self.reason == "JobHeldUser"
 
 
@@ -76,10 +78,10 @@ class Slurm:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        """The names of the commands that were run, for who counts them."""
+        """The names of the commands that were run."""
 
     def answers(self) -> bool:
-        """Whether there is a cluster that takes jobs."""
+        """Whether there is a cluster that accepts jobs."""
         if shutil.which("sbatch") is None:
             return False
         try:
@@ -88,60 +90,60 @@ class Slurm:
             return False
 
     def submit(self, script: Path) -> int:
-        """Submit a script; its job id. UserError where SLURM refuses it, StageFailed where it is
-        not known whether SLURM has taken it.
+        """Submit a script; its job id. UserError if SLURM rejects it, StageFailed if it is unknown
+        whether SLURM accepted it.
         """
         done = self._run("sbatch", "--parsable", str(script))
         if done.returncode != 0:
             if re.search(UNSURE, done.stderr, re.IGNORECASE):
-                raise StageFailed(f"sbatch {script.name}: {_said(done)}; submit again.")
-            raise UserError(f"SLURM refuses {script.name}: {_said(done)}.")
+                raise StageFailed(f"sbatch {script.name}: {_errors_of(done)}; submit again.")
+            raise UserError(f"SLURM refuses {script.name}: {_errors_of(done)}.")
         return int(done.stdout.strip().split(";")[0])
 
     def depend(self, number: int, indices: Sequence[int], condition: str) -> None:
-        """Make tasks of an array wait for `condition` (`afterok:11_2`); "" lets them go."""
+        """Set the dependency of tasks of an array (`afterok:11_2`); "" removes it."""
         self._change("update", f"JobId={tasks(number, indices)}", f"Dependency={condition}")
 
     def release(self, numbers: Iterable[int]) -> None:
-        """Let held arrays start once what they wait for is there."""
+        """Release held arrays; their tasks start when their dependencies allow."""
         listed = ",".join(map(str, numbers))
         if listed:
             self._change("release", listed, harmless="No error|Job has already finished")
 
     def requeue(self, job: str) -> None:
-        """Put a running job back into the queue; SLURM ends it at once."""
+        """Requeue a running job; SLURM ends it at once."""
         self._change("requeue", job)
 
     def cancel(self, jobs: Sequence[str]) -> None:
-        """Cancel jobs; those that have ended are no error."""
+        """Cancel jobs; it is no error if they have ended."""
         for start in range(0, len(jobs), 500):
             self._run("scancel", "--quiet", *jobs[start : start + 500])
 
     def queue(self) -> list[Job]:
-        """Our tasks that SLURM still knows of, ended ones included for some minutes."""
+        """Our tasks that SLURM still lists, for some minutes also those that have ended."""
         done = self._run(
             "squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%k|%M|%N"
         )  # fmt: skip
         if done.returncode != 0:
-            raise StageFailed(f"squeue does not answer: {_said(done)}.")
+            raise StageFailed(f"squeue does not answer: {_errors_of(done)}.")
         return [job for line in done.stdout.splitlines() if (job := _job(line)) is not None]
 
     def state(self, job: str) -> str:
-        """The state of one job as squeue writes it; "" where SLURM does not know it."""
+        """The state of one job as squeue writes it; "" for an unknown job."""
         done = self._run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
         if done.returncode != 0 and "Invalid job id" not in done.stderr:
-            raise StageFailed(f"squeue does not answer: {_said(done)}.")
+            raise StageFailed(f"squeue does not answer: {_errors_of(done)}.")
         return (done.stdout.split() or [""])[0]
 
     def preempted(self, job: str) -> bool:
-        """Whether a job is being ended, not requeued, because another wants its place; where SLURM
-        requeues such jobs itself, no time of preemption stands in the record.
+        """Whether a job is being cancelled because it was preempted. SLURM records no time of
+        preemption for jobs that it requeues itself.
         """
         done = self._run("scontrol", "show", "job", job)
         return re.search(r"PreemptTime=\d", done.stdout) is not None
 
     def ended(self, jobs: Sequence[str]) -> dict[str, str]:
-        """{task: state} of ended tasks from the accounting database, where there is one."""
+        """{task: state} of ended tasks from the accounting database; {} without one."""
         if not jobs or shutil.which("sacct") is None:
             return {}
         numbers = sorted({job.partition("_")[0] for job in jobs})
@@ -164,14 +166,14 @@ class Slurm:
         return int(found[1]) if found else 1001
 
     def hosts(self, nodes: str) -> list[str]:
-        """The names behind `n[1-2]`."""
+        """The host names that `n[1-2]` stands for."""
         done = self._run("scontrol", "show", "hostnames", nodes)
         if done.returncode != 0 or not done.stdout.split():
-            raise StageFailed(f"SLURM cannot tell the hosts of '{nodes}': {_said(done)}.")
+            raise StageFailed(f"SLURM cannot tell the hosts of '{nodes}': {_errors_of(done)}.")
         return done.stdout.split()
 
     def address(self, host: str) -> str:
-        """Where a node is reached: its NodeAddr, which need not be its name."""
+        """The address of a node: its NodeAddr, which may differ from its name."""
         done = self._run("scontrol", "show", "node", host)
         found = re.search(r"NodeAddr=(\S+)", done.stdout)
         return found[1] if found else host
@@ -180,7 +182,7 @@ class Slurm:
         done = self._run("scontrol", *words)
         said = [line for line in done.stderr.splitlines() if not re.search(harmless, line)]
         if done.returncode != 0 and (said or not done.stderr):
-            raise StageFailed(f"scontrol {' '.join(words)}: {_said(done)}.")
+            raise StageFailed(f"scontrol {' '.join(words)}: {_errors_of(done)}.")
 
     def _run(self, *command: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
         self.calls.append(command[0])
@@ -199,7 +201,7 @@ class Slurm:
 
 
 def _environment() -> dict[str, str]:
-    """The environment without the variables that would change what we ask, or are told."""
+    """The environment without the variables that would change our options or SLURM's output."""
     left_out = {f"SBATCH_{name}" for name in OURS}
     return {
         name: value
@@ -223,7 +225,7 @@ def tasks(number: int, indices: Sequence[int]) -> str:
 
 
 def _each(job: str) -> list[str]:
-    """The tasks behind `12_3` or `12_[0,2-4%8]`, as sacct writes those that never started."""
+    """The tasks of `12_3` or `12_[0,2-4%8]`, as sacct lists those that never started."""
     number, _, listed = job.partition("_[")
     if not listed:
         return [job]
@@ -243,8 +245,8 @@ def _job(line: str) -> Job | None:
     return Job(id=job, state=state, reason=reason, token=token, elapsed=elapsed, node=node)
 
 
-def _said(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command that failed said, in one line."""
+def _errors_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The error output of a failed command, in one line."""
     lines = (done.stderr or done.stdout).splitlines()
     said = [line.partition("error: ")[2] or line for line in lines if line.strip()]
     return "; ".join(dict.fromkeys(said)) or f"exit code {done.returncode}"

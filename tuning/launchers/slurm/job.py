@@ -3,8 +3,8 @@
     python -m tuning.launchers.slurm.job --tasks FILE           a task of a submitted array
     python -m tuning.launchers.slurm.job tuning/run_sft.py ...  a stage that was submitted by hand
 
-A stage that has to stop before it is done is put back into the queue. While SFT runs, the forks
-that wait for one of its sweetspots are let go as soon as that checkpoint is whole.
+A stage that has to stop before it is done is requeued. While SFT runs, the forks of a sweetspot are
+released as soon as its checkpoint is complete.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tuning.runs.lock import slurm_job
 
 WATCH_SECONDS = 2.0
 RETRY_SECONDS = 110.0
-"""How long a controller that does not answer is asked again; it may be starting anew."""
+"""How long to retry while the controller does not answer; it may be restarting."""
 TRIES = 5
-"""How often a fork is let go before it is left to wait for the end of SFT."""
+"""Attempts to release a fork before it is left to wait for the end of SFT."""
 
 
 class Allocation:
-    """A SLURM job as the place where a supervisor runs."""
+    """A SLURM job as the host of a supervisor."""
 
     starts_again = False
 
@@ -48,20 +48,19 @@ class Allocation:
         self._next = 0.0
 
     def watch(self) -> None:
-        """Let forks go whose sweetspot is there."""
+        """Release forks whose checkpoint exists."""
         if self.release is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + WATCH_SECONDS
         try:
             self.release()
-        except Exception as error:  # whatever it is, the stage is worth more
-            print(f"warning: forks are not looked after now ({error!r})", flush=True)
+        except Exception as error:  # the stage must go on, whatever fails here
+            print(f"warning: forks cannot be released now ({error!r})", flush=True)
             self._next += 30 * WATCH_SECONDS
 
     def requeue(self, why: str, record: Callable[[str], None]) -> bool:
-        """Put this job back into the queue, unless SLURM is ending it for reasons of its own: a
-        cancelled job stays cancelled, a preempted one is requeued by SLURM unless it is set up to
-        end such jobs.
+        """Requeue this job, unless SLURM is ending it: a cancelled job stays cancelled, and a
+        preempted one is requeued by SLURM, unless SLURM is configured to cancel such jobs.
         """
         until = time.monotonic() + RETRY_SECONDS
         while True:
@@ -70,30 +69,30 @@ class Allocation:
                 if state != "RUNNING" and not self.slurm.preempted(self.job):
                     record(f"{why}; SLURM says {state.lower() or 'nothing'}")
                     return True
-                record(f"{why}; put back into the queue")
+                record(f"{why}; requeued")
                 self.slurm.requeue(self.job)
                 return True
             except (StageFailed, UserError) as error:
-                record(f"{why}; could not be put back into the queue: {error}")
+                record(f"{why}; could not be requeued: {error}")
                 if time.monotonic() > until:
                     return True
                 time.sleep(2)
 
 
 class Forks:
-    """The stages that wait for a sweetspot of a run, and the jobs that they are."""
+    """The stages that depend on a sweetspot of an SFT stage, and their jobs."""
 
     def __init__(self, slurm: Slurm, folder: Path, stage: str) -> None:
         self.slurm = slurm
         self.jobs = Jobs(folder)
         self.folder = folder
         self.stage = stage
-        self._let_go: set[tuple[str, tuple[int, int]]] = set()
+        self._released: set[tuple[str, tuple[int, int]]] = set()
         self._tries: Counter[str] = Counter()
 
     def release(self) -> None:
-        """Lift what the stages wait for whose checkpoint is whole; where the cluster forbids it,
-        they start when SFT has ended.
+        """Remove the dependency of the stages whose checkpoint is complete; if the cluster forbids
+        it, they start when SFT is done.
         """
         found = atomic.read_json(self.folder / "plan.json")
         if found is None:
@@ -103,29 +102,29 @@ class Forks:
         waiting = [s for s in plan.stages if s.parent == self.stage and s.sweetspot is not None]
         for stage in waiting:
             task = self.jobs.task_of(stage.name)
-            if task is None or (task.id, changed) in self._let_go:
+            if task is None or (task.id, changed) in self._released:
                 continue
             if sweetspot_ready(plan, stage, site.home()):
                 self._tries[task.id] += 1
                 try:
                     self.slurm.depend(task.number, [task.index], "")
-                    print(f"{stage.name}: its sweetspot is there; let go", flush=True)
+                    print(f"{stage.name}: released, its checkpoint exists", flush=True)
                 except StageFailed as error:
-                    print(f"{stage.name}: not let go ({error})", flush=True)
+                    print(f"{stage.name}: not released ({error})", flush=True)
                     if self._tries[task.id] < TRIES:
                         continue
-                self._let_go.add((task.id, changed))
+                self._released.add((task.id, changed))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of the stage; 75 when it is to be started again."""
+    """The exit code of the stage; 75 if it was requeued."""
     words = list(sys.argv[1:] if argv is None else argv)
     _prepare_environment()
     return _submitted(Path(words[1])) if words[:1] == ["--tasks"] else _by_hand(words)
 
 
 def _prepare_environment() -> None:
-    """This code first, and no launcher as a parent."""
+    """Import this code first, and forget the launcher that submitted from."""
     os.environ.pop(PARENT_VARIABLE, None)
     os.environ["PYTHONPATH"] = python_path()
 
@@ -134,7 +133,7 @@ def _submitted(tasks: Path) -> int:
     """Run a task of an array."""
     found: dict[str, Any] | None = atomic.read_json(tasks)
     if found is None:
-        raise UserError(f"there is no file '{tasks}' that says what this job is.")
+        raise UserError(f"there is no file '{tasks}', which lists the stages of this array.")
     require_format(found, f"'{tasks}'")
     stage = Stage.from_json(found["stages"][int(os.environ["SLURM_ARRAY_TASK_ID"])])
     folder = Path(found["folder"])
@@ -152,9 +151,9 @@ def _submitted(tasks: Path) -> int:
 
 
 def _by_hand(words: list[str]) -> int:
-    """Run a stage that somebody submitted with sbatch, or started here."""
+    """Run a stage that was submitted with sbatch by hand, or started here."""
     if not words or words[0].startswith("-"):
-        raise UserError("name a stage: sbatch slurm/stage.sbatch tuning/run_sft.py --model ...")
+        raise UserError("name a script: sbatch slurm/stage.sbatch tuning/run_sft.py --model ...")
     script = Path(words[0])
     script = script if script.is_absolute() else site.CHECKOUT / script
     if not script.is_file():
@@ -171,7 +170,7 @@ def _by_hand(words: list[str]) -> int:
 
 
 def _standard_output() -> Path | None:
-    """The file that standard output goes to, where it is one."""
+    """The file that standard output goes to; None if it is not a file."""
     target = Path(f"/proc/{os.getpid()}/fd/1").resolve()
     if not target.is_file():
         return None

@@ -1,7 +1,7 @@
 """Which job runs which stage of an experiment: slurm/jobs.json in the folder of its report.
 
-Written before an array is submitted, and again when its number is known and when it is released, so
-that a submission that breaks at any moment is taken up by the next one.
+Written before an array is submitted, when its job id is known, and when it is released, so that the
+next submission can finish one that was interrupted at any moment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tuning.plan import Stage
 from tuning.runs import atomic
 
 REPORT = Stage(name="report", role="report", hash="", script="cli.py", phases=("report",))
-"""The stage behind the others that writes the report."""
+"""The last stage, which writes the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +36,23 @@ class Task:
 
 @dataclass(kw_only=True)
 class Array:
-    """Stages that one call of sbatch submits."""
+    """Stages that are submitted by one call of sbatch."""
 
     token: str
     kind: str
     stages: list[str]
     keys: list[str]
     number: int | None = None
-    """The job id; None until sbatch has said it."""
+    """The job id; None until sbatch has returned it."""
     released: bool = False
-    """Whether its tasks know what they wait for and may start."""
+    """Whether its tasks have their dependencies and may start."""
     code: str = ""
     """The snapshot that it runs."""
     time: float = 0.0
 
     @property
     def tasks(self) -> Iterator[Task]:
-        """Its tasks, once it is submitted."""
+        """Its tasks; none before it is submitted."""
         if self.number is None:
             return
         for index, (stage, key) in enumerate(zip(self.stages, self.keys, strict=True)):
@@ -68,11 +68,11 @@ class Jobs:
 
     @property
     def path(self) -> Path:
-        """Where it stands."""
+        """The path of jobs.json."""
         return self.folder / "slurm" / "jobs.json"
 
     def changed(self) -> tuple[int, int]:
-        """What differs whenever it is written anew."""
+        """A value that changes whenever jobs.json is rewritten."""
         try:
             found = self.path.stat()
         except OSError:
@@ -88,13 +88,13 @@ class Jobs:
         return self._read[1]
 
     def write(self, arrays: Sequence[Array]) -> None:
-        """Replace it, whole."""
+        """Replace jobs.json, atomically."""
         atomic.write_json(self.path, {"arrays": [asdict(array) for array in arrays]})
 
     def latest(self) -> dict[str, Task]:
-        """{stage: the task that it was submitted as last}."""
+        """{stage: its most recent task}."""
         return {task.stage: task for array in self.arrays() for task in array.tasks}
 
     def task_of(self, stage: str) -> Task | None:
-        """The last task of a stage."""
+        """The most recent task of a stage."""
         return self.latest().get(stage)

@@ -1,7 +1,8 @@
-"""What a stage asks SLURM for: slurm/cluster.yaml, read and validated, and what beats it.
+"""The resources that a stage asks SLURM for: slurm/cluster.yaml, read and validated, and overrides.
 
-A flag beats an environment variable (sbatch's own: SBATCH_PARTITION, SBATCH_TIMELIMIT ...) beats
-what cluster.yaml says of a kind of stage beats its defaults. TUNING_CLUSTER names another file.
+A flag overrides an environment variable (sbatch's own: SBATCH_PARTITION, SBATCH_TIMELIMIT ...),
+which overrides the section of cluster.yaml for the kind of stage, which overrides its defaults.
+TUNING_CLUSTER names another file.
 """
 
 from __future__ import annotations
@@ -28,54 +29,56 @@ def _variable(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one job asks for; the units are those of sbatch."""
+    """The resources of one job, in the units of sbatch."""
 
     partition: str | None = field(default=None, metadata=_variable("SBATCH_PARTITION"))
-    """Partition; several with commas."""
+    """Partition; several separated by commas."""
     account: str | None = field(default=None, metadata=_variable("SBATCH_ACCOUNT"))
-    """Account that is charged."""
+    """Account to charge."""
     qos: str | None = field(default=None, metadata=_variable("SBATCH_QOS"))
     """Quality of service."""
     gres: str | None = field(default=None, metadata=_variable("SBATCH_GRES"))
-    """Generic resources a node, for example gpu:1."""
+    """Generic resources per node, for example gpu:1."""
     constraint: str | None = field(default=None, metadata=_variable("SBATCH_CONSTRAINT"))
-    """Features that nodes must have."""
+    """Required features of the nodes."""
     cpus: int = 1
-    """Cores a node."""
+    """Cores per node."""
     mem: str | None = field(default=None, metadata=_variable("SBATCH_MEM_PER_NODE"))
-    """Memory a node, for example 32G."""
+    """Memory per node, for example 32G."""
     time: str | None = field(default=None, metadata=_variable("SBATCH_TIMELIMIT"))
-    """Time limit of one start (minutes, H:M:S or D-H:M:S); a stage that needs more is requeued."""
+    """Time limit per start (minutes, H:M:S or D-H:M:S); a stage that needs more is requeued."""
     nodes: int = 1
-    """Nodes of pre-training and SFT on the engine; more than one are joined by torchrun."""
+    """Nodes for pre-training and SFT with the engine; torchrun joins several."""
     processes: int = 1
-    """Processes a node of the same, joined by torchrun; one a GPU."""
+    """Processes per node for these stages, one per GPU, joined by torchrun; the local launcher
+    starts one for each GPU unless this is given.
+    """
     signal_seconds: int = 120
-    """How long before the time limit a stage is asked to save."""
+    """Seconds before the time limit at which a stage is asked to save."""
     throttle: int | None = None
-    """Tasks of one array that may run at the same time."""
+    """Maximum number of tasks of one array that run at the same time."""
     python: str | None = None
-    """The Python of the jobs; none: the one that submits."""
+    """The Python of the jobs; by default the one that submits."""
     offline: bool = True
-    """Jobs never ask the Hugging Face hub; `tuning prefetch` fetches before."""
+    """Jobs do not access the Hugging Face hub; `tuning prefetch` downloads beforehand."""
     setup: tuple[str, ...] = field(default=(), metadata=_FILE)
-    """Lines of bash that run before the stage: modules, a virtual environment."""
+    """Lines of bash to run before the stage: modules, a virtual environment."""
     options: tuple[str, ...] = field(default=(), metadata=_FILE)
-    """More options of sbatch, for example --exclusive."""
+    """Further options of sbatch, for example --exclusive."""
 
 
 _DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Resources)}
 _JOINS = ("nodes", "processes")
 JOINED = ("pretrain", "sft")
-"""Kinds of stage that several processes can do together; SFT where it is done by the engine."""
+"""Kinds of stages that several processes can train together; SFT only with the engine."""
 _REPORT = {"gres": None, "nodes": 1, "processes": 1, "cpus": 1, "time": "00:30:00"}
-"""A report needs no GPU, whatever the defaults are."""
+"""Overrides the defaults for the report, which needs no GPU."""
 
 
 class Cluster:
     """The resources of each kind of stage for one submission.
 
-    `flags` hold what the command line set; they apply to every kind but the report.
+    `flags` are those of the command line; they apply to every kind but the report.
     """
 
     def __init__(
@@ -92,12 +95,12 @@ class Cluster:
             self.resources(kind)
 
     def of(self, stage: Stage) -> Resources:
-        """What a stage asks for."""
+        """The resources of a stage."""
         return self.resources(stage.kind, joined=stage.joinable)
 
     def resources(self, kind: str, *, joined: bool | None = None) -> Resources:
-        """What stages of a kind ask for; `joined`: whether several processes can do each of them
-        together (None: if any of that kind can).
+        """The resources of stages of a kind; `joined`: whether several processes can train each of
+        them together (None: if any of that kind can).
         """
         joined = kind in JOINED if joined is None else joined
         found = self._resources(kind, joined)
@@ -105,8 +108,8 @@ class Cluster:
             what = "sft with TRL" if kind == "sft" else kind
             raise UserError(
                 f"stages of kind {what} are one process: nodes and processes must be 1, not "
-                f"{found.nodes} and {found.processes}. On several run: pretrain, and sft with "
-                "--trainer engine."
+                f"{found.nodes} and {found.processes}. Only pretrain, and sft with "
+                "--trainer engine, can use several."
             )
         return found
 
@@ -122,13 +125,13 @@ class Cluster:
 
 
 def cluster_path() -> Path:
-    """slurm/cluster.yaml of the checkout, or what TUNING_CLUSTER names."""
+    """slurm/cluster.yaml of the checkout, or the file that TUNING_CLUSTER names."""
     named = os.environ.get("TUNING_CLUSTER")
     return Path(named or site.CHECKOUT / "slurm" / "cluster.yaml").expanduser().resolve()
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What sbatch's own variables ask for."""
+    """The settings in sbatch's own environment variables."""
     found = {}
     for entry in fields(Resources):
         value = environ.get(entry.metadata.get("variable", ""))
@@ -157,7 +160,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 
 
 def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The settings of one section; an empty value takes back what the defaults say."""
+    """The settings of one section; an empty value resets one of the defaults."""
     given = typed(hints(Resources), values, where, "setting")
     for name in ("setup", "options"):
         _refuse_secrets(given.get(name) or (), f"{where}: {name}")
@@ -171,7 +174,7 @@ _SECRET = re.compile(
 
 
 def _refuse_secrets(lines: tuple[str, ...], where: str) -> None:
-    """Scripts are kept and shown: no secret may stand in one."""
+    """Raise UserError for lines with a secret: scripts are kept on disk and printed."""
     for line in lines:
         if found := _SECRET.search(line):
             what = next(filter(None, found.groups()))
@@ -185,7 +188,7 @@ _TIME = re.compile(r"\d+|\d+:\d\d?(:\d\d?)?|\d+-\d+(:\d\d?){0,2}|infinite|unlimi
 
 
 def seconds(time: str | None) -> int | None:
-    """A time limit as SLURM reads it, in seconds; None for no limit, or where it is no time."""
+    """A time limit as SLURM reads it, in seconds; None for no limit or an invalid one."""
     if time is None or not _TIME.fullmatch(time) or not time[0].isdigit():
         return None
     days, dash, rest = time.rpartition("-")
@@ -199,7 +202,7 @@ def seconds(time: str | None) -> int | None:
 
 
 def _checked(found: Resources) -> Resources:
-    """The same; UserError for what cannot be."""
+    """Return it unchanged, or raise UserError."""
     for name in ("cpus", "nodes", "processes", "signal_seconds", "throttle"):
         value = getattr(found, name)
         if value is not None and value < 1:
@@ -213,7 +216,7 @@ def _checked(found: Resources) -> Resources:
     if limit is not None and found.signal_seconds * 2 > limit:
         raise UserError(
             f"signal_seconds is {found.signal_seconds} and time {found.time}; a stage would be "
-            "asked to save before it has got anywhere. The limit must be twice as long at least."
+            "asked to save before it made any progress. The limit must be at least twice as long."
         )
     for name in ("partition", "account", "qos", "gres", "constraint", "mem"):
         if re.search(r"[\s'\"]", getattr(found, name) or ""):

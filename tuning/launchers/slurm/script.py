@@ -1,4 +1,4 @@
-"""From an array of stages and its resources to the text of a job script: a pure function."""
+"""Renders the job script of an array of stages from its resources; a pure function."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from pathlib import Path
 from tuning.launchers.slurm.resources import Resources
 
 COMMENT = "tuning:"
-"""What the comment of every job of ours begins with; its token follows."""
+"""The comment of every job of ours is this and its token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayJob:
-    """Stages of one kind that one call of sbatch submits; task i runs the i-th of them."""
+    """Stages with equal resources that one call of sbatch submits; task i runs the i-th of them."""
 
     token: str
-    """Names the array among all that were ever submitted: `{experiment}.{number}.{kind}`."""
+    """Identifies the array among all that were ever submitted: `{experiment}.{number}.{kind}`, with
+    `-{part}` if there are several of a kind.
+    """
     count: int
-    """Tasks."""
+    """The number of tasks."""
     code: Path
     """The snapshot of the code that it runs."""
     tasks: Path
-    """The file that maps task numbers to stages."""
+    """The file that lists the stages by task number."""
     output: Path
-    """The folder for what the job says outside its stage."""
+    """The folder for the output of the job itself; the stage has its own log."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def render(job: ArrayJob, resources: Resources) -> str:
-    """The script of an array: #SBATCH lines, the environment, set-up lines, the stage."""
+    """The script of an array: #SBATCH lines, environment, set-up lines, the stage."""
     directives = "\n".join(f"#SBATCH {option}" for option in options(job, resources))
     exports = "\n".join(
         f"export {name}={shlex.quote(value)}" for name, value in sorted(job.environment.items())
@@ -46,7 +48,7 @@ def render(job: ArrayJob, resources: Resources) -> str:
 
 
 def options(job: ArrayJob, resources: Resources) -> list[str]:
-    """The options of sbatch, as they stand behind #SBATCH."""
+    """The options of sbatch, as in the #SBATCH lines."""
     throttle = f"%{resources.throttle}" if resources.throttle else ""
     asked = {
         "partition": resources.partition,
@@ -77,7 +79,7 @@ def options(job: ArrayJob, resources: Resources) -> list[str]:
 
 
 def _escaped(folder: Path, path: str) -> str:
-    """A path in which only the last part may hold sbatch's % patterns."""
+    """A path in which only the file name may contain sbatch's % patterns."""
     return str(folder).replace("%", "%%") + path[len(str(folder)) :]
 
 

@@ -1,9 +1,8 @@
 """The code that jobs run: the tree as it was when they were submitted.
 
-A job may start hours after it was submitted, and by then the checkout may have been edited. So a
-submission copies the tracked files, with their uncommitted changes, to
-TUNING_HOME/snapshots/{digest}; equal trees share one copy. Jobs find it by PYTHONPATH before any
-installed package.
+A job may start hours after it was submitted, when the checkout has been edited. So a submission
+copies the tracked files, with uncommitted changes, to TUNING_HOME/snapshots/{digest}; equal trees
+share one copy. PYTHONPATH puts it before any installed package.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from tuning.runs.log import logger
 
 DIGITS = 16
 FOLDERS = ("tuning", "slurm")
-"""What a copy holds where the code is no git checkout."""
+"""What is copied if the code is not a git checkout."""
 LEFT_OUT = ("__pycache__", "models", "outputs", "snapshots", "datasets", "tokens")
 
 
 def take() -> Path:
-    """Copy the code as it is now; the folder that holds it."""
+    """Copy the code as it is now; the folder of the copy."""
     root = site.CHECKOUT
     tracked, untracked = _tracked(root)
     files = tracked if tracked is not None else _found(root)
     if forgotten := [name for name in untracked if name.endswith((".py", ".jinja", ".sbatch"))]:
-        logger.warning(f"not tracked by git and so not in the snapshot: {', '.join(forgotten)}")
+        logger.warning(f"not tracked by git, so not in the snapshot: {', '.join(forgotten)}")
     found = hashlib.sha256()
     for name in files:
         found.update(f"\0{name}\0".encode() + (root / name).read_bytes())
@@ -56,7 +55,7 @@ def _copy(root: Path, files: list[str], target: Path) -> None:
 
 
 def _tracked(root: Path) -> tuple[list[str] | None, list[str]]:
-    """(tracked files that exist, untracked ones); None where `root` is no git checkout."""
+    """(tracked files that exist, untracked ones); (None, []) if `root` is not a git checkout."""
     listed = _git(root, "ls-files", "-z")
     if listed is None or not (root / ".git").exists():
         return None, []
@@ -75,7 +74,7 @@ def _git(root: Path, *words: str) -> list[str] | None:
 
 
 def _found(root: Path) -> list[str]:
-    """The files of the package where git cannot name them."""
+    """The files of the package, without the help of git."""
     return sorted(
         str(path.relative_to(root))
         for folder in FOLDERS

@@ -1,4 +1,4 @@
-"""From a plan to jobs: what is not done and not queued is submitted, once, whatever breaks.
+"""Submits the stages of a plan that are neither done nor queued, each once, whatever fails.
 
 Stages of one kind that ask for the same resources are one job array, submitted held; then each task
 gets its dependency (afterok on the task of its parent, none if that is done); then all arrays are
@@ -31,7 +31,7 @@ from tuning.runs.lock import Lock
 
 
 class Door(Protocol):
-    """What a submission asks of SLURM; `tuning.launchers.slurm.client.Slurm` is one."""
+    """What a submission needs of SLURM; `tuning.launchers.slurm.client.Slurm` is one."""
 
     def submit(self, script: Path) -> int: ...
     def depend(self, number: int, indices: Sequence[int], condition: str) -> None: ...
@@ -46,13 +46,13 @@ class Options:
     """How a plan is submitted."""
 
     dependency: str | None = None
-    """What the first stages wait for, in sbatch's words."""
+    """The dependency of the first stages, as sbatch takes it."""
     wandb: str = "off"
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a submission did: the tasks that are new and those that were queued already."""
+    """What a submission did: new tasks, tasks that were queued already, and ended stages."""
 
     new: dict[str, Task] = field(default_factory=dict)
     queued: dict[str, Task] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Submission:
             return outcome
 
     def preview(self, max_array_size: int) -> list[tuple[Array, str]]:
-        """The arrays that would be submitted where nothing is queued, and their scripts."""
+        """The arrays that would be submitted if nothing were queued, and their scripts."""
         missing = self._to_submit(self._sorted({}))
         if not missing:
             return []
@@ -108,18 +108,18 @@ class Submission:
         return [(array, self._script(array, Path("SNAPSHOT"))) for array in arrays]
 
     def words(self, name: str) -> str:
-        """What a stage waits for, for a dry run."""
+        """The dependency of a stage, for a dry run."""
         if name == REPORT.name:
-            return "after all others, however they end"
+            return "afterany of all others"
         ended = self._sorted({}).ended
         above = [parent for parent in self._above(self._stages[name]) if parent not in ended]
         if not above or sweetspot_ready(self.plan, self._stages[name], site.home()):
             return self.options.dependency or ""
-        spot = ", or as soon as its sweetspot is there" if self._stages[name].sweetspot else ""
+        spot = ", or as soon as its checkpoint exists" if self._stages[name].sweetspot else ""
         return f"afterok {', '.join(above)}{spot}"
 
     def _found(self) -> list[Array]:
-        """The arrays of jobs.json; one that sbatch never answered for is looked up by its token."""
+        """The arrays of jobs.json; one whose job id is unknown is looked up by its token."""
         arrays = self.jobs.arrays()
         if all(array.number is not None for array in arrays):
             return arrays
@@ -131,7 +131,7 @@ class Submission:
         return kept
 
     def _live(self, arrays: Sequence[Array]) -> dict[str, tuple[Task, Job]]:
-        """{stage: its task that waits or runs, and how SLURM sees it}."""
+        """{stage: its pending or running task, and SLURM's view of it}."""
         if not arrays:
             return {}
         tokens = {array.token for array in arrays}
@@ -148,7 +148,7 @@ class Submission:
         return found
 
     def _sorted(self, live: Mapping[str, tuple[Task, Job]]) -> Outcome:
-        """What is queued and what has ended; a task that waits for a job that is gone is neither,
+        """What is queued and what has ended; a task that depends on a job that is gone is neither,
         and is cancelled.
         """
         outcome = Outcome()
@@ -173,7 +173,7 @@ class Submission:
             )
 
     def _can_start(self, stage: Stage, outcome: Outcome) -> bool:
-        """Whether what a stage waits for is done or still to come."""
+        """Whether all dependencies of a stage are done or queued."""
         known = outcome.queued.keys() | outcome.ended.keys()
         return set(self._above(stage)) <= known or sweetspot_ready(self.plan, stage, site.home())
 
@@ -185,7 +185,7 @@ class Submission:
         ]
 
     def _drop_report(self, live: Mapping[str, tuple[Task, Job]]) -> None:
-        """A report that was submitted before does not wait for what is new."""
+        """Cancel a queued report, which does not wait for the new stages."""
         if REPORT.name in live and live[REPORT.name][1].state in WAITS:
             self.slurm.cancel([live[REPORT.name][0].id])
 
@@ -239,7 +239,7 @@ class Submission:
         ]
 
     def _write_files(self, array: Array, code: Path) -> None:
-        """The script, and what maps its tasks to stages."""
+        """Write the script of an array and the file that lists its stages."""
         atomic.write_json(
             self._tasks_path(array),
             {
@@ -277,10 +277,10 @@ class Submission:
     def _connect(
         self, arrays: Sequence[Array], live: Mapping[str, tuple[Task, Job]], outcome: Outcome
     ) -> None:
-        """Tell the tasks of all unreleased arrays what they wait for, then let them go.
+        """Set the dependencies of the tasks of all unreleased arrays, then release them.
 
-        Every task is told, also where it waits for nothing: that makes SLURM keep a record of its
-        own for it, without which it forgets a task that is cancelled early and takes it for done.
+        It is set for every task, even to nothing: this makes SLURM keep a separate record of the
+        task. Otherwise it forgets a task that is cancelled early, and treats it as done.
         """
         unreleased = [array for array in arrays if not array.released]
         if not unreleased:
@@ -305,13 +305,13 @@ class Submission:
         self.jobs.write(arrays)
 
     def _cancel_strangers(self, live: Mapping[str, tuple[Task, Job]], going: set[str]) -> None:
-        """Held tasks of stages that the plan no longer has would be released with their array."""
+        """Cancel held tasks of stages that left the plan, before their array is released."""
         left = [task.id for task, job in live.values() if job.held and task.id not in going]
         if left:
             self.slurm.cancel(left)
 
     def _condition(self, task: Task, waiting: Mapping[str, Task], arrays: Sequence[Array]) -> str:
-        """What a task waits for, in SLURM's words; "" for nothing."""
+        """The dependency of a task as SLURM writes it; "" for none."""
         if task.stage == REPORT.name:
             numbers = sorted({t.number for t in waiting.values() if t.stage != REPORT.name})
             return "afterany:" + ":".join(map(str, numbers)) if numbers else ""
@@ -327,7 +327,7 @@ class Submission:
         return "afterok:" + ":".join(above) if above else self.options.dependency or ""
 
     def _above(self, stage: Stage) -> list[str]:
-        """The parents of a stage; those that only stand for a row are passed through."""
+        """The parents of a stage that have jobs; for a parent without work, its own parents."""
         found = []
         for name in stage.parents:
             parent = self._stages[name]
@@ -336,4 +336,4 @@ class Submission:
 
 
 _NEW = Job(id="0_0", state="PENDING")
-"""Stands for what SLURM would say of a task that was just submitted."""
+"""SLURM's view of a task that was just submitted."""
