@@ -1,7 +1,8 @@
 # make demo        set everything up and run the main job on the embedded default, here
 # make test        every test but those that need SLURM; sets everything up as well
 # make test-slurm  those: they start a SLURM of two nodes on this machine (Debian: apt-get install slurm-wlm munge)
-# make check       lint, types, unit tests
+# make static      lint, types, import order
+# make check       the same, and unit tests
 # make bench       every benchmark, one table each
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
-.PHONY: demo test test-slurm check bench clean
+.PHONY: demo test test-slurm static check bench clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -24,11 +25,13 @@ test: $(READY_DEV)
 test-slurm: $(READY_DEV)
 	$(BIN)/python -m pytest tests/slurm
 
-check: $(READY_DEV)
+static: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: static
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m unit tests
 
 bench: $(READY_DEV)

@@ -160,8 +160,11 @@ def add_flags(
     skip: Iterable[str] = (),
     title: str | None = None,
 ) -> None:
-    """A flag for every settable field; none has a default, so that what was given can be told."""
-    group = parser.add_argument_group(title or f"{config.__name__} settings")
+    """A flag for every settable field, in a group that `title` names, or else the first sentence of
+    the config's docstring. Flags have no default, so that `given` returns only what was set.
+    """
+    sentence = (config.__doc__ or "").strip().partition(".")[0]
+    group = parser.add_argument_group(title or " ".join(sentence.split()))
     for entry in settable(config):
         if entry.name in skip:
             continue

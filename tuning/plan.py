@@ -149,8 +149,8 @@ def require_format(value: Mapping[str, Any], what: str) -> None:
     if value.get("format") != FORMAT:
         raise UserError(
             f"{what} was made by another version of tuning (format {value.get('format', 1)}; this "
-            f"one has {FORMAT}). It was not changed: use that version for it, or choose another "
-            "--experiment name."
+            f"one has {FORMAT}). It was not changed: use that version for it, or plan anew under "
+            "another --experiment name."
         )
 
 

@@ -78,7 +78,7 @@ def _budget(words: list[str]) -> tuple[Plan, argparse.Namespace]:
     args = _parser().parse_args(words)
     only_asks = args.prompt and set(words) <= {"--prompt", "--dry_run"}
     if only_asks and not questions.given(args, os.environ):
-        wanted = questions.ask(_read, _say)
+        wanted = questions.ask(_read)
     else:
         wanted = questions.wanted(args, os.environ)
     plan, notes = budget_plan(wanted)
@@ -103,10 +103,6 @@ def _read() -> str:
     if not line:
         raise EOFError
     return line.rstrip("\n")
-
-
-def _say(text: str) -> None:
-    print(text, end="", file=sys.stderr, flush=True)
 
 
 def _from_file(path: Path, words: list[str]) -> tuple[Plan, argparse.Namespace]:

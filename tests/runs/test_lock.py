@@ -23,7 +23,9 @@ pytestmark = pytest.mark.unit
 HOLD = """
 import sys, time
 from pathlib import Path
+from tuning.runs import log
 from tuning.runs.lock import Lock
+log.configure()
 with Lock(Path(sys.argv[1])).holding(poll_seconds=0.05):
     print("held", flush=True)
     sys.stdin.readline()

@@ -13,6 +13,7 @@ import pytest
 
 from tuning.runs import atomic
 from tuning.runs.errors import Interrupted, StageFailed, UserError
+from tuning.runs.identity import FORMAT
 from tuning.runs.lock import Lock
 from tuning.runs.progress import PROGRESS_VARIABLE
 from tuning.runs.rundir import (
@@ -63,6 +64,7 @@ def test_claim_writes_what_the_run_is(tmp_path):
     assert config is not None
     provenance = config.pop("provenance")
     assert config == {
+        "format": FORMAT,
         "run_name": "run",
         "kind": "sft",
         "hash": OURS.hash,
@@ -98,14 +100,16 @@ from pathlib import Path
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_rundir import OTHERS
+from tuning.runs import log
 from tuning.runs.rundir import claim
+log.configure()
 with claim(Path({str(tmp_path)!r}), OTHERS) as directory:
     print(directory.name)
 """
     with Lock(tmp_path / "run").holding():
         other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         assert "in use by" in other.stdout.readline()
-        atomic.write_json(tmp_path / "run" / "config.json", {"hash": OURS.hash})
+        atomic.write_json(tmp_path / "run" / "config.json", {"hash": OURS.hash, "format": FORMAT})
     assert other.communicate(timeout=20)[0] == "run-bbbbbbbb\n"
 
 

@@ -140,7 +140,9 @@ def _check(wanted: Wanted) -> None:
     dataset = collections.dataset(wanted.dataset, collections.task(wanted.task))
     if not (wanted.do_sft or wanted.do_dpo):
         raise UserError("nothing to do: give --do_sft, --do_dpo or both.")
-    if not wanted.methods or len(set(wanted.methods)) < len(wanted.methods):
+    if wanted.do_dpo and not wanted.methods:
+        raise UserError("pft_method is empty; --do_dpo needs one or more.")
+    if len(set(wanted.methods)) < len(wanted.methods):
         raise UserError(f"pft_method names a method twice: {' '.join(wanted.methods)}.")
     for method in wanted.methods:
         collections.method(method)

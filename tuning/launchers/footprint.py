@@ -71,7 +71,7 @@ def estimate(
 
     At most `parallel` runs are under way at once (None: all of them). `cuda` says whether stages
     run on GPUs, where models that are written whole are in bfloat16 (None: as on this machine).
-    Raises StageFailed for a stage that was planned by other code.
+    Raises StageFailed for a stage that was planned by another version of the code.
     """
     cuda = bool(provenance.gpus()) if cuda is None else cuda
     shares, unknown, answers = [], [], 0

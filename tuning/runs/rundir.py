@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning.runs import atomic, provenance
-from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.errors import Interrupted, StageFailed, UserError
 from tuning.runs.identity import FORMAT, differences
 from tuning.runs.lock import Lock
 from tuning.runs.log import logger
@@ -210,8 +210,6 @@ class RunDirectory:
 
 def _ending(error: BaseException) -> tuple[str, str]:
     """The state and the reason to record for an exception."""
-    from tuning.runs.errors import Interrupted
-
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return "pending", "stopped on request; the same command resumes"
     message = " ".join(str(error).split()) or type(error).__name__
