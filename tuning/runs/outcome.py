@@ -43,9 +43,10 @@ def record(path: Path, found: Outcome) -> None:
     Of several ranks, every one reports a failure, and rank 0 alone that the stage is done or
     stopped.
     """
-    failed = found.code not in (EXIT_DONE, EXIT_AGAIN)
+    well = (EXIT_DONE, EXIT_AGAIN)
     with contextlib.suppress(OSError):
-        if (failed or ranks.is_first()) and not path.exists():
+        reports = found.code not in well or ranks.is_first()
+        if reports and code_of(path) in (None, *well):
             write(path, found)
 
 
