@@ -41,9 +41,10 @@ def record(path: Path, outcome: Outcome) -> None:
 
     Every rank records a failure; only rank 0 records that the stage is done or stopped.
     """
-    failed = outcome.code not in (EXIT_DONE, EXIT_AGAIN)
+    well = (EXIT_DONE, EXIT_AGAIN)
     with contextlib.suppress(OSError):
-        if (failed or ranks.is_first()) and not path.exists():
+        reports = outcome.code not in well or ranks.is_first()
+        if reports and code_of(path) in (None, *well):
             write(path, outcome)
 
 
