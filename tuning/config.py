@@ -70,7 +70,7 @@ class ModelEntry:
     full_modules: tuple[str, ...] = ()
     perplexity_thresholds: tuple[float, ...] | None = None
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What it changes of the defaults, by section; typed where the configs are built."""
+    """Settings that replace defaults, by section; typed when the configs are built."""
 
     @property
     def source(self) -> str:

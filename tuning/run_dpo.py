@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     site.require_writable_home()
     start = start_of(config)
     interrupt.install()
-    identity = config.identity(start.named(work.name), start.told)
+    identity = config.identity(start.named(work.name), start.recorded)
     directory = RunDirectory(locate(site.models_dir(), identity.run_name, identity.hash))
     if options.do_training:
         with training_phase(identity, options) as training:

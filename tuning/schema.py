@@ -1,7 +1,7 @@
 """YAML files as typed values: the one reader of collections.yaml, cluster.yaml, presets.yaml and
 the files that describe experiments.
 
-A scalar is the text that is written, and the field that it is for gives it its type. YAML's own
+A scalar is read as text, and the field that it is for gives it its type. YAML's own
 guesses are not asked: `12:00:00` is no number, `0016` is "0016" in a field of text and 16 in one of
 whole numbers, and `no` is a word unless the field is true or false. Only null, `~`, "" and no value
 at all are empty; an empty value counts as a line that was left out.

@@ -155,7 +155,7 @@ def test_a_prompt_that_stands_twice_in_a_pool_is_refused(tmp_path):
 def test_a_prompt_that_two_pools_share_is_refused(tmp_path):
     for pool in ("validation", "test", "sft"):
         made = loader(tmp_path, test=[{"prompt": "s1", "answer": 1}, *GOOD["test"]])
-        with pytest.raises(UserError, match="a prompt stands both in sft and test"):
+        with pytest.raises(UserError, match="a prompt is both in sft and test"):
             made.pool(pool)
 
 

@@ -36,7 +36,7 @@ def encode(
     rows: Iterable[dict[str, Any]],
     max_length: int,
 ) -> list[Encoded]:
-    """Prompt and response ids of SFT rows; what is longer than `max_length` loses the end of its
+    """Prompt and response ids of SFT rows; a row longer than `max_length` loses the end of its
     response.
 
     The response begins where the rendered conversation leaves the rendered prompt, and ends with

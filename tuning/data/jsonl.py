@@ -113,7 +113,7 @@ class JsonLines:
         }
 
     def _check_disjoint(self, pools: dict[str, list[dict[str, Any]]]) -> None:
-        """Raise UserError where a prompt stands twice, in one pool or in two."""
+        """Raise UserError if a prompt occurs twice, in one pool or in two."""
         seen: dict[str, str] = {}
         for pool, rows in pools.items():
             for row in rows:
@@ -124,7 +124,7 @@ class JsonLines:
                     )
                 if prompt in seen:
                     raise UserError(
-                        f"dataset '{self.name}': a prompt stands both in {seen[prompt]} and "
+                        f"dataset '{self.name}': a prompt is both in {seen[prompt]} and "
                         f"{pool}; the pools must not share any: {prompt[:80]}"
                     )
                 seen[prompt] = pool

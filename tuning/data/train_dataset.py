@@ -33,7 +33,7 @@ def require_version(dataset: DatasetEntry, kind: str, wanted: str) -> None:
     if version(dataset, kind) != wanted:
         raise UserError(
             f"the files of dataset '{dataset.name}' were changed since this run was configured; "
-            "restore them, or start the experiment anew: the changed data make other runs."
+            "restore them, or submit the experiment again: changed data make other runs."
         )
 
 

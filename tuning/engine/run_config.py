@@ -100,7 +100,7 @@ class PretrainRunConfig(RunConfig):
 
     @property
     def run_name(self) -> str:
-        """`{model}`, with `-{hash8}` behind unless all settings are those of collections.yaml."""
+        """`{model}`, followed by `-{hash8}` unless all settings are those of collections.yaml."""
         return self.model if self.is_default else f"{self.model}-{self.hash[:SHORT]}"
 
     @property

@@ -68,14 +68,14 @@ class EvaluationRunConfig(RunConfig):
 
     kind = "evaluation"
     base: ModelLoadConfig = setting(flag=False, hashed=False)
-    """The base model under what is evaluated, as it is loaded."""
+    """The base model of the artifact, and how it is loaded."""
     run: str | None = setting(None, flag=False, hashed=False)
     """The directory of the run that is evaluated; None: the base model itself."""
     run_hash: str | None = setting(None, flag=False, hashed=False)
     sweetspot: str | None = setting(None, flag=False, hashed=False)
     """The label of its checkpoint; None: its final model."""
     artifact: str = setting(flag=False, hashed=False)
-    """The run name of what is evaluated."""
+    """The name of the artifact: of the run, the sweetspot or the base model."""
     artifact_hash: str = setting(flag=False)
     """Hash of the artifact: of a run, of a base model, or of a run and a sweetspot's label."""
     dataset: str = setting(flag=False)

@@ -2,7 +2,7 @@
 
 A generator opens an artifact, or borrows a loaded model and leaves it as it was. It decides how
 many prompts are answered by one call, and seeds every call from the run and the place of its
-prompts, so that an inference that was stopped goes on with the same answers.
+prompts, so that an inference that was stopped resumes with the same answers.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from tuning.weights.hub import snapshot_folder
 from tuning.weights.shape import BFLOAT16, FLOAT32, Shape, adapter_of, parameters_of, read_shape
 
 MARGIN = 1.1
-"""How much more room than what is counted a plan must find."""
+"""Free space that a plan needs, as a multiple of the bytes that are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ def fetch(plan: Plan) -> None:
     """Download every hub model of a plan that is not whole here.
 
     A file that is whole is not fetched again. A connection that breaks is taken up where it broke;
-    what is left of a file by a process that was stopped is not. Raises UserError that names the
+    a partial file of a process that was stopped is not resumed. Raises UserError that names the
     repository, the reason and what to do.
     """
     for hub in dict.fromkeys(hub_models(plan).values()):

@@ -97,7 +97,7 @@ class Supervisor:
 
     `joined`: the command starts the processes of the stage through torchrun, which forwards neither
     signals nor exit codes: a file requests the stop, and the recorded outcome has the code.
-    `continues`: go on with the counts of the record, which an earlier job of the stage wrote.
+    `continues`: keep the counts of the record that an earlier job of the stage wrote.
     """
 
     def __init__(

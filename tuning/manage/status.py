@@ -177,7 +177,9 @@ _STATES = {
 }
 
 
-def _silent(view: _View, task: Task, job: Job | None, told: str, *, begun: bool) -> tuple[str, str]:
+def _silent(
+    view: _View, task: Task, job: Job | None, recorded: str, *, begun: bool
+) -> tuple[str, str]:
     """How a job ended whose supervisor could not record it."""
     output = view.folder / "slurm" / f"{task.token}-{task.index}.out"
     lines = _tail(output).splitlines()
@@ -192,7 +194,7 @@ def _silent(view: _View, task: Task, job: Job | None, told: str, *, begun: bool)
     if not said and not begun and known in ("", "COMPLETED"):
         return "cancelled", "left the queue before it started"
     last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
-    return "failed", told or f"the job ended without a record{': ' + last if last else ''}"
+    return "failed", recorded or f"the job ended without a record{': ' + last if last else ''}"
 
 
 def _tail(path: Path, size: int = 4096) -> str:
@@ -210,10 +212,12 @@ def _progress(view: _View, stage: Stage) -> str:
     places = sorted(
         (view.folder / "stages").glob(f"*/{stage.name}.json"), key=lambda p: p.stat().st_mtime
     )
-    told = atomic.read_json(places[-1]) if places else None
-    if not told or not told.get("directory"):
-        return "starting" if not told else str(told.get("phase", ""))
-    return " ".join(filter(None, (told["phase"], f"{told['at']}/{told['of']}", told["note"])))
+    progress = atomic.read_json(places[-1]) if places else None
+    if not progress or not progress.get("directory"):
+        return "starting" if not progress else str(progress.get("phase", ""))
+    return " ".join(
+        filter(None, (progress["phase"], f"{progress['at']}/{progress['of']}", progress["note"]))
+    )
 
 
 def _metric(found: Standing) -> str:

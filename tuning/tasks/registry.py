@@ -1,5 +1,5 @@
-"""The tasks of this version by their canonical names. Their modules are light: what is heavy is
-imported when a response is graded.
+"""The tasks of this version by their canonical names. Their modules import heavy libraries only
+when a response is graded.
 """
 
 from __future__ import annotations

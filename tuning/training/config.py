@@ -20,7 +20,7 @@ OPTIMIZERS = (
     "paged_adamw_32bit", "adafactor", "sgd",
 )  # fmt: skip
 ENGINE_OPTIMIZERS = ("auto", "adamw_torch", "adamw_torch_fused")
-"""Names that stand for the engine's AdamW."""
+"""Names of optimizers that the engine's AdamW serves."""
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 _POSITIVE = (
     "num_train_epochs", "learning_rate", "effective_batch_size", "save_steps", "max_grad_norm",
@@ -137,7 +137,7 @@ def used(trainer: str) -> frozenset[str]:
 
 
 def unused(trainer: str) -> frozenset[str]:
-    """Those that it does not use."""
+    """The settings of how to train that a trainer, or preference method, does not use."""
     return (_ON_TRL | _ON_ENGINE) - used(trainer)
 
 

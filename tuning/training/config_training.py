@@ -114,7 +114,7 @@ class SFTRunConfig(RunConfig):
 
     @property
     def run_name(self) -> str:
-        """`{model}_sft-{dataset}-{n}`, with `-{hash8}` behind unless all else is the default."""
+        """`{model}_sft-{dataset}-{n}`, followed by `-{hash8}` unless all else is the default."""
         name = f"{self.model.label}_sft-{self.dataset.dataset}-{self.train_size}"
         return name if self.is_default else f"{name}-{self.hash[:SHORT]}"
 

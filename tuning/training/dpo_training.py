@@ -41,7 +41,7 @@ class _Trainer(WholeCheckpoints, DPOTrainer):
 
 
 def _pairs(batch: Any) -> int:
-    """Preference pairs in a micro-batch; chosen answers stand before rejected ones."""
+    """Preference pairs in a micro-batch; chosen answers precede rejected ones."""
     return int(batch["input_ids"].shape[0]) // 2
 
 

@@ -18,7 +18,7 @@ from tuning.weights.config import ModelLoadConfig
 
 
 def require_same_base(parent: SFTRunConfig, model: ModelLoadConfig) -> None:
-    """Raise UserError where a parent stands on other weights, or another chat template."""
+    """Raise UserError if a parent was trained from other weights, or with another chat template."""
     if parent.model.identity_hash != model.identity_hash:
         raise UserError(
             f"the parent was trained on another base than --model {model.model} is now: "
@@ -60,7 +60,7 @@ def named_run(name: str, kinds: Sequence[str]) -> tuple[RunDirectory, dict[str, 
         raise UserError(f"there is no run '{name}' under {root}.{nearest(name, there)}")
     if not runs[name].is_current:
         raise UserError(
-            f"run '{name}' was written by another version of tuning; train it anew, or use that "
+            f"run '{name}' was written by another version of tuning; retrain it, or use that "
             "version."
         )
     if found["kind"] not in kinds:

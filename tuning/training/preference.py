@@ -1,4 +1,4 @@
-"""Where a preference run starts: its rows, its policy and what it is compared with.
+"""The start of a preference run: its rows, its policy and its reference model.
 
 From a parent's adapter: the adapter is trained further over the untouched base, and TRL keeps a
 frozen copy as the reference. From a base, or a parent that left whole weights or is merged: a new

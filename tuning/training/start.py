@@ -28,7 +28,7 @@ class Start:
     checkpoint: Path | None
     train_size: int
     """Preference examples; of a fork, what its parent left."""
-    told: dict[str, Any] | None = None
+    recorded: dict[str, Any] | None = None
     """The parent as config.json names it."""
 
     def named(self, planned: str) -> str:
@@ -48,17 +48,21 @@ def start_of(config: PTRunConfig) -> Start:
         return _checked(config, Start(parent=None, checkpoint=None, train_size=_size(config)))
     directory = RunDirectory(locate(site.models_dir(), parent.run_name, parent.hash))
     if directory.hash != parent.hash:
-        raise UserError(f"the parent run '{parent.run_name}' is not there, or was made anew.")
-    told = {"run_name": directory.name, "hash": parent.hash}
+        raise UserError(
+            f"the parent run '{parent.run_name}' is missing, or was retrained with other settings."
+        )
+    recorded = {"run_name": directory.name, "hash": parent.hash}
     if parent.sweetspot is None:
         if not directory.done("train"):
             raise UserError(f"the parent run '{parent.run_name}' is not trained yet.")
-        start = Start(parent=directory, checkpoint=None, train_size=_size(config), told=told)
+        start = Start(
+            parent=directory, checkpoint=None, train_size=_size(config), recorded=recorded
+        )
         return _checked(config, start)
     spot = find_sweetspot(directory, parent.sweetspot)
     size = spot.left_of(parent.total_data or 0)
-    told["sweetspot"] = spot.label
-    start = Start(parent=directory, checkpoint=spot.path, train_size=size, told=told)
+    recorded["sweetspot"] = spot.label
+    start = Start(parent=directory, checkpoint=spot.path, train_size=size, recorded=recorded)
     return _checked(config, start)
 
 

@@ -42,7 +42,7 @@ def report_to(mode: str, directory: Path, run_hash: str) -> list[str]:
 
 
 def _missing() -> str | None:
-    """What stands in the way of going online, or None."""
+    """Why W&B cannot be online; None if it can."""
     server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     host = server.hostname or "api.wandb.ai"
     if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):

@@ -35,7 +35,7 @@ def require_base(model: ModelLoadConfig) -> None:
     if model.path is not None and weights_hash(Path(model.path)) != model.base_hash:
         raise UserError(
             f"the files of '{model.path}' were changed since this run was configured; restore "
-            "them, or start the experiment anew."
+            "them, or submit the experiment again."
         )
 
 

@@ -70,7 +70,7 @@ def _lacking_weights(folder: Path) -> list[str]:
 
 
 def _lacking_of_listing(hub: str, folder: Path) -> list[str]:
-    """What else a download was to bring, where the cache has the listing that it began with."""
+    """Files of an interrupted download, by the listing that the cache kept of it."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 

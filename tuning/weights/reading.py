@@ -1,4 +1,4 @@
-"""Whatever transformers can load, from a folder or hub id; what cannot be loaded is one line."""
+"""Models, configs and tokenizers from a folder or hub id; a failure to load is a UserError."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class Slurm:
         return int(found[1]) if found else 1001
 
     def hosts(self, nodes: str) -> list[str]:
-        """The host names that `n[1-2]` stands for."""
+        """The host names in `n[1-2]`."""
         done = self._run("scontrol", "show", "hostnames", nodes)
         if done.returncode != 0 or not done.stdout.split():
             raise StageFailed(f"SLURM cannot tell the hosts of '{nodes}': {_errors_of(done)}.")
@@ -180,8 +180,8 @@ class Slurm:
 
     def _change(self, *words: str, harmless: str = "$^") -> None:
         done = self._run("scontrol", *words)
-        said = [line for line in done.stderr.splitlines() if not re.search(harmless, line)]
-        if done.returncode != 0 and (said or not done.stderr):
+        errors = [line for line in done.stderr.splitlines() if not re.search(harmless, line)]
+        if done.returncode != 0 and (errors or not done.stderr):
             raise StageFailed(f"scontrol {' '.join(words)}: {_errors_of(done)}.")
 
     def _run(self, *command: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:

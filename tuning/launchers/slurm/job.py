@@ -54,7 +54,7 @@ class Allocation:
         self._next = time.monotonic() + WATCH_SECONDS
         try:
             self.release()
-        except Exception as error:  # the stage must go on, whatever fails here
+        except Exception as error:  # whatever fails here, the stage must continue
             print(f"warning: forks cannot be released now ({error!r})", flush=True)
             self._next += 30 * WATCH_SECONDS
 
