@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tuning.plan import Plan, Stage, Standing, descendants, standing
+from tuning.plan import Plan, Stage, Standing, descendants, read_stage, save_plan, standing
 from tuning.runs import atomic, manifest
+from tuning.runs.errors import UserError
 from tuning.runs.rundir import Identity, RunDirectory, claim
 from tuning.sweetspots.store import METADATA, checkpoint_name
 
@@ -66,6 +67,27 @@ def test_a_plan_comes_back_from_its_file(tmp_path):
     assert again == PLAN
     assert again.stage("sft") == SFT
     assert json.loads(json.dumps(PLAN.to_json()))["stages"][0]["run"] == {"x": 1.5}
+
+
+def test_a_plan_of_an_older_form_is_refused_and_left(tmp_path):
+    """It had no format, and stages with a command."""
+    old = {"experiment": "trial", "about": {}, "stages": [{"name": "sft", "command": ["x"]}]}
+    atomic.write_json(tmp_path / "plan.json", old)
+    with pytest.raises(
+        UserError, match=r"experiment 'trial' was made by another version of tuning"
+    ):
+        Plan.from_json(old)
+    with pytest.raises(UserError, match=r"\(format 1; this one has 2\)"):
+        save_plan(tmp_path, PLAN)
+    assert atomic.read_json(tmp_path / "plan.json") == old
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "no json", '{"stage": {}}'])
+def test_a_file_that_is_no_stage_is_refused(tmp_path, content):
+    file = tmp_path / "stage.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=f"{file}"):
+        read_stage(file)
 
 
 def test_nothing_there_is_pending_and_nothing_is_written(tmp_path):

@@ -80,6 +80,48 @@ def test_one_combination_keeps_the_name_of_its_experiment(shown):
     assert shown(one) == shown(grid)
 
 
+def test_a_budget_takes_the_settings_of_sft_and_preference_tuning(capsys):
+    """The flags of a sweetspot experiment, but its rules."""
+    words = [
+        "--base_model",
+        "tiny",
+        "--dataset",
+        "arith",
+        "--task",
+        "math",
+        "--sft_ratio",
+        "0.5",
+        "--train_sizes",
+        "20",
+        "--pft_method",
+        "dpo",
+        "--do_training",
+        "--do_sft_first",
+        "--sft_learning_rate",
+        "1e-3",
+        "--pft_beta",
+        "0.7",
+        "--max_seq_length",
+        "99",
+        "--launcher",
+        "local",
+        "--dry_run",
+    ]
+    assert main(words) == 0
+    sft, pt = _commands(capsys.readouterr().out)
+    assert "--learning_rate 0.001" in sft and "--max_seq_length 99" in sft
+    assert "--beta 0.7" in pt and "--max_seq_length 99" in pt
+    with pytest.raises(UserError, match="unknown flag '--perplexity_thresholds'"):
+        main([*words, "--perplexity_thresholds", "2.0"])
+
+
+def _commands(shown: str) -> list[str]:
+    lines = shown.splitlines()
+    return [
+        next(line for line in lines if script in line) for script in ("run_sft.py", "run_dpo.py")
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
