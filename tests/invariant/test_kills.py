@@ -101,8 +101,10 @@ def victim(launcher: int, target: str, role: str) -> int | None:
     if target == "launcher":
         return launcher
     for supervisor in children(launcher):
-        command = Path(f"/proc/{supervisor}/cmdline").read_bytes().decode().replace("\0", " ")
-        if (role == "sft" and "run_sft.py" in command) or f"--pft_method {role} " in command:
+        command = ""
+        with contextlib.suppress(OSError):  # it may have ended
+            command = Path(f"/proc/{supervisor}/cmdline").read_bytes().decode().replace("\0", " ")
+        if (role == "sft" and "run_sft.py" in command) or f"_{role}-arith-" in command:
             return supervisor if target == "supervisor" else next(children(supervisor), None)
     return None
 

@@ -262,7 +262,7 @@ def test_the_ranks_stop_when_the_launcher_is_killed(experiment):
     record = site.reports_dir() / "trial" / "stages" / "engine.json"
     wait(lambda: atomic.read_json(record)["state"] == "pending")
     log = (site.reports_dir() / "trial" / "logs" / "engine.txt").read_text()
-    assert log.count("all is saved") == 2
+    assert log.count("everything is saved") == 2
 
 
 def test_an_exit_code_and_its_reason_arrive(experiment):

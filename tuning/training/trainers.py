@@ -115,6 +115,7 @@ def finish(
         train_tokens=int(trainer.state.num_input_tokens_seen),
         train_seconds=round(callback.seconds, 2),
         device=trainer.model.device.type,
+        processes=1,
         **more,
     )
     save(prepare(trainer.model), tokenizer, directory.path / MODEL)
