@@ -86,7 +86,7 @@ def test_result_and_metadata_are_those_of_sft_with_trl(straight: RunDirectory) -
     result = straight.result
     assert set(result) == {
         "global_step", "train_size", "data_points_seen", "data_used", "train_tokens",
-        "train_seconds", "device", "perplexity", "base_perplexity", "sweetspots",
+        "train_seconds", "device", "processes", "perplexity", "base_perplexity", "sweetspots",
     }  # fmt: skip
     assert (result["global_step"], result["data_points_seen"], result["data_used"]) == (
         20, 320, 160
