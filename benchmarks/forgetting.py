@@ -39,12 +39,21 @@ OLD_LANGUAGES, SYMBOLS, CHOICES, LENGTH = 4, 48, 4, 24
 NAMES = SYMBOLS
 """The first of the tokens that name a language."""
 SHAPE = ModelConfig(
-    block_size=LENGTH, vocab_size=NAMES + OLD_LANGUAGES + 1, num_layer=3, num_attention_heads=4,
-    num_key_value_heads=4, hidden_size=96, intermediate_size=288,
-)  # fmt: skip
+    block_size=LENGTH,
+    vocab_size=NAMES + OLD_LANGUAGES + 1,
+    num_layer=3,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    hidden_size=96,
+    intermediate_size=288,
+)
 BEFORE = LoopConfig(
-    max_lr=3e-3, min_lr=1e-4, warmup_steps=50, weight_decay=0.5, precision="fp32",
-)  # fmt: skip
+    max_lr=3e-3,
+    min_lr=1e-4,
+    warmup_steps=50,
+    weight_decay=0.5,
+    precision="fp32",
+)
 """Weight decay takes the initial weights away, as long training does: OSFT trains what is weak."""
 AFTER = LoopConfig(lr_scheduler="constant", warmup_steps=10, weight_decay=0.0, precision="fp32")
 BATCH_BEFORE, STEPS_BEFORE = 64, 600
@@ -103,21 +112,34 @@ def old(seed: int, number: int, draw: int) -> Rows:
 
 
 def train(
-    made: Any, config: LoopConfig, data: Rows, *, batch: int, steps: int,
+    made: Any,
+    config: LoopConfig,
+    data: Rows,
+    *,
+    batch: int,
+    steps: int,
     orthogonal: OSFTConfig = setup.DENSE,
     look: Callable[[int, Spread, Batches], bool] = lambda *_: False,
-) -> None:  # fmt: skip
+) -> None:
     """Train a model in place; `look` is called before the first step and after each."""
     layout, compute = ranks.layout(), ComputeConfig()
     spread, cost = setup.open_model(
-        lambda _: made, lambda _: made, layout, compute, osft_config=orthogonal,
+        lambda _: made,
+        lambda _: made,
+        layout,
+        compute,
+        osft_config=orthogonal,
         precision=config.precision,
-    )  # fmt: skip
+    )
     batches = setup.batches_of(data, batch, layout, compute, cost, seed=config.seed, longest=LENGTH)
     loop.train(
-        spread, batches, config, steps=steps, directory=None,
+        spread,
+        batches,
+        config,
+        steps=steps,
+        directory=None,
         after_step=lambda state: look(state.step, spread, batches),
-    )  # fmt: skip
+    )
 
 
 def tuned(base: Any, method: Method, rate: float, seed: int) -> list[Point]:
@@ -127,9 +149,10 @@ def tuned(base: Any, method: Method, rate: float, seed: int) -> list[Point]:
         p.requires_grad_(method.matrices is None or name.split(".")[-2] in method.matrices)
     config = replace(AFTER, max_lr=rate, seed=seed)
     orthogonal = OSFTConfig(
-        osft=method.ratio is not None, osft_unfreeze_rank_ratio=method.ratio or 0.0,
+        osft=method.ratio is not None,
+        osft_unfreeze_rank_ratio=method.ratio or 0.0,
         osft_target_patterns=method.matrices or (),
-    )  # fmt: skip
+    )
     unseen = samples(texts(seed, OLD_LANGUAGES, 64, 1)), old(seed, 32, 1)
     found: list[Point] = []
 
@@ -143,9 +166,14 @@ def tuned(base: Any, method: Method, rate: float, seed: int) -> list[Point]:
         return found[-1][1] <= TARGET
 
     train(
-        made, config, samples(texts(seed, OLD_LANGUAGES, 20_000, 0)), batch=BATCH_AFTER,
-        steps=STEPS_AFTER, orthogonal=orthogonal, look=look,
-    )  # fmt: skip
+        made,
+        config,
+        samples(texts(seed, OLD_LANGUAGES, 20_000, 0)),
+        batch=BATCH_AFTER,
+        steps=STEPS_AFTER,
+        orthogonal=orthogonal,
+        look=look,
+    )
     return found
 
 
@@ -173,9 +201,12 @@ def measured() -> dict[Key, Ends]:
     for seed in SEEDS:
         base = model.build(SHAPE, seed=seed, eos_token_id=0, pad_token_id=0)
         train(
-            base, replace(BEFORE, seed=seed), old(seed, 10_000, 0), batch=BATCH_BEFORE,
+            base,
+            replace(BEFORE, seed=seed),
+            old(seed, 10_000, 0),
+            batch=BATCH_BEFORE,
             steps=STEPS_BEFORE,
-        )  # fmt: skip
+        )
         bar.update()
         for method, rate in keys:
             found[method, rate].append(at_target(tuned(base, method, rate, seed)))
@@ -230,9 +261,11 @@ def same_rate(mean: dict[Key, tuple[float, float]]) -> list[tuple[float, float]]
         (lost, other)
         for (method, rate), (_, lost) in mean.items()
         for (rival, rate_of_rival), (_, other) in mean.items()
-        if method.ratio is not None and rival.ratio is None
-        and rival.matrices == method.matrices and rate_of_rival == rate
-    ]  # fmt: skip
+        if method.ratio is not None
+        and rival.ratio is None
+        and rival.matrices == method.matrices
+        and rate_of_rival == rate
+    ]
 
 
 def same_time(mean: dict[Key, tuple[float, float]]) -> list[tuple[float, float]]:

@@ -47,10 +47,16 @@ def config_of(folder: str) -> PretrainRunConfig:
     """The run that all loops do; its home is a temporary folder."""
     os.environ["TUNING_HOME"] = folder
     values = preset("tiny") | {
-        "corpus": None, "use_mock_data": True, "lr_scheduler": "constant", "warmup_steps": 0,
-        "max_lr": 1e-3, "seq_len": TOKENS, "micro_batch_size": SAMPLES,
-        "max_steps": WARM_UP + STEPS, "total_batch_size": SAMPLES * TOKENS,
-    }  # fmt: skip
+        "corpus": None,
+        "use_mock_data": True,
+        "lr_scheduler": "constant",
+        "warmup_steps": 0,
+        "max_lr": 1e-3,
+        "seq_len": TOKENS,
+        "micro_batch_size": SAMPLES,
+        "max_steps": WARM_UP + STEPS,
+        "total_batch_size": SAMPLES * TOKENS,
+    }
     return experiment_config("overhead", values)
 
 
@@ -69,9 +75,14 @@ def built(config: PretrainRunConfig) -> Any:
 def batches_of(config: PretrainRunConfig, samples: Rows, cost: flops.Flops) -> Batches:
     """The batches of all loops."""
     return setup.batches_of(
-        samples, SAMPLES, ranks.layout(), config.compute, cost, seed=config.training.seed,
+        samples,
+        SAMPLES,
+        ranks.layout(),
+        config.compute,
+        cost,
+        seed=config.training.seed,
         longest=TOKENS,
-    )  # fmt: skip
+    )
 
 
 class Bare:
@@ -137,9 +148,12 @@ def engine(config: PretrainRunConfig, samples: Rows, turns: Turns) -> None:
     """`loop.train` with what `pretraining.pretrain` puts around it."""
     t, layout, losses = config.training, ranks.layout(), []
     spread, cost = setup.open_model(
-        lambda _: built(config), lambda _: built(config), layout, config.compute,
+        lambda _: built(config),
+        lambda _: built(config),
+        layout,
+        config.compute,
         precision=t.precision,
-    )  # fmt: skip
+    )
     batches = batches_of(config, samples, cost)
 
     def should_stop() -> bool:
@@ -157,9 +171,15 @@ def engine(config: PretrainRunConfig, samples: Rows, turns: Turns) -> None:
         )
         with reporter:
             loop.train(
-                spread, batches, t, steps=t.max_steps, directory=directory.path, flops=cost,
-                on_step=on_step, should_stop=should_stop,
-            )  # fmt: skip
+                spread,
+                batches,
+                t,
+                steps=t.max_steps,
+                directory=directory.path,
+                flops=cost,
+                on_step=on_step,
+                should_stop=should_stop,
+            )
     turns.check(losses)
 
 
@@ -168,9 +188,10 @@ def ready(batches: Batches, steps: int) -> Iterator[Batch]:
     for step in range(steps):
         (row,) = batches.rows(batches.at(step), torch.device("cpu"))
         inputs = {
-            "input_ids": row.input_ids, "position_ids": row.position_ids,
+            "input_ids": row.input_ids,
+            "position_ids": row.position_ids,
             "documents": row.documents,
-        }  # fmt: skip
+        }
         labels = torch.full((row.input_ids.shape[1],), IGNORED)
         labels[row.kept] = row.targets
         yield inputs, labels
@@ -216,14 +237,27 @@ def trl_arguments(config: PretrainRunConfig, folder: str) -> Any:
     t = config.training
     fused = loop.adamw(t)([{"params": [torch.nn.Parameter(torch.zeros(1))]}]).defaults["fused"]
     return SFTConfig(
-        output_dir=folder, report_to=[], max_steps=t.max_steps or 0, save_strategy="no",
-        per_device_train_batch_size=SAMPLES, learning_rate=t.max_lr,
-        lr_scheduler_type="constant", weight_decay=t.weight_decay, adam_beta2=t.adam_beta2,
-        max_grad_norm=t.grad_clip_value, optim="adamw_torch_fused" if fused else "adamw_torch",
-        logging_steps=1, use_cpu=True, bf16=False, gradient_checkpointing=False,
-        dataloader_pin_memory=False, disable_tqdm=True, max_length=None, loss_type="nll",
+        output_dir=folder,
+        report_to=[],
+        max_steps=t.max_steps or 0,
+        save_strategy="no",
+        per_device_train_batch_size=SAMPLES,
+        learning_rate=t.max_lr,
+        lr_scheduler_type="constant",
+        weight_decay=t.weight_decay,
+        adam_beta2=t.adam_beta2,
+        max_grad_norm=t.grad_clip_value,
+        optim="adamw_torch_fused" if fused else "adamw_torch",
+        logging_steps=1,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        max_length=None,
+        loss_type="nll",
         dataset_kwargs={"skip_prepare_dataset": True},
-    )  # fmt: skip
+    )
 
 
 @contextlib.contextmanager

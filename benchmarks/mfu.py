@@ -29,9 +29,11 @@ SETTINGS: dict[str, dict[str, bool]] = {
     "liger": {"use_liger_kernels": True},
     "checkpointing": {"gradient_checkpointing": True},
     "all": {
-        "use_compile": True, "use_liger_kernels": True, "gradient_checkpointing": True,
+        "use_compile": True,
+        "use_liger_kernels": True,
+        "gradient_checkpointing": True,
     },
-}  # fmt: skip
+}
 SEQ_LEN, STEPS, LEFT_OUT, MOST = 4096, 20, 5, 32
 SMALL = {"seq_len": 64, "precision": "fp32"}
 """What --check changes: the preset tiny on whatever there is, to see that this program runs."""
@@ -42,10 +44,17 @@ def config_of(name: str, setting: str) -> Any:
     from tuning.engine.run_config import experiment_config, preset
 
     values = preset(name) | {
-        "corpus": None, "use_mock_data": True, "mock_data_num_samples": MOST * STEPS,
-        "seq_len": SEQ_LEN, "total_batch_size": SEQ_LEN, "micro_batch_size": 1, "max_steps": STEPS,
-        "max_lr": 1e-4, "min_lr": None, **SETTINGS[setting],
-    }  # fmt: skip
+        "corpus": None,
+        "use_mock_data": True,
+        "mock_data_num_samples": MOST * STEPS,
+        "seq_len": SEQ_LEN,
+        "total_batch_size": SEQ_LEN,
+        "micro_batch_size": 1,
+        "max_steps": STEPS,
+        "max_lr": 1e-4,
+        "min_lr": None,
+        **SETTINGS[setting],
+    }
     return experiment_config("mfu", values | (SMALL if name == "tiny" else {}))
 
 
@@ -58,8 +67,11 @@ def measure(name: str, setting: str, most: int) -> dict[str, Any]:
     config = config_of(name, setting)
     spread, cost = setup.open_model(
         lambda _: model.build(config.shape, seed=0, eos_token_id=0, pad_token_id=0),
-        lambda _: None, ranks.layout(), config.compute, precision=config.training.precision,
-    )  # fmt: skip
+        lambda _: None,
+        ranks.layout(),
+        config.compute,
+        precision=config.training.precision,
+    )
     size = most
     while size:
         try:
@@ -87,9 +99,13 @@ def run(config: Any, spread: Any, cost: Any, size: int) -> dict[str, Any]:
     samples = MockSamples(size * STEPS, config.seq_len, config.shape.vocab_size, 0)
     layout = ranks.layout()
     batches = Batches(
-        samples=samples, global_batch=size, seed=0, layout=layout, micro_batch=size,
+        samples=samples,
+        global_batch=size,
+        seed=0,
+        layout=layout,
+        micro_batch=size,
         longest=config.seq_len,
-    )  # fmt: skip
+    )
     records: list[dict[str, Any]] = []
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -122,8 +138,10 @@ def apart(name: str, setting: str, most: int) -> dict[str, Any]:
     """`measure()` in a process of its own; what it says in the last line is its answer."""
     done = subprocess.run(
         [sys.executable, __file__, "--one", name, setting, str(most)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode == 0:
         answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
         return answer

@@ -116,8 +116,9 @@ def show(name: str, plan: Plan, lengths: np.ndarray, taken: float) -> None:
         raise SystemExit(f"{name} lost or repeated samples")
     print(
         f"{name:14} {len(lengths):8,} {len(plan):12} {fill(plan, lengths, CAPACITY):6.3f} "
-        f"{over_ideal(plan, lengths):13.4f} {taken:9.2f}", flush=True,
-    )  # fmt: skip
+        f"{over_ideal(plan, lengths):13.4f} {taken:9.2f}",
+        flush=True,
+    )
 
 
 def compare(samples: int) -> None:

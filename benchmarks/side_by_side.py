@@ -35,8 +35,10 @@ def start(home: Path, threads: int, script: str, *flags: str) -> subprocess.Pope
     """A stage in the background."""
     return subprocess.Popen(
         [sys.executable, str(PACKAGE / script), "--model", "tiny", *flags],
-        env=environment(home, threads), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        env=environment(home, threads),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def sft(home: Path, threads: int, size: int) -> subprocess.Popen[bytes]:

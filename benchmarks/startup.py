@@ -19,10 +19,25 @@ from tuning.runs import atomic
 RUNS = 5
 PIPELINE = str(PACKAGE / "run_sweetspot_pipeline.py")
 EXPERIMENT = (
-    "--model", "tiny", "--dataset", "arith", "--task", "math", "--total_data", "3000",
-    "--sft_data", "2000", "--perplexity_thresholds", "2.0", "1.6", "1.4", "--do_sft", "--do_dpo",
-    "--do_inference", "--do_evaluation",
-)  # fmt: skip
+    "--model",
+    "tiny",
+    "--dataset",
+    "arith",
+    "--task",
+    "math",
+    "--total_data",
+    "3000",
+    "--sft_data",
+    "2000",
+    "--perplexity_thresholds",
+    "2.0",
+    "1.6",
+    "1.4",
+    "--do_sft",
+    "--do_dpo",
+    "--do_inference",
+    "--do_evaluation",
+)
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "run_sweetspot_pipeline.py --help": [PIPELINE, "--help"],

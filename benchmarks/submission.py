@@ -41,8 +41,10 @@ def one_by_one(plan: Plan, folder: Path) -> None:
         above = [f"--dependency=afterok:{jobs[parent]}" for parent in stage.parents]
         done = subprocess.run(
             ["sbatch", "--parsable", *above, "--output", f"{folder}/%j.out", "--wrap", "true"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         jobs[stage.name] = done.stdout.strip()
 
 
@@ -116,8 +118,9 @@ def _table(cluster: Cluster, folder: Path) -> None:
             ratio = seconds / found["one by one"][1]
             print(
                 f"{name:12} {size:6} {calls['sbatch']:7} {calls['scontrol']:9} {calls['squeue']:7} "
-                f"{seconds:8.2f} {ratio:13.2f}x", flush=True,
-            )  # fmt: skip
+                f"{seconds:8.2f} {ratio:13.2f}x",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,14 @@ from tuning.engine.config import ComputeConfig, LoopConfig, ModelConfig
 from tuning.engine.samples import IGNORED, Rows
 
 SHAPE = ModelConfig(
-    block_size=1024, vocab_size=2048, num_layer=4, num_attention_heads=8, num_key_value_heads=8,
-    hidden_size=256, intermediate_size=768,
-)  # fmt: skip
+    block_size=1024,
+    vocab_size=2048,
+    num_layer=4,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    hidden_size=256,
+    intermediate_size=768,
+)
 BATCH = 16
 """Samples of an optimizer step."""
 WARM_UP, STEPS, ROUNDS = 1, 6, 3
@@ -78,9 +83,13 @@ def engine(samples: Sequence[np.ndarray]) -> tuple[Marks, Any]:
     # The samples are shuffled already; so all methods have the same steps.
     batches._orders[0] = np.arange(len(rows))
     loop.train(
-        spread, batches, CONFIG, steps=WARM_UP + STEPS, directory=None,
+        spread,
+        batches,
+        CONFIG,
+        steps=WARM_UP + STEPS,
+        directory=None,
         on_step=lambda record: marks.append((time.perf_counter(), record["tokens"])),
-    )  # fmt: skip
+    )
     return marks, spread.module
 
 
@@ -101,9 +110,12 @@ def trl(samples: Sequence[np.ndarray], *, a_pass: int, packed: bool = False) -> 
     steps = min(len(seen), WARM_UP + STEPS)
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(
-            folder, max_steps=steps, per_device_train_batch_size=a_pass,
-            gradient_accumulation_steps=passes, padding_free=packed,
-        )  # fmt: skip
+            folder,
+            max_steps=steps,
+            per_device_train_batch_size=a_pass,
+            gradient_accumulation_steps=passes,
+            padding_free=packed,
+        )
         times, network = trained(args, data)
     return [(at, int(tokens)) for at, tokens in zip(times, seen, strict=False)], network
 
@@ -113,12 +125,24 @@ def arguments(folder: str, **more: Any) -> Any:
     from trl import SFTConfig
 
     return SFTConfig(
-        output_dir=folder, report_to=[], save_strategy="no", learning_rate=CONFIG.max_lr,
-        lr_scheduler_type="constant", weight_decay=CONFIG.weight_decay,
-        adam_beta2=CONFIG.adam_beta2, max_grad_norm=CONFIG.grad_clip_value, logging_steps=1,
-        use_cpu=True, bf16=False, gradient_checkpointing=False, dataloader_pin_memory=False,
-        disable_tqdm=True, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, **more,
-    )  # fmt: skip
+        output_dir=folder,
+        report_to=[],
+        save_strategy="no",
+        learning_rate=CONFIG.max_lr,
+        lr_scheduler_type="constant",
+        weight_decay=CONFIG.weight_decay,
+        adam_beta2=CONFIG.adam_beta2,
+        max_grad_norm=CONFIG.grad_clip_value,
+        logging_steps=1,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **more,
+    )
 
 
 def trained(args: Any, data: Any) -> tuple[list[float], Any]:
@@ -144,9 +168,12 @@ def trained(args: Any, data: Any) -> tuple[list[float], Any]:
     network.config.use_cache = False
     tokenizer = train_tokenizer(["a"], 300, "")
     trainer = InOrder(
-        model=network, args=args, train_dataset=data, processing_class=tokenizer,
+        model=network,
+        args=args,
+        train_dataset=data,
+        processing_class=tokenizer,
         callbacks=[Clock()],
-    )  # fmt: skip
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return times[: args.max_steps], trainer.model

@@ -42,9 +42,10 @@ def add_launch_flags(parser: Parser) -> None:
 
     group = parser.add_argument_group("where it runs")
     group.add_argument(
-        "--launcher", metavar="local|slurm",
+        "--launcher",
+        metavar="local|slurm",
         help="on this machine, or as SLURM jobs (default: slurm if there is a cluster, else local)",
-    )  # fmt: skip
+    )
     group.add_argument(
         "--dry_run", action="store_true", help="print the stages and job scripts, start nothing"
     )
@@ -77,10 +78,14 @@ def launch_options(args: argparse.Namespace) -> Launch:
     if args.max_parallel is not None and args.max_parallel < 1:
         raise UserError(f"max_parallel is {args.max_parallel}; it must be at least 1.")
     return Launch(
-        launcher=args.launcher, dry_run=args.dry_run, max_parallel=args.max_parallel,
-        wait=not args.no_wait, wandb=wandb_mode(args.wandb), dependency=args.dependency,
+        launcher=args.launcher,
+        dry_run=args.dry_run,
+        max_parallel=args.max_parallel,
+        wait=not args.no_wait,
+        wandb=wandb_mode(args.wandb),
+        dependency=args.dependency,
         resources=given(args, (Resources,)),
-    )  # fmt: skip
+    )
 
 
 def launch(plan: Plan, options: Launch) -> int:
@@ -111,9 +116,12 @@ def _run_here(plan: Plan, options: Launch) -> int:
 
     folder = site.reports_dir() / plan.experiment
     launcher = LocalLauncher(
-        plan, max_parallel=options.max_parallel, processes=options.resources.get("processes"),
-        wait=options.wait, wandb=options.wandb,
-    )  # fmt: skip
+        plan,
+        max_parallel=options.max_parallel,
+        processes=options.resources.get("processes"),
+        wait=options.wait,
+        wandb=options.wandb,
+    )
     save_plan(folder, plan)
     print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)
     found = footprint.estimate(plan, site.home(), parallel=launcher.slots)
@@ -151,10 +159,11 @@ def _submit(plan: Plan, options: Launch) -> int:
                 "`tuning prefetch` and the same flags, or give --offline false."
             )
     outcome = submission.Submission(
-        plan, cluster, Slurm(), submission.Options(
-            dependency=options.dependency, wandb=options.wandb
-        ),
-    ).run()  # fmt: skip
+        plan,
+        cluster,
+        Slurm(),
+        submission.Options(dependency=options.dependency, wandb=options.wandb),
+    ).run()
     _print_submitted(plan, cluster, outcome)
     return 0
 
@@ -226,9 +235,11 @@ def _print_scripts(plan: Plan, options: Launch) -> None:
     slurm = Slurm()
     size = slurm.max_array_size() if slurm.answers() else ARRAY_SIZE
     made = submission.Submission(
-        plan, Cluster(options.resources), slurm,
+        plan,
+        Cluster(options.resources),
+        slurm,
         submission.Options(dependency=options.dependency, wandb=options.wandb),
-    )  # fmt: skip
+    )
     for number, (array, script) in enumerate(made.preview(size), 1):
         print(
             f"\n== {number}. {array.token}: {len(array.stages)} task(s), "

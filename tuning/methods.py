@@ -84,16 +84,25 @@ METHODS = {
     entry.name: entry
     for entry in (
         Method(
-            name="dpo", columns=PAIRS, check=_check_dpo,
+            name="dpo",
+            columns=PAIRS,
+            check=_check_dpo,
             trainer="tuning.training.dpo_training:train",
         ),
         Method(
-            name="kto", columns=PAIRS, check=_check_kto, micro_batches=False,
+            name="kto",
+            columns=PAIRS,
+            check=_check_kto,
+            micro_batches=False,
             trainer="tuning.training.kto_training:train",
         ),
         Method(
-            name="grpo", columns=("prompt",), rewarded=True, whole_batches=True, check=_check_grpo,
+            name="grpo",
+            columns=("prompt",),
+            rewarded=True,
+            whole_batches=True,
+            check=_check_grpo,
             trainer="tuning.training.grpo_training:train",
         ),
     )
-}  # fmt: skip
+}

@@ -90,9 +90,16 @@ class Stage:
 
 
 _KINDS = {
-    "pretrain": "pretrain", "base": "evaluation", "sweetspot": "evaluation", "sft": "sft",
-    "reference_sft": "sft", "fork": "pft", "pt": "pft", "reference_pt": "pft", "report": "report",
-}  # fmt: skip
+    "pretrain": "pretrain",
+    "base": "evaluation",
+    "sweetspot": "evaluation",
+    "sft": "sft",
+    "reference_sft": "sft",
+    "fork": "pft",
+    "pt": "pft",
+    "reference_pt": "pft",
+    "report": "report",
+}
 KINDS = tuple(dict.fromkeys(_KINDS.values()))
 
 
@@ -125,8 +132,11 @@ class Plan:
         """The content of plan.json."""
         stages = [asdict(stage) for stage in self.stages]
         return {
-            "format": FORMAT, "experiment": self.experiment, "about": self.about, "stages": stages,
-        }  # fmt: skip
+            "format": FORMAT,
+            "experiment": self.experiment,
+            "about": self.about,
+            "stages": stages,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:

@@ -92,14 +92,27 @@ def described(args: argparse.Namespace) -> Work:
     options = options_of(args)
     _check_start(args)
     config = preference_config(
-        model=args.model, dataset=args.dataset, task=args.task, pft_method=args.pft_method,
-        train_size=args.train_size, parent=_parent(args), values=given(args, PT_PARTS),
-    )  # fmt: skip
+        model=args.model,
+        dataset=args.dataset,
+        task=args.task,
+        pft_method=args.pft_method,
+        train_size=args.train_size,
+        parent=_parent(args),
+        values=given(args, PT_PARTS),
+    )
     sampling = sampling_config(args.model, given(args, (PassAtKConfig,)))
-    evaluation = evaluation_config(
-        config.model, dataset=args.dataset, task=args.task, sampling=sampling,
-        run=config.run_name, run_hash=config.hash,
-    ) if options.evaluates else None  # fmt: skip
+    evaluation = (
+        evaluation_config(
+            config.model,
+            dataset=args.dataset,
+            task=args.task,
+            sampling=sampling,
+            run=config.run_name,
+            run_hash=config.hash,
+        )
+        if options.evaluates
+        else None
+    )
     return Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
 
 

@@ -108,9 +108,14 @@ def _run(args: argparse.Namespace, values: dict[str, Any]) -> EvaluationRunConfi
         directory, found = parents.named_run(args.run, ("sft", "pt"))
         base, hash_ = restore(ModelLoadConfig, found["settings"]["model"]), found["hash"]
     return evaluation_config(
-        base, dataset=args.dataset, task=args.task, sampling=sampling_config(base.model, values),
-        run=directory.name, run_hash=hash_, sweetspot=label,
-    )  # fmt: skip
+        base,
+        dataset=args.dataset,
+        task=args.task,
+        sampling=sampling_config(base.model, values),
+        run=directory.name,
+        run_hash=hash_,
+        sweetspot=label,
+    )
 
 
 if __name__ == "__main__":

@@ -113,9 +113,12 @@ def described(args: argparse.Namespace) -> Work:
 
     config = config_of(args)
     options = Options(
-        do_training=True, wait=not args.no_wait, force=args.force, wandb=wandb_mode(args.wandb),
+        do_training=True,
+        wait=not args.no_wait,
+        force=args.force,
+        wandb=wandb_mode(args.wandb),
         output_dir=_output_dir(args) if args.output_dir else None,
-    )  # fmt: skip
+    )
     return Work(options=options, run=config, name=config.run_name)
 
 

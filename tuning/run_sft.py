@@ -83,14 +83,25 @@ def described(args: argparse.Namespace) -> Work:
 
     options = options_of(args)
     config = sft_config(
-        model=args.model, dataset=args.dataset, task=args.task, train_size=args.train_size,
+        model=args.model,
+        dataset=args.dataset,
+        task=args.task,
+        train_size=args.train_size,
         values=given(args, SFT_PARTS),
-    )  # fmt: skip
+    )
     sampling = sampling_config(args.model, given(args, (PassAtKConfig,)))
-    evaluation = evaluation_config(
-        config.model, dataset=args.dataset, task=args.task, sampling=sampling,
-        run=config.run_name, run_hash=config.hash,
-    ) if options.evaluates else None  # fmt: skip
+    evaluation = (
+        evaluation_config(
+            config.model,
+            dataset=args.dataset,
+            task=args.task,
+            sampling=sampling,
+            run=config.run_name,
+            run_hash=config.hash,
+        )
+        if options.evaluates
+        else None
+    )
     return Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
 
 

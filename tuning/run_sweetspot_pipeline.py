@@ -90,11 +90,21 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     settings = settings_given(args)
     settings["sft_values"]["early_stop"] = not args.no_early_stop
     return Wanted(
-        model=args.model, dataset=args.dataset, task=args.task, total_data=args.total_data,
-        sft_data=args.sft_data, methods=tuple(args.pft_method), do_sft=args.do_sft,
-        do_dpo=args.do_dpo, do_inference=args.do_inference, do_evaluation=args.do_evaluation,
-        references=not args.no_references, experiment=args.experiment, seed=args.seed, **settings,
-    )  # fmt: skip
+        model=args.model,
+        dataset=args.dataset,
+        task=args.task,
+        total_data=args.total_data,
+        sft_data=args.sft_data,
+        methods=tuple(args.pft_method),
+        do_sft=args.do_sft,
+        do_dpo=args.do_dpo,
+        do_inference=args.do_inference,
+        do_evaluation=args.do_evaluation,
+        references=not args.no_references,
+        experiment=args.experiment,
+        seed=args.seed,
+        **settings,
+    )
 
 
 def _require_sft(plan: Plan) -> None:

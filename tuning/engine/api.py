@@ -184,9 +184,12 @@ def train(
             from tuning.engine.pretraining import pretrain
 
             pretrain(
-                config, training.directory, samples=samples, loss_function=loss_function,
+                config,
+                training.directory,
+                samples=samples,
+                loss_function=loss_function,
                 optimizer=optimizer,
-            )  # fmt: skip
+            )
     directory = training.directory
     return TrainingResult(directory=directory.path, result=directory.result)
 

@@ -42,9 +42,11 @@ class Documents:
     """The boundaries of the documents in a packed row, on the device that computes."""
 
     def __init__(
-        self, lengths: Sequence[int] | np.ndarray, device: torch.device | str = "cpu",
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        device: torch.device | str = "cpu",
         longest: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`longest`: an upper bound on the lengths that is the same for all rows, if known."""
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.device = torch.device(device)
@@ -139,9 +141,14 @@ def _rows(x: torch.Tensor, documents: int, length: int) -> torch.Tensor:
 
 
 def _causal(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-    *, scale: float | None, dropout: float, window: int | None,
-) -> torch.Tensor:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
     mask = None
     length = q.shape[2]
     if window is not None and window < length:
@@ -149,23 +156,40 @@ def _causal(
         back = place[:, None] - place[None]
         mask = (back >= 0) & (back < window)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale,
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
-    )  # fmt: skip
+    )
 
 
 def _varlen(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents,
-    scale: float | None, window: int | None,
-) -> torch.Tensor:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    documents: Documents,
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     flat_q, flat_k, flat_v = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))
     out = varlen_attn(
-        flat_q, flat_k, flat_v, documents.offsets, documents.offsets, documents.longest,
-        documents.longest, scale=scale, window_size=(-1 if window is None else window - 1, 0),
+        flat_q,
+        flat_k,
+        flat_v,
+        documents.offsets,
+        documents.offsets,
+        documents.longest,
+        documents.longest,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
-    )  # fmt: skip
+    )
     assert isinstance(out, torch.Tensor)
     return out.transpose(0, 1)[None]
 

@@ -103,9 +103,12 @@ class Batches:
         ranks = self.layout.dp_size
         if self.max_tokens is not None:
             shares = pack(
-                lengths, capacity=self.max_tokens, ranks=ranks, squares=squares,
+                lengths,
+                capacity=self.max_tokens,
+                ranks=ranks,
+                squares=squares,
                 quadratic=self.quadratic,
-            )  # fmt: skip
+            )
             budget = self.max_tokens
         else:
             shares = _evenly(len(chosen), self.micro_batch or len(chosen), ranks)

@@ -84,9 +84,11 @@ class Checkpoints:
             write_json(temporary / STATE, state.counts)
         ranks.wait()
         written = _quietly(dcp.async_save)(
-            {"state": _tensors(state.spread)}, checkpoint_id=temporary,
-            process_group=self._group, no_dist=self._group is None,
-        )  # fmt: skip
+            {"state": _tensors(state.spread)},
+            checkpoint_id=temporary,
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
         assert isinstance(written, Future)
         self._under_way = _after(written, lambda: self._seal(temporary, target))
         return target

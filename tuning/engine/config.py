@@ -26,9 +26,14 @@ LOSSES = ("cross_entropy", "focal")
 """The losses that have names; any other is a function of one's own."""
 _OWN_LOSS = re.compile(r"[A-Za-z_][\w.]*[:.][A-Za-z_]\w*")
 _SIZES = (
-    "block_size", "vocab_size", "num_layer", "num_attention_heads", "num_key_value_heads",
-    "hidden_size", "intermediate_size",
-)  # fmt: skip
+    "block_size",
+    "vocab_size",
+    "num_layer",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "intermediate_size",
+)
 _EXPERT_SIZES = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 

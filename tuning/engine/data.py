@@ -94,9 +94,10 @@ def _corpus(config: PretrainRunConfig) -> Data:
     tokenizer = train_tokenizer(first, data.tokenizer_vocab_size, template)
     blocks = (t.max_steps or 0) * config.global_batch
     tokens, starts = sources.tokenize_documents(
-        arith.pretraining_documents(data.corpus_seed), tokenizer,
+        arith.pretraining_documents(data.corpus_seed),
+        tokenizer,
         needed=blocks * config.seq_len + 1,
-    )  # fmt: skip
+    )
     return Data(training=Blocks(tokens, starts, config.seq_len, blocks), tokenizer=tokenizer)
 
 
@@ -105,9 +106,11 @@ def _tokenizer(config: PretrainRunConfig) -> Any:
     location = config.data.tokenizer or config.source
     if location is None:
         return None
-    has_one = config.data.tokenizer or not Path(location).is_dir() or any(
-        Path(location).glob("tokenizer*")
-    )  # fmt: skip
+    has_one = (
+        config.data.tokenizer
+        or not Path(location).is_dir()
+        or any(Path(location).glob("tokenizer*"))
+    )
     return reading.read_tokenizer(location) if has_one else None
 
 

@@ -174,10 +174,13 @@ def losses_of(
     """
     with autocast(spread, precision, row.input_ids.device):
         out = spread.model(
-            input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False,
-            documents=row.documents, logits_to_keep=row.kept,
+            input_ids=row.input_ids,
+            position_ids=row.position_ids,
+            use_cache=False,
+            documents=row.documents,
+            logits_to_keep=row.kept,
             **({"output_router_logits": True} if spread.routed else {}),
-        )  # fmt: skip
+        )
     logits = out.logits[0].float()
     loss = loss_function(logits, row.targets).sum()
     if not spread.routed:
@@ -233,9 +236,12 @@ def adamw(config: LoopConfig) -> OptimizerFactory:
     def make(groups: parallel.ParamGroups) -> torch.optim.Optimizer:
         on_gpu = all(p.is_cuda for group in groups for p in group["params"])
         return torch.optim.AdamW(
-            groups, lr=config.max_lr, betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon, fused=on_gpu or None,
-        )  # fmt: skip
+            groups,
+            lr=config.max_lr,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            fused=on_gpu or None,
+        )
 
     return make
 

@@ -143,8 +143,11 @@ def check(config: Any, sep_size: int, longest: int | None = None) -> None:
         return
     heads = config.num_attention_heads
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-    for what, number in (("num_attention_heads", heads), ("num_experts", experts),
-                         ("seq_len", longest)):  # fmt: skip
+    for what, number in (
+        ("num_attention_heads", heads),
+        ("num_experts", experts),
+        ("seq_len", longest),
+    ):
         if number and number % sep_size:
             raise UserError(f"sep_size {sep_size} does not divide {what} {number}; lower it")
     kinds = set(getattr(config, "layer_types", None) or ())

@@ -52,25 +52,44 @@ def pretrain(
     vocabulary = shape.vocab_size if shape is not None else config.shape.vocab_size
     data = run_data.prepare(config, vocabulary, samples)
     spread, cost = open_model(
-        lambda dtype: _read(config, data.tokenizer, dtype), lambda dtype: _skeleton(config, dtype),
-        layout, compute, osft_config=t, precision=t.precision, dtype=_dtype(t.train_dtype),
-    )  # fmt: skip
+        lambda dtype: _read(config, data.tokenizer, dtype),
+        lambda dtype: _skeleton(config, dtype),
+        layout,
+        compute,
+        osft_config=t,
+        precision=t.precision,
+        dtype=_dtype(t.train_dtype),
+    )
     batches = batches_of(
-        data.training, config.global_batch, layout, compute, cost, seed=t.seed,
+        data.training,
+        config.global_batch,
+        layout,
+        compute,
+        cost,
+        seed=t.seed,
         longest=config.seq_len,
-    )  # fmt: skip
+    )
     steps = steps_of(t, batches)
     reporter = _reporter(config, directory, steps, report_to or [])
     hooks = _Hooks(config, directory, reporter, data, batches, spread)
     peak = loop.peak_flops(spread, t.precision)
     with reporter:
         state = loop.train(
-            spread, batches, t, steps=steps, directory=directory.path,
+            spread,
+            batches,
+            t,
+            steps=steps,
+            directory=directory.path,
             save_every=None if output.debug else output.save_every_steps,
-            keep=output.keep_checkpoints, loss_function=loss, optimizer=optimizer, flops=cost,
-            peak_flops=peak, on_step=reporter.step, after_step=hooks.after_step,
+            keep=output.keep_checkpoints,
+            loss_function=loss,
+            optimizer=optimizer,
+            flops=cost,
+            peak_flops=peak,
+            on_step=reporter.step,
+            after_step=hooks.after_step,
             should_stop=ranks.agreed_to_stop,
-        )  # fmt: skip
+        )
         hooks.end(state)
     dtype = _dtype(t.save_dtype)
     finish(state, directory, dtype, data.tokenizer, processes=layout.world, **hooks.result)
@@ -107,9 +126,11 @@ def _read(config: PretrainRunConfig, tokenizer: Any, dtype: torch.dtype) -> Any:
         return reading.read(config.source, dtype)
     eos, pad = getattr(tokenizer, "eos_token_id", 0), getattr(tokenizer, "pad_token_id", None)
     made = models.build(
-        config.shape, seed=config.training.seed, eos_token_id=eos or 0,
+        config.shape,
+        seed=config.training.seed,
+        eos_token_id=eos or 0,
         pad_token_id=pad if pad is not None else eos or 0,
-    )  # fmt: skip
+    )
     return torch.nn.Module.to(made, dtype)
 
 
@@ -146,9 +167,14 @@ class _Hooks:
     """Called between steps: validation, and models that are written on the way."""
 
     def __init__(
-        self, config: PretrainRunConfig, directory: RunDirectory, reporter: Reporter,
-        data: run_data.Data, batches: Batches, spread: Spread,
-    ) -> None:  # fmt: skip
+        self,
+        config: PretrainRunConfig,
+        directory: RunDirectory,
+        reporter: Reporter,
+        data: run_data.Data,
+        batches: Batches,
+        spread: Spread,
+    ) -> None:
         self.config = config
         self.directory = directory
         self.reporter = reporter
@@ -198,9 +224,12 @@ class _Hooks:
 
 
 def finish(
-    state: TrainingState, directory: RunDirectory, dtype: torch.dtype, tokenizer: Any,
+    state: TrainingState,
+    directory: RunDirectory,
+    dtype: torch.dtype,
+    tokenizer: Any,
     **more: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Write the model and result.json."""
     save_model(state.spread, directory.path / MODEL, dtype, tokenizer)
     if ranks.rank() != 0:

@@ -21,9 +21,15 @@ class Reporter:
     """Records the metrics of each step and each validation; only rank 0 writes."""
 
     def __init__(
-        self, directory: RunDirectory, output: OutputConfig, name: str, *, steps: int | None,
-        done: int, report_to: list[str],
-    ) -> None:  # fmt: skip
+        self,
+        directory: RunDirectory,
+        output: OutputConfig,
+        name: str,
+        *,
+        steps: int | None,
+        done: int,
+        report_to: list[str],
+    ) -> None:
         """`name`: of the folder under log_dir; `done`: the step that the run resumes from."""
         self.directory = directory
         self.steps = steps
@@ -50,9 +56,13 @@ class Reporter:
             settings = (self.directory.config or {}).get("settings")
             self._wandb = wandb.init(name=self.directory.name, config=settings)
         self._bar = tqdm(
-            total=self.steps, initial=self._done, desc="training", unit="step", mininterval=2.0,
+            total=self.steps,
+            initial=self._done,
+            desc="training",
+            unit="step",
+            mininterval=2.0,
             disable=not self._first,
-        )  # fmt: skip
+        )
         return self
 
     def __exit__(self, *_: object) -> None:

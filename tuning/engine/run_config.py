@@ -30,8 +30,12 @@ from tuning.settings import RunConfig, setting
 from tuning.weights.shape import Shape, linears
 
 PRETRAIN_PARTS: tuple[type, ...] = (
-    ModelConfig, DataConfig, OptimizationConfig, ComputeConfig, OutputConfig,
-)  # fmt: skip
+    ModelConfig,
+    DataConfig,
+    OptimizationConfig,
+    ComputeConfig,
+    OutputConfig,
+)
 PRESETS = Path(__file__).with_name("presets.yaml")
 MICRO_BATCH = 8
 """Sequences of a forward pass, unless --micro_batch_size or --max_tokens_per_gpu is given."""
@@ -170,9 +174,12 @@ def preset(name: str | None) -> dict[str, Any]:
 
 
 def _config(
-    name: str, registered: bool, template: str, chosen: Mapping[str, Any],
+    name: str,
+    registered: bool,
+    template: str,
+    chosen: Mapping[str, Any],
     samples: str | None = None,
-) -> PretrainRunConfig:  # fmt: skip
+) -> PretrainRunConfig:
     chosen = dict(chosen)
     source, base_hash = _weights(chosen.pop("model_name_or_path", None))
     chosen |= _batch(chosen)
@@ -288,11 +295,13 @@ def _check_sources(config: PretrainRunConfig) -> None:
     sources = [
         name
         for name, there in (
-            ("--corpus", data.corpus), ("--use_mock_data", data.use_mock_data),
-            ("--data_path", data.data_path), ("samples", config.brought),
+            ("--corpus", data.corpus),
+            ("--use_mock_data", data.use_mock_data),
+            ("--data_path", data.data_path),
+            ("samples", config.brought),
         )
         if there
-    ]  # fmt: skip
+    ]
     if len(sources) != 1:
         raise UserError(
             f"{' and '.join(sources) or 'nothing'} to train on; give one of --use_mock_data, "

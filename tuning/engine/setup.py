@@ -75,9 +75,15 @@ def open_model(
 
 
 def batches_of(
-    samples: Samples, size: int, layout: Layout, compute: ComputeConfig, cost: flops.Flops, *,
-    seed: int, longest: int | None,
-) -> Batches:  # fmt: skip
+    samples: Samples,
+    size: int,
+    layout: Layout,
+    compute: ComputeConfig,
+    cost: flops.Flops,
+    *,
+    seed: int,
+    longest: int | None,
+) -> Batches:
     """The batches of a run: `size` samples a step, packed up to max_tokens_per_gpu, or
     micro_batch_size of them in a forward pass.
 
@@ -92,7 +98,12 @@ def batches_of(
         )
     micro = min(compute.micro_batch_size or size, math.ceil(size / layout.dp_size))
     return Batches(
-        samples=samples, global_batch=size, seed=seed, layout=layout,
-        micro_batch=None if budget else micro, max_tokens=budget, quadratic=cost.quadratic,
+        samples=samples,
+        global_batch=size,
+        seed=seed,
+        layout=layout,
+        micro_batch=None if budget else micro,
+        max_tokens=budget,
+        quadratic=cost.quadratic,
         longest=None if budget else longest,
-    )  # fmt: skip
+    )

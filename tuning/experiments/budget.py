@@ -211,18 +211,21 @@ class _Planner:
         b, makers = self.budget, list(self._makers.values())
         samplings = [maker.sampling for maker in makers]
         return {
-            "kind": "budget", "models": [maker.model for maker in makers],
-            "sources": [maker.base.source for maker in makers], "dataset": b.dataset,
+            "kind": "budget",
+            "models": [maker.model for maker in makers],
+            "sources": [maker.base.source for maker in makers],
+            "dataset": b.dataset,
             "task": site.collections().task(b.task),
             "train_sizes": list(dict.fromkeys(b.train_sizes)),
             "sft_ratios": list(dict.fromkeys(plain(split.ratio) for split in self.splits)),
-            "methods": self.methods, "seeds": list(dict.fromkeys(b.seeds)),
+            "methods": self.methods,
+            "seeds": list(dict.fromkeys(b.seeds)),
             "k_values": _common([list(s.k_values) for s in samplings]),
             "prompts": _common([s.prompts for s in samplings]),
             "samples": _common([s.n_samples for s in samplings]),
             "temperature": _common([s.temperature for s in samplings]),
             "model_of": {name: self.model_of[name] for name in self.stages},
-        }  # fmt: skip
+        }
 
     def _require_parents(self) -> None:
         """Raise UserError if preference tuning needs an SFT run that is not trained or planned."""
@@ -302,8 +305,11 @@ def _common(values: Sequence[Any]) -> Any:
 def _check(budget: Budget, splits: Sequence[Split]) -> None:
     """Raise UserError for invalid choices, before run directories are read."""
     collections = site.collections()
-    for what, values in (("base_model", budget.base_models), ("sft_ratio", budget.sft_ratios),
-                         ("train_sizes", budget.train_sizes)):  # fmt: skip
+    for what, values in (
+        ("base_model", budget.base_models),
+        ("sft_ratio", budget.sft_ratios),
+        ("train_sizes", budget.train_sizes),
+    ):
         if not values:
             raise UserError(f"{what} is empty; give one or more.")
     for model in budget.base_models:

@@ -47,17 +47,16 @@ _SIZES = _Choice(
     flag="train_sizes", help="budgets in examples, SFT and preference together (default: 1000)"
 )
 _SEED = _Choice(
-    flag="seed", help="seeds of SFT and preference tuning (default: the model's)",
+    flag="seed",
+    help="seeds of SFT and preference tuning (default: the model's)",
     by_variable=False,
-)  # fmt: skip
+)
 _PHASES = (
     _Choice(flag="do_training", help="train", several=False),
     _Choice(flag="do_inference", help="sample answers of every model", several=False),
     _Choice(flag="do_evaluation", help="score them", several=False),
-    _Choice(
-        flag="do_sft_first", help="also train the SFT runs to start from", several=False
-    ),
-)  # fmt: skip
+    _Choice(flag="do_sft_first", help="also train the SFT runs to start from", several=False),
+)
 _AUTOTUNE = _Choice(flag="autotune", help="not implemented yet", several=False)
 _FLAGS = (*_NEEDED, _SIZES, _SEED, *_PHASES, _AUTOTUNE)
 
@@ -67,9 +66,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the budget; several values make a grid")
     for choice in (*_NEEDED, _SIZES, _SEED):
         group.add_argument(
-            f"--{choice.flag}", nargs="+" if choice.several else None, help=choice.help,
+            f"--{choice.flag}",
+            nargs="+" if choice.several else None,
+            help=choice.help,
             metavar=choice.variable,
-        )  # fmt: skip
+        )
     group = parser.add_argument_group("what to do, y or n (default: n)")
     for choice in (*_PHASES, _AUTOTUNE):
         group.add_argument(
@@ -97,11 +98,17 @@ def wanted(args: argparse.Namespace, environ: Mapping[str, str]) -> Budget:
         names = ", ".join(f"--{choice.flag} ({choice.variable})" for choice in missing)
         raise UserError(f"missing: {names}; give each as a flag or as the variable.")
     return Budget(
-        task=values["task"][0], dataset=values["dataset"][0], sft_ratios=ratios,
-        base_models=values["base_model"], pft_methods=values["pft_method"],
-        train_sizes=sizes or (1000,), seeds=seeds, experiment=getattr(args, "experiment", None),
-        **phases, **settings_given(args),
-    )  # fmt: skip
+        task=values["task"][0],
+        dataset=values["dataset"][0],
+        sft_ratios=ratios,
+        base_models=values["base_model"],
+        pft_methods=values["pft_method"],
+        train_sizes=sizes or (1000,),
+        seeds=seeds,
+        experiment=getattr(args, "experiment", None),
+        **phases,
+        **settings_given(args),
+    )
 
 
 class _Inputs:
@@ -192,9 +199,14 @@ def ask(
     if phases["do_training"]:
         phases["do_sft_first"] = door.yes("Do you want to run SFT first before DPO? (y/N): ")
     return Budget(
-        task=task, dataset=dataset, sft_ratios=(exact_ratio(ratio),), base_models=(model,),
-        pft_methods=(method,), train_sizes=sizes or (1000,), **phases,
-    )  # fmt: skip
+        task=task,
+        dataset=dataset,
+        sft_ratios=(exact_ratio(ratio),),
+        base_models=(model,),
+        pft_methods=(method,),
+        train_sizes=sizes or (1000,),
+        **phases,
+    )
 
 
 @dataclass(frozen=True)
@@ -204,9 +216,7 @@ class _Questions:
     read: Callable[[], str]
     say: Callable[[str], None]
 
-    def choose(
-        self, question: str, options: Any, aliases: Mapping[str, str] | None = None
-    ) -> str:  # fmt: skip
+    def choose(self, question: str, options: Any, aliases: Mapping[str, str] | None = None) -> str:
         """One of `options`, by its number in the menu or by its name."""
         names = list(options)
         self.say("".join(f"{number}) {name}\n" for number, name in enumerate(names, 1)))

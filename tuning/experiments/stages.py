@@ -74,9 +74,12 @@ class StageMaker:
         c = self.choices
         chosen = {k: v for k, v in c.sft_values.items() if rules is None or k not in RULES}
         return sft_config(
-            model=self.model, dataset=c.dataset, task=c.task, train_size=size,
+            model=self.model,
+            dataset=c.dataset,
+            task=c.task,
+            train_size=size,
             values={**c.model_values, **self.seed, **chosen, **(rules or {})},
-        )  # fmt: skip
+        )
 
     def preference_run(
         self, method: str, size: int | None, parent: Parent | None = None
@@ -84,10 +87,14 @@ class StageMaker:
         """The config of preference tuning from a parent or the base; None as `size` of a fork."""
         c = self.choices
         return preference_config(
-            model=self.model, dataset=c.dataset, task=c.task, pft_method=method,
-            train_size=size, parent=parent,
+            model=self.model,
+            dataset=c.dataset,
+            task=c.task,
+            pft_method=method,
+            train_size=size,
+            parent=parent,
             values={**c.model_values, **self.seed, **c.pft_values_of(method)},
-        )  # fmt: skip
+        )
 
     def pretrain_stage(self) -> Stage | None:
         """The pre-training of the base; None for a model that is not pre-trained here."""
@@ -96,10 +103,16 @@ class StageMaker:
             return None
         config = pretrain_config(entry.from_run)
         return Stage(
-            name=locate(site.models_dir(), config.run_name, config.hash).name, role="pretrain",
-            hash=config.hash, script="run_pretrain.py", run=plain(config), phases=("train",),
-            wide=True, joinable=True, seed=config.training.seed,
-        )  # fmt: skip
+            name=locate(site.models_dir(), config.run_name, config.hash).name,
+            role="pretrain",
+            hash=config.hash,
+            script="run_pretrain.py",
+            run=plain(config),
+            phases=("train",),
+            wide=True,
+            joinable=True,
+            seed=config.training.seed,
+        )
 
     def base_stage(self, pretrained: str | None, taken: Collection[str]) -> Stage:
         """The evaluation of the base; `pretrained` is the stage that makes it."""
@@ -121,10 +134,15 @@ class StageMaker:
         """An evaluation alone; `-{role}` is appended to its name if that is in `taken`."""
         name = config.artifact
         return Stage(
-            name=f"{name}-{role}" if name in taken else name, role=role, hash=config.artifact_hash,
-            trains=False, artifact=name, script="run_inference.py",
-            **self._phases(config, train=False), **more,
-        )  # fmt: skip
+            name=f"{name}-{role}" if name in taken else name,
+            role=role,
+            hash=config.artifact_hash,
+            trains=False,
+            artifact=name,
+            script="run_inference.py",
+            **self._phases(config, train=False),
+            **more,
+        )
 
     def sft_stage(
         self,
@@ -140,11 +158,18 @@ class StageMaker:
         name = directory_name(config)
         evaluation = self._evaluation(config.model, run=name, run_hash=config.hash)
         return Stage(
-            name=name, role=role, hash=config.hash, script="run_sft.py", run=plain(config),
-            joinable=config.trainer == "engine", parents=(base,) if base else (),
-            train_size=config.train_size, seed=config.training.seed,
-            **self._phases(evaluation, train=train, evaluate=evaluate), **more,
-        )  # fmt: skip
+            name=name,
+            role=role,
+            hash=config.hash,
+            script="run_sft.py",
+            run=plain(config),
+            joinable=config.trainer == "engine",
+            parents=(base,) if base else (),
+            train_size=config.train_size,
+            seed=config.training.seed,
+            **self._phases(evaluation, train=train, evaluate=evaluate),
+            **more,
+        )
 
     def preference_stage(
         self,
@@ -161,13 +186,20 @@ class StageMaker:
         name = config.run_name if config.is_fork else directory_name(config)
         evaluation = self._evaluation(config.model, run=name, run_hash=config.hash)
         return Stage(
-            name=name, role=role, hash=config.hash, script="run_dpo.py", run=plain(config),
-            parents=(parent,) if parent else (), parent=parent if config.parent else None,
+            name=name,
+            role=role,
+            hash=config.hash,
+            script="run_dpo.py",
+            run=plain(config),
+            parents=(parent,) if parent else (),
+            parent=parent if config.parent else None,
             sweetspot=config.parent.sweetspot if config.parent else None,
-            pft_method=config.pft_method, train_size=config.dataset.train_size,
-            total_data=total_data, seed=config.training.seed,
+            pft_method=config.pft_method,
+            train_size=config.dataset.train_size,
+            total_data=total_data,
+            seed=config.training.seed,
             **self._phases(evaluation, train=train),
-        )  # fmt: skip
+        )
 
     def _evaluation(self, base: ModelLoadConfig, **which: Any) -> EvaluationRunConfig:
         c = self.choices
@@ -185,6 +217,9 @@ class StageMaker:
             *(["evaluate"] if self.choices.do_evaluation and evaluate else []),
         ]
         return {
-            "phases": tuple(phases), "task": config.task, "evaluation": plain(config),
-            "evaluation_hash": config.hash, "evaluation_suffix": config.suffix,
-        }  # fmt: skip
+            "phases": tuple(phases),
+            "task": config.task,
+            "evaluation": plain(config),
+            "evaluation_hash": config.hash,
+            "evaluation_suffix": config.suffix,
+        }

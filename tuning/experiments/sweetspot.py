@@ -92,15 +92,22 @@ class _Planner:
         w, sampling = self.wanted, self.maker.sampling
         seeds = (s.seed for s in self.stages if s.kind in ("sft", "pft") and s.seed is not None)
         return {
-            "kind": "sweetspot", "models": [w.model], "sources": [self.maker.base.source],
-            "dataset": w.dataset, "task": site.collections().task(w.task),
-            "train_sizes": [w.total_data], "sft_data": [w.sft_data],
+            "kind": "sweetspot",
+            "models": [w.model],
+            "sources": [self.maker.base.source],
+            "dataset": w.dataset,
+            "task": site.collections().task(w.task),
+            "train_sizes": [w.total_data],
+            "sft_data": [w.sft_data],
             "rules": [rule.label for rule in self.sft.rules],
-            "methods": list(w.methods), "seeds": list(dict.fromkeys(seeds)),
-            "k_values": list(sampling.k_values), "prompts": sampling.prompts,
-            "samples": sampling.n_samples, "temperature": sampling.temperature,
+            "methods": list(w.methods),
+            "seeds": list(dict.fromkeys(seeds)),
+            "k_values": list(sampling.k_values),
+            "prompts": sampling.prompts,
+            "samples": sampling.n_samples,
+            "temperature": sampling.temperature,
             "model_of": {stage.name: w.model for stage in self.stages},
-        }  # fmt: skip
+        }
 
     def _taken(self) -> set[str]:
         return {stage.name for stage in self.stages}

@@ -189,14 +189,26 @@ class LocalLauncher:
         placement = self._placement(stage)
         words = stage_words(stage, self.folder, wait=self.wait, wandb=self.wandb)
         supervisor = [
-            sys.executable, "-P", "-m", "tuning.launchers.supervisor", "--record", str(record),
-            "--progress", str(progress), "--log", str(log),
-            *(["--joined"] if placement.joined else []), "--", *command(words, placement),
-        ]  # fmt: skip
+            sys.executable,
+            "-P",
+            "-m",
+            "tuning.launchers.supervisor",
+            "--record",
+            str(record),
+            "--progress",
+            str(progress),
+            "--log",
+            str(log),
+            *(["--joined"] if placement.joined else []),
+            "--",
+            *command(words, placement),
+        ]
         process = subprocess.Popen(
-            supervisor, stdin=subprocess.DEVNULL, env=self._environment(stage, placement),
+            supervisor,
+            stdin=subprocess.DEVNULL,
+            env=self._environment(stage, placement),
             start_new_session=True,
-        )  # fmt: skip
+        )
         return Running(
             stage=stage,
             process=process,

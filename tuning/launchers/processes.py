@@ -77,10 +77,12 @@ def stage_words(stage: Stage, folder: Path, *, wait: bool = True, wandb: str = "
     write_stage(file, stage)
     trains = "train" in stage.phases
     return [
-        script, "--stage", str(file),
+        script,
+        "--stage",
+        str(file),
         *([] if wait else ["--no_wait"]),
         *(["--wandb", wandb] if trains and wandb != "off" else []),
-    ]  # fmt: skip
+    ]
 
 
 def command(words: Sequence[str], placement: Placement) -> list[str]:
@@ -92,10 +94,16 @@ def command(words: Sequence[str], placement: Placement) -> list[str]:
         return [*start, *_torchrun_flags(placement), *words]
     cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
     return [
-        "srun", f"--nodes={placement.nodes}", f"--ntasks={placement.nodes}",
-        "--ntasks-per-node=1", f"--cpus-per-task={cores}", "--kill-on-bad-exit=1", "--export=ALL",
-        *start, *words,
-    ]  # fmt: skip
+        "srun",
+        f"--nodes={placement.nodes}",
+        f"--ntasks={placement.nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={cores}",
+        "--kill-on-bad-exit=1",
+        "--export=ALL",
+        *start,
+        *words,
+    ]
 
 
 def _torchrun_flags(placement: Placement) -> list[str]:
@@ -104,9 +112,12 @@ def _torchrun_flags(placement: Placement) -> list[str]:
     if placement.port is None:
         return ["--standalone", "--local_addr=127.0.0.1", processes]
     return [
-        f"--nnodes={placement.nodes}", f"--node_rank={placement.node}", processes,
-        f"--master_addr={placement.address}", f"--master_port={placement.port}",
-    ]  # fmt: skip
+        f"--nnodes={placement.nodes}",
+        f"--node_rank={placement.node}",
+        processes,
+        f"--master_addr={placement.address}",
+        f"--master_port={placement.port}",
+    ]
 
 
 def python_path() -> str:

@@ -188,9 +188,11 @@ class Supervisor:
     def _write(self, ending: Ending) -> None:
         """Write the record: the state of the stage, and the counts for its next start."""
         counts = {
-            "attempts": self._attempts, "idle": self._idle, "furthest": self._furthest,
+            "attempts": self._attempts,
+            "idle": self._idle,
+            "furthest": self._furthest,
             "job": slurm_job(os.environ),
-        }  # fmt: skip
+        }
         atomic.write_json(self.record, asdict(ending) | counts)
 
     def _attempt(self) -> Outcome:
@@ -208,9 +210,13 @@ class Supervisor:
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=environment, start_new_session=True,
-            )  # fmt: skip
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
         if self.asked:
             self._tell_child(signal.SIGTERM)
         while (code := self._child.poll()) is None:

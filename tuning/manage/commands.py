@@ -41,8 +41,10 @@ def status(plan: Plan, *, watch: bool, as_json: bool) -> int:
 
 def _page(plan: Plan, found: Sequence[StageStatus]) -> str:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    counts = {state: sum(e.state == state for e in found) for state in dict.fromkeys(
-        entry.state for entry in found)}  # fmt: skip
+    counts = {
+        state: sum(e.state == state for e in found)
+        for state in dict.fromkeys(entry.state for entry in found)
+    }
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     report = site.reports_dir() / plan.experiment / "report.html"
     lines = [f"experiment {plan.experiment}: {summary}", "", table(found, width)]

@@ -48,9 +48,12 @@ def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) 
         return
     use_one_device()
     with claim(
-        root, config.identity(parent=config.evaluates), wait=options.wait,
-        force=options.force and options.do_inference, check=interrupt.check,
-    ) as directory:  # fmt: skip
+        root,
+        config.identity(parent=config.evaluates),
+        wait=options.wait,
+        force=options.force and options.do_inference,
+        check=interrupt.check,
+    ) as directory:
         if options.do_inference and not directory.done("infer"):
             with (
                 directory.phase("infer", last=not options.do_evaluation),

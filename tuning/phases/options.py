@@ -68,9 +68,11 @@ def add_claim_flags(group: argparse._ActionsContainer) -> None:
 def add_wandb(group: argparse._ActionsContainer) -> None:
     """The flag that reports training to Weights & Biases."""
     group.add_argument(
-        "--wandb", default="off", metavar="|".join(WANDB_MODES),
+        "--wandb",
+        default="off",
+        metavar="|".join(WANDB_MODES),
         help="report training to Weights & Biases (default: off)",
-    )  # fmt: skip
+    )
 
 
 def wandb_mode(value: str) -> str:

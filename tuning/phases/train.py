@@ -56,10 +56,14 @@ def _held(identity: Identity, options: Options) -> AbstractContextManager[Traini
     use_one_device()
     return training_in(
         claim(
-            root, identity, exact=named is not None, wait=options.wait, force=options.force,
+            root,
+            identity,
+            exact=named is not None,
+            wait=options.wait,
+            force=options.force,
             check=interrupt.check,
         )
-    )  # fmt: skip
+    )
 
 
 def _report_to(training: Training, identity: Identity, options: Options) -> tuple[str, ...]:

@@ -84,9 +84,11 @@ def share_figure(rows: Sequence[Row], labels: Labels, palette: Palette) -> str |
             _spot_names(ax, scored, palette)
             _whole_names(ax, scored, labels, palette)
         made.figure.legend(
-            handles=handles, loc="outside lower center", handlelength=2.6,
+            handles=handles,
+            loc="outside lower center",
+            handlelength=2.6,
             ncols=COLUMNS if len(handles) > 3 else max(1, len(handles)),
-        )  # fmt: skip
+        )
     return made.svg
 
 
@@ -153,9 +155,14 @@ def _bases(made: Drawing, ax: Any, rows: Sequence[Row]) -> None:
         ax.axhline(middle, color=GREY, lw=1.2, zorder=1)
         made.tip(band, f"{name}: {_score(base)}")
         ax.text(
-            1.055, place, f"{name} {middle:.3f}", color=MUTED, ha="right", va="bottom",
+            1.055,
+            place,
+            f"{name} {middle:.3f}",
+            color=MUTED,
+            ha="right",
+            va="bottom",
             path_effects=halo(),
-        )  # fmt: skip
+        )
 
 
 def _draw(
@@ -170,8 +177,10 @@ def _draw(
     shapes: dict[str, Any] = {"ls": dashes(line.method), "lw": 1.4, "color": colour}
     ax.plot(
         [_share(row) + shift for row in line.rows],
-        [row.scores.first[0] for row in line.rows if row.scores], zorder=2, **shapes,
-    )  # fmt: skip
+        [row.scores.first[0] for row in line.rows if row.scores],
+        zorder=2,
+        **shapes,
+    )
     shape = marker(line.method) if line.whole else "o"
     for row in line.rows:
         if row.role == "reference_sft" and line is _first(lines, line):
@@ -179,9 +188,14 @@ def _draw(
         elif row.role not in ("base", "reference_sft"):
             _point(made, ax, row, _share(row) + shift, shape, labels, palette)
     return Line2D(
-        [], [], marker=shape, ms=7, mfc=colour if line.whole else CARD, label=line.words(lines),
+        [],
+        [],
+        marker=shape,
+        ms=7,
+        mfc=colour if line.whole else CARD,
+        label=line.words(lines),
         **shapes,
-    )  # fmt: skip
+    )
 
 
 def _first(lines: Sequence[_Line], line: _Line) -> _Line:
@@ -198,9 +212,16 @@ def _point(
     colour, ring = palette[row], row.role not in WAYS
     ax.plot([x, x], [low, high], color=colour, lw=1.6, zorder=4, solid_capstyle="butt")
     (mark,) = ax.plot(
-        [x], [middle], shape, ms=8, color=colour, mfc=CARD if ring else colour,
-        mec=colour if ring else CARD, mew=1.8 if ring else 1.2, zorder=5,
-    )  # fmt: skip
+        [x],
+        [middle],
+        shape,
+        ms=8,
+        color=colour,
+        mfc=CARD if ring else colour,
+        mec=colour if ring else CARD,
+        mew=1.8 if ring else 1.2,
+        zorder=5,
+    )
     made.tip(mark, f"{labels.label(row)}: {_score(row)}\n{row.run_name}")
 
 
@@ -210,9 +231,15 @@ def _spot_names(ax: Any, scored: Sequence[Row], palette: Palette) -> None:
     xs = [_share(row) for row in spots.values()]
     for (rule, row), x, place in zip(spots.items(), xs, spread(xs, 0.075), strict=True):
         ax.text(
-            place, 1.0, rule.words, transform=ax.get_xaxis_transform(), color=palette[row],
-            ha="center", va="bottom", fontweight="bold",
-        )  # fmt: skip
+            place,
+            1.0,
+            rule.words,
+            transform=ax.get_xaxis_transform(),
+            color=palette[row],
+            ha="center",
+            va="bottom",
+            fontweight="bold",
+        )
         ax.plot(
             [x, place], [0.95, 0.99], transform=ax.get_xaxis_transform(), color=palette[row], lw=0.8
         )
@@ -224,9 +251,15 @@ def _whole_names(ax: Any, scored: Sequence[Row], labels: Labels, palette: Palett
     for row in of_role(scored, "reference_sft")[:1]:
         assert row.scores is not None
         ax.text(
-            1.0, row.scores.first[2], f"{labels.within_budget().label(row)}\n", va="center",
-            ha="right", color=palette[row], fontweight="bold", path_effects=halo(),
-        )  # fmt: skip
+            1.0,
+            row.scores.first[2],
+            f"{labels.within_budget().label(row)}\n",
+            va="center",
+            ha="right",
+            color=palette[row],
+            fontweight="bold",
+            path_effects=halo(),
+        )
 
 
 def pass_at_k_figure(rows: Sequence[Row], labels: Labels, palette: Palette) -> str | None:
@@ -245,10 +278,15 @@ def pass_at_k_figure(rows: Sequence[Row], labels: Labels, palette: Palette) -> s
             assert row.scores is not None
             values = {k: interval[0] for k, interval in row.scores.pass_at_k.items()}
             (line,) = ax.plot(
-                list(values), list(values.values()), color=palette[row], lw=1.8, ms=5.5,
+                list(values),
+                list(values.values()),
+                color=palette[row],
+                lw=1.8,
+                ms=5.5,
                 marker="D" if row.role == "reference_sft" else marker(row.pft_method or "dpo"),
-                ls=dashes(row.pft_method), clip_on=False,
-            )  # fmt: skip
+                ls=dashes(row.pft_method),
+                clip_on=False,
+            )
             name, end = labels.label(row), values[max(values)]
             made.tip(line, f"{name}: " + ", ".join(f"@{k} {v:.3f}" for k, v in values.items()))
             ends.append((end, f"  {name}  {end:.3f}", palette[row]))

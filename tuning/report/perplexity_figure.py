@@ -15,8 +15,36 @@ from tuning.report.rows import Row, of_role
 from tuning.report.svg import Drawing, drawing, end_labels, halo, share, spread
 from tuning.sweetspots.rules import Threshold
 
-TICKS = (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500,
-         1000, 2000, 5000, 10_000, 50_000, 100_000)  # fmt: skip
+TICKS = (
+    1,
+    1.1,
+    1.2,
+    1.3,
+    1.4,
+    1.5,
+    1.7,
+    2,
+    2.5,
+    3,
+    4,
+    5,
+    6,
+    8,
+    10,
+    15,
+    20,
+    30,
+    50,
+    100,
+    200,
+    500,
+    1000,
+    2000,
+    5000,
+    10_000,
+    50_000,
+    100_000,
+)
 MOST_LINES = 8
 """More than these are left to the tables."""
 
@@ -34,9 +62,13 @@ def perplexity_figure(rows: Sequence[Row], labels: Labels, palette: Palette) -> 
             y = [point["perplexity"] for point in row.curve]
             whole = row.role == "reference_sft"
             (line,) = ax.plot(
-                x, y, color=palette[row], lw=1.4 if whole else 2.4,
-                ls=(0, (4, 2)) if whole else "-", zorder=3,
-            )  # fmt: skip
+                x,
+                y,
+                color=palette[row],
+                lw=1.4 if whole else 2.4,
+                ls=(0, (4, 2)) if whole else "-",
+                zorder=3,
+            )
             made.tip(line, f"{labels.label(row)}: {row.run_name}")
         ends = [(r.curve[-1]["perplexity"], f" {labels.label(r)}", palette[r]) for r in runs]
         end_labels(ax, ends, [r.curve[-1]["data_points_seen"] for r in runs])
@@ -102,9 +134,16 @@ def _thresholds(ax: Any, rows: Sequence[Row], palette: Palette) -> None:
         ax.axhline(threshold, color=palette[row], lw=1, ls="-" if reached else (0, (2, 3)))
         name = f"{row.rule.setting} not reached" if row.cause == "unreached" else row.rule.setting
         ax.text(
-            0.008, place, name, transform=ax.transAxes, color=palette[row], fontweight="bold",
-            va="center", path_effects=halo(), zorder=5,
-        )  # fmt: skip
+            0.008,
+            place,
+            name,
+            transform=ax.transAxes,
+            color=palette[row],
+            fontweight="bold",
+            va="center",
+            path_effects=halo(),
+            zorder=5,
+        )
 
 
 def _spots(made: Drawing, ax: Any, rows: Sequence[Row], labels: Labels, palette: Palette) -> None:
@@ -118,13 +157,21 @@ def _spots(made: Drawing, ax: Any, rows: Sequence[Row], labels: Labels, palette:
         height = 0.93 - 0.075 * number
         y = share(row.perplexity, bottom, top, log)
         ax.plot(
-            [seen, seen], [y, height], transform=ax.get_xaxis_transform(),
-            color=palette[row], lw=0.9,
-        )  # fmt: skip
+            [seen, seen],
+            [y, height],
+            transform=ax.get_xaxis_transform(),
+            color=palette[row],
+            lw=0.9,
+        )
         ax.text(
-            seen, height, f" {_fork_words(row, rows)}", transform=ax.get_xaxis_transform(),
-            va="center", path_effects=halo(), zorder=5,
-        )  # fmt: skip
+            seen,
+            height,
+            f" {_fork_words(row, rows)}",
+            transform=ax.get_xaxis_transform(),
+            va="center",
+            path_effects=halo(),
+            zorder=5,
+        )
         (point,) = ax.plot(
             [seen], [row.perplexity], "o", ms=8, color=palette[row], mec=CARD, mew=1.5, zorder=6
         )

@@ -155,9 +155,17 @@ def end_labels(ax: Any, labels: Sequence[tuple[float, str, str]], xs: Sequence[f
     places = spread([share(y, bottom, top, log) for y, _, _ in labels], gap, gap / 2, 1.0)
     for (_, text, colour), x, place in zip(labels, xs, places, strict=True):
         ax.text(
-            x, place, text, color=colour, va="center", fontweight="bold",
-            transform=ax.get_xaxis_transform(), path_effects=halo(), clip_on=False, zorder=7,
-        )  # fmt: skip
+            x,
+            place,
+            text,
+            color=colour,
+            va="center",
+            fontweight="bold",
+            transform=ax.get_xaxis_transform(),
+            path_effects=halo(),
+            clip_on=False,
+            zorder=7,
+        )
 
 
 def halo() -> list[Any]:

@@ -11,10 +11,27 @@ from tuning.report.formats import UNKNOWN, count, interval, perplexity, shorten,
 from tuning.report.rows import Row, largest_k
 
 COLUMNS = (
-    "run_name", "stage", "pft_method", "parent", "threshold", "perplexity", "sft_data_used",
-    "pft_data", "total_data", "pass_at_1", "pass_at_1_low", "pass_at_1_high", "pass_at_k",
-    "prompts", "samples", "train_tokens", "train_seconds", "config_hash", "seed", "note",
-)  # fmt: skip
+    "run_name",
+    "stage",
+    "pft_method",
+    "parent",
+    "threshold",
+    "perplexity",
+    "sft_data_used",
+    "pft_data",
+    "total_data",
+    "pass_at_1",
+    "pass_at_1_low",
+    "pass_at_1_high",
+    "pass_at_k",
+    "prompts",
+    "samples",
+    "train_tokens",
+    "train_seconds",
+    "config_hash",
+    "seed",
+    "note",
+)
 BUDGET_COLUMNS = (*COLUMNS[:3], "model", "total_budget", *COLUMNS[3:])
 """Of experiments that may have several base models and budgets."""
 NAME_WIDTH = 46

@@ -13,8 +13,12 @@ from tuning.runs.errors import StageFailed
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SIGNS = (
-    "no space left", "file too large", "disk quota", "pytorchstreamwriter", "unexpected pos",
-)  # fmt: skip
+    "no space left",
+    "file too large",
+    "disk quota",
+    "pytorchstreamwriter",
+    "unexpected pos",
+)
 
 
 def is_full(error: BaseException) -> bool:

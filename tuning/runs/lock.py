@@ -100,8 +100,11 @@ def _job_ended(job: str) -> bool:
     with contextlib.suppress(subprocess.SubprocessError, OSError):
         asked = subprocess.run(
             ["squeue", "-h", "-j", job, "-o", "%T"],
-            capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
         if asked.returncode == 0:
             return not {"RUNNING", "COMPLETING", "SUSPENDED"} & set(asked.stdout.split())
         return "Invalid job id" in asked.stderr

@@ -73,9 +73,20 @@ def revision() -> str | None:
         return noted.read_text(encoding="utf-8").strip()
     try:
         described = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty",
-            "--abbrev=12"], capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
+            [
+                "git",
+                "-C",
+                str(Path(__file__).parent),
+                "describe",
+                "--always",
+                "--dirty",
+                "--abbrev=12",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None

@@ -77,9 +77,12 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="training", unit="step",
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="training",
+            unit="step",
             mininterval=2.0,
-        )  # fmt: skip
+        )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -16,15 +16,25 @@ from tuning.settings import require, setting
 from tuning.weights.config import LoraConfig, ModelLoadConfig
 
 OPTIMIZERS = (
-    "auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit",
-    "paged_adamw_32bit", "adafactor", "sgd",
-)  # fmt: skip
+    "auto",
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "adafactor",
+    "sgd",
+)
 ENGINE_OPTIMIZERS = ("auto", "adamw_torch", "adamw_torch_fused")
 """Names of optimizers that the engine's AdamW serves."""
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 _POSITIVE = (
-    "num_train_epochs", "learning_rate", "effective_batch_size", "save_steps", "max_grad_norm",
-)  # fmt: skip
+    "num_train_epochs",
+    "learning_rate",
+    "effective_batch_size",
+    "save_steps",
+    "max_grad_norm",
+)
 MICRO_BATCH = 4
 """Examples of a forward pass with TRL, unless --micro_batch_size is given."""
 PACKED_TOKENS = 8192

@@ -218,13 +218,20 @@ class PTRunConfig(RunConfig):
 
 
 RUN_CONFIGS: dict[str, type[RunConfig]] = {
-    "pretrain": PretrainRunConfig, "sft": SFTRunConfig, "pft": PTRunConfig,
-}  # fmt: skip
+    "pretrain": PretrainRunConfig,
+    "sft": SFTRunConfig,
+    "pft": PTRunConfig,
+}
 """The run config of each kind of stage that trains."""
 SFT_PARTS: tuple[type, ...] = (
-    ModelLoadConfig, LoraConfig, TrainingArgumentsConfig, LossConfig, PerplexityConfig,
-    ComputeConfig, EngineSFTConfig,
-)  # fmt: skip
+    ModelLoadConfig,
+    LoraConfig,
+    TrainingArgumentsConfig,
+    LossConfig,
+    PerplexityConfig,
+    ComputeConfig,
+    EngineSFTConfig,
+)
 PT_PARTS: tuple[type, ...] = (ModelLoadConfig, LoraConfig, DPOTrainingConfig, ComputeConfig)
 
 
@@ -347,9 +354,13 @@ def _model(name: str, chosen: Mapping[str, Any]) -> ModelLoadConfig:
         raise UserError(f"unknown chat template '{template}'; choose from: {', '.join(known)}.")
     key = name if name in site.collections().models else entry.path or name
     return build(
-        ModelLoadConfig, chosen, model=key, source=entry.source, path=entry.path,
+        ModelLoadConfig,
+        chosen,
+        model=key,
+        source=entry.source,
+        path=entry.path,
         base_hash=_base_hash(entry),
-    )  # fmt: skip
+    )
 
 
 def _base_hash(entry: site.ModelEntry) -> str | None:

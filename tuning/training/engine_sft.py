@@ -46,8 +46,11 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     spread, cost = open_model(
         lambda dtype: reading.read(base.base, dtype),
         lambda dtype: model.skeleton(reading.read_config(base.base), dtype),
-        layout, compute, osft_config=config.engine, precision=settings.precision,
-    )  # fmt: skip
+        layout,
+        compute,
+        osft_config=config.engine,
+        precision=settings.precision,
+    )
     size = config.training.effective_batch_size
     batches = batches_of(
         rows_of(rows), size, layout, compute, cost, seed=settings.seed, longest=None
@@ -63,17 +66,29 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     left = saved["step"] if monitor.stops else steps
     name = config.run_name.removesuffix(f"-{config.hash[:SHORT]}")
     reporter = Reporter(
-        directory, OutputConfig(), f"{name}_{config.hash[:SHORT]}", steps=steps,
-        done=saved.get("step", 0), report_to=report_to,
-    )  # fmt: skip
+        directory,
+        OutputConfig(),
+        f"{name}_{config.hash[:SHORT]}",
+        steps=steps,
+        done=saved.get("step", 0),
+        report_to=report_to,
+    )
     peak = loop.peak_flops(spread, settings.precision)
     with reporter:
         state = loop.train(
-            spread, batches, settings, steps=left, directory=directory.path,
-            save_every=config.training.save_steps, loss_function=loss, flops=cost,
-            peak_flops=peak, on_step=reporter.step, after_step=sweetspots.after_step,
+            spread,
+            batches,
+            settings,
+            steps=left,
+            directory=directory.path,
+            save_every=config.training.save_steps,
+            loss_function=loss,
+            flops=cost,
+            peak_flops=peak,
+            on_step=reporter.step,
+            after_step=sweetspots.after_step,
             should_stop=ranks.agreed_to_stop,
-        )  # fmt: skip
+        )
     _finish(config, directory, state, monitor, tokenizer)
 
 
@@ -113,9 +128,13 @@ class _Sweetspots:
     """Called between steps: measure the perplexity, apply the rules, save sweetspots."""
 
     def __init__(
-        self, monitor: Monitor, perplexity: PoolPerplexity, steps: int, tokenizer: Any,
+        self,
+        monitor: Monitor,
+        perplexity: PoolPerplexity,
+        steps: int,
+        tokenizer: Any,
         dtype: torch.dtype,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.monitor = monitor
         self.perplexity = perplexity
         self.steps = steps
@@ -146,9 +165,12 @@ class _Sweetspots:
 
 
 def _finish(
-    config: SFTRunConfig, directory: RunDirectory, state: TrainingState, monitor: Monitor,
+    config: SFTRunConfig,
+    directory: RunDirectory,
+    state: TrainingState,
+    monitor: Monitor,
     tokenizer: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Write the model and result.json; checkpoints are deleted when the run is marked done."""
     dtype = loading.dtype_of(config.model.dtype)
     save_model(state.spread, directory.path / MODEL, dtype, tokenizer)

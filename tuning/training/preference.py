@@ -85,7 +85,12 @@ def finish(
         step = trainer.state.global_step
         seen = data_points_seen(step, start.train_size, prepared.batch)
     trainers.finish(
-        trainer, prepared.tokenizer, config, directory, prepared.callback,
-        start.train_size, seen,
+        trainer,
+        prepared.tokenizer,
+        config,
+        directory,
+        prepared.callback,
+        start.train_size,
+        seen,
         prepare=lambda model: model.merge_and_unload() if merge else model,
-    )  # fmt: skip
+    )

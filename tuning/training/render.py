@@ -17,8 +17,10 @@ from tuning.training.config_training import PTRunConfig, SFTRunConfig, model_con
 from tuning.weights.config import ModelLoadConfig
 
 FOLLOWS = {
-    "seq_len": ("block_size",), "min_lr": ("max_lr",), "training_mode": ("max_steps", "max_tokens"),
-}  # fmt: skip
+    "seq_len": ("block_size",),
+    "min_lr": ("max_lr",),
+    "training_mode": ("max_steps", "max_tokens"),
+}
 """Settings of pre-training that follow from others; beside those they must be given."""
 
 
@@ -40,10 +42,17 @@ def sft_words(config: SFTRunConfig) -> list[str]:
     default = config.default()
     names = ("model", "lora", "training", "loss", "perplexity", "compute", "engine")
     return [
-        "run_sft.py", "--model", config.model.model, "--dataset", config.dataset.dataset,
-        "--task", config.task, "--train_size", str(config.train_size),
+        "run_sft.py",
+        "--model",
+        config.model.model,
+        "--dataset",
+        config.dataset.dataset,
+        "--task",
+        config.task,
+        "--train_size",
+        str(config.train_size),
         *_changes(config, default, names, unused(config.trainer)),
-    ]  # fmt: skip
+    ]
 
 
 def _changes(
@@ -62,9 +71,16 @@ def preference_words(config: PTRunConfig) -> list[str]:
     """A preference run, without its phases."""
     default = config.default()
     words = [
-        "run_dpo.py", "--model", config.model.model, "--dataset", config.dataset.dataset,
-        "--task", config.task, "--pft_method", config.pft_method,
-    ]  # fmt: skip
+        "run_dpo.py",
+        "--model",
+        config.model.model,
+        "--dataset",
+        config.dataset.dataset,
+        "--task",
+        config.task,
+        "--pft_method",
+        config.pft_method,
+    ]
     if config.dataset.train_size is not None:
         words += ["--train_size", str(config.dataset.train_size)]
     if config.parent:
@@ -86,9 +102,14 @@ def evaluation_words(config: EvaluationRunConfig) -> list[str]:
         which = ["--run", config.run]
         which += ["--sweetspot", config.sweetspot] if config.sweetspot else []
     return [
-        "run_inference.py", *which, "--dataset", config.dataset, "--task", config.task,
+        "run_inference.py",
+        *which,
+        "--dataset",
+        config.dataset,
+        "--task",
+        config.task,
         *sampling_words(config.base.model, config.sampling),
-    ]  # fmt: skip
+    ]
 
 
 def sampling_words(model: str, sampling: PassAtKConfig) -> list[str]:

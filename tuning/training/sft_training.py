@@ -59,12 +59,17 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     trainer.directory = directory
     trainers.run(trainer, callback, resume, finished=monitor.stops)
     trainers.finish(
-        trainer, tokenizer, config, directory, callback, size,
+        trainer,
+        tokenizer,
+        config,
+        directory,
+        callback,
+        size,
         config.spending.seen(trainer.state.global_step),
         perplexity=rules.history[-1],
         base_perplexity=rules.history[0],
         sweetspots=rules.outcome(),
-    )  # fmt: skip
+    )
 
 
 def _loss(config: SFTRunConfig) -> Callable[..., torch.Tensor] | None:

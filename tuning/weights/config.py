@@ -8,8 +8,14 @@ from typing import Any, Literal
 from tuning.settings import hashed_settings, identity_hash, require, setting
 
 ATTENTION_AND_MLP = (
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-)  # fmt: skip
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
 
 
 def in_half(precision: str, *, cuda: bool) -> bool:

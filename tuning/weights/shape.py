@@ -15,8 +15,16 @@ from tuning.weights.config import LoraConfig
 FLOAT32, BFLOAT16 = 4, 2
 """Bytes of a parameter."""
 _PLAIN = (
-    "gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3",
-)  # fmt: skip
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "olmo2",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+)
 """Architectures (model_type) of the blocks that `Shape` describes."""
 _ENDS = {"embed_tokens", "lm_head"}
 _TIED = ("gemma", "gemma2", "gemma3_text", "smollm3")
@@ -108,7 +116,11 @@ def linears(
     """(inputs, outputs) of the linear layers of a block, by the names that transformers gives."""
     queries, keys = head * heads, head * key_heads
     return {
-        "q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys),
-        "o_proj": (queries, hidden), "gate_proj": (hidden, inner), "up_proj": (hidden, inner),
+        "q_proj": (hidden, queries),
+        "k_proj": (hidden, keys),
+        "v_proj": (hidden, keys),
+        "o_proj": (queries, hidden),
+        "gate_proj": (hidden, inner),
+        "up_proj": (hidden, inner),
         "down_proj": (inner, hidden),
-    }  # fmt: skip
+    }

@@ -20,9 +20,23 @@ WAITS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 RUNS = ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 LEAVES = ("COMPLETING",)
 OURS = (
-    "ACCOUNT", "PARTITION", "QOS", "GRES", "CONSTRAINT", "MEM_PER_NODE", "TIMELIMIT", "JOB_NAME",
-    "ARRAY_INX", "OUTPUT", "ERROR", "WAIT", "OPEN_MODE", "SIGNAL", "REQUEUE", "NO_REQUEUE",
-)  # fmt: skip
+    "ACCOUNT",
+    "PARTITION",
+    "QOS",
+    "GRES",
+    "CONSTRAINT",
+    "MEM_PER_NODE",
+    "TIMELIMIT",
+    "JOB_NAME",
+    "ARRAY_INX",
+    "OUTPUT",
+    "ERROR",
+    "WAIT",
+    "OPEN_MODE",
+    "SIGNAL",
+    "REQUEUE",
+    "NO_REQUEUE",
+)
 """Options that our scripts set; sbatch's variables SBATCH_* of these names would override them."""
 FILTERS = ("SQUEUE_", "SACCT_", "SLURM_CLUSTERS")
 """Variables that filter the output of squeue and sacct: with them, jobs would be overlooked and
@@ -121,9 +135,7 @@ class Slurm:
 
     def queue(self) -> list[Job]:
         """Our tasks that SLURM still lists, for some minutes also those that have ended."""
-        done = self._run(
-            "squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%k|%M|%N"
-        )  # fmt: skip
+        done = self._run("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%k|%M|%N")
         if done.returncode != 0:
             raise StageFailed(f"squeue does not answer: {_errors_of(done)}.")
         return [job for line in done.stdout.splitlines() if (job := _job(line)) is not None]
@@ -188,9 +200,14 @@ class Slurm:
         self.calls.append(command[0])
         try:
             return subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=seconds,
-                stdin=subprocess.DEVNULL, env=_environment(),
-            )  # fmt: skip
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=seconds,
+                stdin=subprocess.DEVNULL,
+                env=_environment(),
+            )
         except FileNotFoundError:
             raise UserError(
                 f"there is no {command[0]} on this machine; submit on a node of the cluster, or "

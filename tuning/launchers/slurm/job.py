@@ -163,10 +163,13 @@ def _by_hand(words: list[str]) -> int:
     host: Host = Allocation(Slurm(), number) if number else Here()
     folder = site.home() / "outputs" / "jobs" / (number or f"local-{os.getpid()}")
     return _supervise(
-        [str(script), *words[1:]], None if launches else this_job(), host,
-        record=folder / "record.json", progress=folder / "progress.json",
+        [str(script), *words[1:]],
+        None if launches else this_job(),
+        host,
+        record=folder / "record.json",
+        progress=folder / "progress.json",
         log=_standard_output() or folder / "log.txt",
-    )  # fmt: skip
+    )
 
 
 def _standard_output() -> Path | None:
@@ -179,9 +182,14 @@ def _standard_output() -> Path | None:
 
 
 def _supervise(
-    words: list[str], placement: Placement | None, host: Host, *, record: Path, progress: Path,
+    words: list[str],
+    placement: Placement | None,
+    host: Host,
+    *,
+    record: Path,
+    progress: Path,
     log: Path,
-) -> int:  # fmt: skip
+) -> int:
     """Run a script with its arguments at a placement, which may use all cores of the job; None for
     a launcher, which gives its stages their own.
     """
@@ -191,9 +199,14 @@ def _supervise(
     placement = placement or Placement()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     ending = Supervisor(
-        command(words, placement), record, log, progress, host=host, joined=placement.joined,
+        command(words, placement),
+        record,
+        log,
+        progress,
+        host=host,
+        joined=placement.joined,
         continues=isinstance(host, Allocation) and restarts > 0,
-    ).run()  # fmt: skip
+    ).run()
     state = "to be continued" if ending.code == EXIT_AGAIN else ending.state
     print(f"{record.stem}: {state}{': ' + ending.reason if ending.reason else ''}")
     return ending.code

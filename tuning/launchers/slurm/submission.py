@@ -221,10 +221,12 @@ class Submission:
                 suffix = f"-{part}" if len(parts) > 1 else ""
                 found.append(
                     Array(
-                        token=f"{self.plan.experiment}.{number}.{kind}{suffix}", kind=kind,
-                        stages=[stage.name for stage in own], keys=[stage.key for stage in own],
+                        token=f"{self.plan.experiment}.{number}.{kind}{suffix}",
+                        kind=kind,
+                        stages=[stage.name for stage in own],
+                        keys=[stage.key for stage in own],
                     )
-                )  # fmt: skip
+                )
         return found
 
     def _parts(self, stages: Sequence[Stage], largest: int) -> list[list[Stage]]:
@@ -269,9 +271,13 @@ class Submission:
             **(offline_environment() if resources.offline else {}),
         }
         job = ArrayJob(
-            token=array.token, count=len(array.stages), code=code, tasks=self._tasks_path(array),
-            output=self.folder / "slurm", environment=environment,
-        )  # fmt: skip
+            token=array.token,
+            count=len(array.stages),
+            code=code,
+            tasks=self._tasks_path(array),
+            output=self.folder / "slurm",
+            environment=environment,
+        )
         return render(job, resources)
 
     def _connect(
