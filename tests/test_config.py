@@ -251,3 +251,12 @@ def test_an_edited_file_under_another_name_is_read_anew(monkeypatch, tmp_path):
     other.mkdir()
     use(monkeypatch, other, changed(models={"small": {"hub": "a/b"}}))
     assert list(config.collections().models) == ["small"]
+
+
+@pytest.mark.parametrize(
+    "make", [config.home, lambda: config.collections().model("~nobody-here/x")]
+)
+def test_the_home_of_an_unknown_user_is_one_line(monkeypatch, make):
+    monkeypatch.setenv("TUNING_HOME", "~nobody-here/x")
+    with pytest.raises(UserError, match="'~nobody-here/x' is not a path here"):
+        make()

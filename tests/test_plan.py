@@ -11,8 +11,10 @@ import pytest
 from tuning.plan import Plan, Stage, Standing, descendants, read_stage, save_plan, standing
 from tuning.runs import atomic, manifest
 from tuning.runs.errors import UserError
+from tuning.runs.identity import FORMAT
 from tuning.runs.rundir import Identity, RunDirectory, claim
 from tuning.sweetspots.store import METADATA, checkpoint_name
+from tuning.training.start import Start
 
 pytestmark = pytest.mark.unit
 
@@ -82,7 +84,10 @@ def test_a_plan_of_an_older_form_is_refused_and_left(tmp_path):
     assert atomic.read_json(tmp_path / "plan.json") == old
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "no json", '{"stage": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", "no json", '{"stage": {}}', f'{{"format": {FORMAT}, "stage": {{}}}}'],
+)
 def test_a_file_that_is_no_stage_is_refused(tmp_path, content):
     file = tmp_path / "stage.json"
     file.write_text(content)
@@ -148,6 +153,19 @@ def test_a_fork_finds_its_size_and_is_done_with_all_its_phases(tmp_path):
     assert outputs == tmp_path / "outputs" / "math" / f"{found.run.name}_eval-eeeeeeee"
     mark(made(outputs.parent, outputs.name, FORK.evaluation_hash), "infer")
     assert stands(FORK, tmp_path).state == "done"
+
+
+@pytest.mark.parametrize("more", ["", "-0123abcd"])
+def test_a_fork_of_a_grid_finds_the_directory_that_its_training_makes(tmp_path, more):
+    """Its planned name has the budget too, which the name of its directory has not."""
+    sft(tmp_path, used=64)
+    alone = replace(FORK, name=FORK.name + more)
+    fork = replace(FORK, name=f"{FORK.name}-of-{FORK.total_data}{more}")
+    names = [
+        Start(parent=None, checkpoint=None, train_size=36).named(s.name) for s in (alone, fork)
+    ]
+    assert names == [f"tiny_sweetspot-ppl-2.0_dpo-arith-36{more}"] * 2
+    assert stands(fork, tmp_path).run.name == names[0]
 
 
 def test_an_evaluated_sweetspot_is_done(tmp_path):

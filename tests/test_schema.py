@@ -109,7 +109,7 @@ def test_mappings_are_merged(content):
     [
         ("a: [1", "x.yaml' is not valid YAML: while parsing"),
         ("a: 1\n--- \nb: 1", "x.yaml' is not valid YAML"),
-        ("a: &a [*a]", "x.yaml' is not valid YAML: it is nested without an end."),
+        ("a: &a [*a]", "x.yaml' is not valid YAML: it contains itself."),
         ("[" * 5000, "x.yaml' is not valid YAML"),
         (b"\xff\xfe\x00", "x.yaml' cannot be read (not UTF-8 text)."),
         ("a: 1\nb: 2\na: 3", "x.yaml' gives the key 'a' twice, in line 1 and in line 3; keep one."),

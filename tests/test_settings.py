@@ -9,6 +9,7 @@ import pytest
 
 from tests.run_configs import sft
 from tests.small_site import use
+from tuning.flags import plain, restore
 from tuning.runs.errors import UserError
 from tuning.settings import RunConfig, hashed_settings, identity_hash, require, setting
 from tuning.training.config import TrainingArgumentsConfig
@@ -95,6 +96,13 @@ def test_a_real_run_keeps_its_hash_when_a_setting_is_added(monkeypatch, tmp_path
     values = {name: getattr(config.training, name) for name in config.training.__dataclass_fields__}
     assert replace(config, training=more(**values)).hash == config.hash
     assert replace(config, training=more(**values, label_smoothing=0.1)).hash != config.hash
+
+
+def test_what_is_restored_from_before_a_setting_existed_keeps_its_hash():
+    part = grown("on", "off")
+    old = restore(part, plain(Inner()))
+    assert old.extra == "off"
+    assert Outer(inner=old, several=()).hash == Outer(several=()).hash
 
 
 def test_a_part_of_which_nothing_counts_is_left_out():

@@ -1,4 +1,4 @@
-"""`tuning`: commands about experiments as a whole. Imports nothing heavy.
+"""`tuning`: submit, monitor and manage experiments.
 
     tuning submit ...                  submit an experiment as SLURM jobs, or run it here
     tuning status [EXPERIMENT]         show the state of its stages

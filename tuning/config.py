@@ -23,9 +23,17 @@ CHECKOUT = PACKAGE.parent
 CHAT_TEMPLATES = PACKAGE / "data" / "chat_templates"
 
 
+def expanded(path: str) -> Path:
+    """An absolute path, with `~` expanded; UserError for the home of an unknown user."""
+    try:
+        return Path(path).expanduser().resolve()
+    except RuntimeError as error:
+        raise UserError(f"'{path}' is not a path here: {str(error).rstrip('.')}.") from None
+
+
 def home() -> Path:
     """The root of models, outputs, datasets and caches: TUNING_HOME, or tuning/ in the checkout."""
-    return Path(os.environ.get("TUNING_HOME") or PACKAGE).expanduser().resolve()
+    return expanded(os.environ.get("TUNING_HOME") or str(PACKAGE))
 
 
 def models_dir() -> Path:
@@ -124,8 +132,8 @@ class Collections:
         """A model by key, hub id (`org/name`) or local folder (`./name`, `/path/name`)."""
         if name in self.models:
             return self.models[name]
-        path = Path(name).expanduser().resolve()
-        if name.startswith((".", "/", "~")) and path.is_dir():
+        is_path = name.startswith((".", "/", "~"))
+        if is_path and (path := expanded(name)).is_dir():
             # A run's folder has its model in model/, which names nothing.
             named = path.parent if path.name == "model" else path
             return ModelEntry(name=named.name, path=str(path))
@@ -218,4 +226,4 @@ def _model(entry: ModelEntry, path: Path) -> ModelEntry:
 
 def _beside(path: Path, file: str) -> str:
     """A file's absolute path; a relative one starts at the folder of collections.yaml."""
-    return str((path.parent / Path(file).expanduser()).resolve())
+    return str(expanded(file if file.startswith("~") else str(path.parent / file)))

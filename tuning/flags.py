@@ -207,11 +207,15 @@ def build(config: type[T], values: Mapping[str, Any], **fixed: Any) -> T:
 
 
 def restore(config: type[T], values: Mapping[str, Any]) -> T:
-    """A config from what `plain()` made of it."""
+    """A config from what `plain()` made of it; a setting that was added since has the value that
+    describes configs from before it existed.
+    """
     types_of = hints(typing.cast(type, config))
     arguments = {}
     for entry in fields(config):  # type: ignore[arg-type]
         if entry.name not in values:
+            if "before" in entry.metadata:
+                arguments[entry.name] = entry.metadata["before"]
             continue
         value, hint = values[entry.name], types_of[entry.name]
         arms = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)

@@ -8,6 +8,7 @@ needs nothing but the stage.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -159,7 +160,7 @@ def require_format(value: Mapping[str, Any], what: str) -> None:
     if value.get("format") != FORMAT:
         raise UserError(
             f"{what} was made by another version of tuning (format {value.get('format', 1)}; this "
-            f"one has {FORMAT}). It was not changed: use that version for it, or plan anew under "
+            f"one has {FORMAT}). It was left unchanged: use that version, or choose "
             "another --experiment name."
         )
 
@@ -178,7 +179,17 @@ def read_stage(path: Path) -> Stage:
     if not isinstance(content, dict) or "stage" not in content:
         raise UserError(f"'{path}' is not a stage file; launchers write those.")
     require_format(content, f"'{path}'")
-    return Stage.from_json(content["stage"])
+    try:
+        return Stage.from_json(content["stage"])
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"'{path}' is not a stage file ({error}).") from None
+
+
+def settled_name(planned: str, train_size: int) -> str:
+    """The name of a fork's directory, from its planned name and the size that it turned out to
+    have: `...-remaining` and, in a grid, `...-remaining-of-3000` become `...-700`.
+    """
+    return re.sub(rf"-{REMAINING}(-of-\d+)?(?=-|_|$)", f"-{train_size}", planned)
 
 
 def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
@@ -191,8 +202,7 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
             spot = find_sweetspot(parent, stage.sweetspot)
             if stage.role == "fork":
                 size = spot.left_of(stage.total_data or 0)
-                name = name.replace(f"{REMAINING}-of-{stage.total_data}", REMAINING)
-                name = name.replace(REMAINING, str(size))
+                name = settled_name(name, size)
         except Skipped as reason:
             return Standing(state="skipped", reason=str(reason), cause=reason.cause)
         except (StageFailed, UserError):

@@ -82,7 +82,7 @@ def config_of(args: Any) -> PretrainRunConfig:
 
 
 def _output_dir(args: Any) -> Path:
-    return Path(args.output_dir).expanduser().resolve()
+    return site.expanded(args.output_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,8 +4,8 @@
         --do_training --do_inference --do_evaluation
 
 Writes TUNING_HOME/models/{run}/ (the adapter in model/, sweetspots in checkpoint-sweetspot-*/) and
-TUNING_HOME/outputs/{task}/{run}/ (responses.jsonl, scores.json). Run again, it resumes, or
-does what is not done yet. With --trainer engine all weights are trained, on one rank or several:
+TUNING_HOME/outputs/{task}/{run}/ (responses.jsonl, scores.json). Run again, it resumes
+and skips finished phases. With --trainer engine all weights are trained, on one or more ranks:
 
     torchrun --nproc_per_node 2 tuning/run_sft.py --trainer engine --model tiny --dataset arith \\
         --task math --train_size 2000 --learning_rate 2e-3 --do_training

@@ -44,7 +44,9 @@ def parser() -> Parser:
     )
     _add_what_to_do(made)
     add_launch_flags(made)
-    made.add_argument("--no_early_stop", action="store_true", help="train on after the last rule")
+    made.add_argument(
+        "--no_early_stop", action="store_true", help="do not stop SFT after the last rule fired"
+    )
     made.add_argument("--seed", type=int, help="seed of SFT and preference tuning")
     add_settings(made, rules=True)
     return made
@@ -53,7 +55,9 @@ def parser() -> Parser:
 def _add_what_to_do(made: Parser) -> None:
     group = made.add_argument_group("what to do")
     group.add_argument("--do_sft", action="store_true", help="SFT with sweetspot checkpoints")
-    group.add_argument("--do_dpo", action="store_true", help="the forks, by the given methods")
+    group.add_argument(
+        "--do_dpo", action="store_true", help="preference tuning from each sweetspot (--pft_method)"
+    )
     group.add_argument("--do_inference", action="store_true", help="sample answers of every model")
     group.add_argument("--do_evaluation", action="store_true", help="score them")
     group.add_argument("--no_references", action="store_true", help="leave out the reference runs")
@@ -88,7 +92,8 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     from tuning.experiments.sweetspot import Wanted
 
     settings = settings_given(args)
-    settings["sft_values"]["early_stop"] = not args.no_early_stop
+    if args.no_early_stop:
+        settings["sft_values"]["early_stop"] = False
     return Wanted(
         model=args.model,
         dataset=args.dataset,

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     train_dataset.require_columns(entry, pool, train_dataset.SFT_COLUMNS, "SFT")
     rows = train_dataset.rows(entry, pool, args.size)
     require_base(model)
-    output = _free(Path(args.output).expanduser(), force=args.force)
+    output = _free(site.expanded(args.output), force=args.force)
 
     from tqdm import tqdm
 

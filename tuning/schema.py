@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> Any:
     except yaml.YAMLError as error:
         raise UserError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise UserError(f"'{path}' is not valid YAML: it is nested without an end.") from None
+        raise UserError(f"'{path}' is not valid YAML: it contains itself.") from None
 
 
 def _content(node: Any, path: Path) -> Any:

@@ -1,7 +1,7 @@
 """`tuning submit` and `tuning prefetch`: make a plan from flags, environment variables, answers to
 questions, or a YAML file.
 
-    tuning submit --task math --dataset gsm8k --sft_ratio 0 0.25 0.5 --base_model llama3-8B \\
+    tuning submit --task math --dataset arith --sft_ratio 0 0.25 0.5 --base_model llama3-8B \\
         --pft_method dpo --train_sizes 1000 10000 --do_training --do_inference --do_evaluation
     tuning submit --model tiny --dataset arith --task math --total_data 3000 --sft_data 2000 \\
         --do_sft --do_dpo --do_inference --do_evaluation

@@ -97,8 +97,11 @@ def test_the_package_has_what_it_names_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": None}, "give model_name_or_path (weights to train on from) or model"),
-        ({"model_name_or_path": "tiny"}, "give model_name_or_path (weights to train on from) or"),
+        ({"model": None}, "give model_name_or_path (existing weights to start from) or model"),
+        (
+            {"model_name_or_path": "tiny"},
+            "give model_name_or_path (existing weights to start from) or",
+        ),
         ({"learning_rate": -1.0}, "max_lr is -1.0; it must be above zero"),
         ({"learning_rate": "fast"}, "max_lr is 'fast'; it must be a number"),
         ({"max_steps": 2.5}, "max_steps is '2.5'; it must be a whole number"),

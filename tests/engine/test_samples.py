@@ -130,7 +130,7 @@ def test_more_blocks_than_there_are():
 
 @pytest.mark.parametrize("starts", [[], [1], [0, 4, 4], [0, 6, 5], [0, 10]])
 def test_starts_that_are_none(starts):
-    with pytest.raises(ValueError, match="documents must start at 0"):
+    with pytest.raises(ValueError, match="document starts must begin with 0"):
         Blocks(np.arange(10), np.array(starts, dtype=np.int64), 4)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.small_site import COLLECTIONS, use
 from tuning import config as site
-from tuning import run_dpo, run_inference, run_pretrain, run_sft
+from tuning import run_dpo, run_inference, run_pretrain, run_sft, run_sweetspot_pipeline
 from tuning.experiments.budget import Budget, Split, budget_plan, exact_ratio, merged
 from tuning.experiments.render import command
 from tuning.experiments.sweetspot import Wanted, sweetspot_plan
@@ -246,7 +246,7 @@ def test_training_alone_evaluates_nothing():
 
 
 def test_scores_of_what_is_yet_to_be_trained_need_answers():
-    with pytest.raises(UserError, match="ask for inference too"):
+    with pytest.raises(UserError, match="add inference"):
         plan(do_inference=False)
     for stage in plan().stages:
         if stage.role == "pt":
@@ -488,6 +488,33 @@ def test_forks_of_one_sweetspot_with_different_budgets_are_told_apart():
     assert {s.hash for s in forks} == {
         s.hash for plan in (first, second) for s in plan.stages if s.role == "fork"
     }
+
+
+@pytest.mark.parametrize("make", [sweetspots, plan])
+def test_preference_tuning_on_another_base_than_its_sft_is_refused(monkeypatch, tmp_path, make):
+    other = tmp_path / "other"
+    other.mkdir()
+    use(monkeypatch, other, COLLECTIONS.replace("sft: {", "sft: {chat_template: chatml, "))
+    with pytest.raises(UserError, match="another base than --model tiny is now: chat_template"):
+        make()
+
+
+def test_early_stopping_is_that_of_collections_yaml_unless_it_is_switched_off(
+    monkeypatch, tmp_path
+):
+    words = "--model tiny --dataset arith --task math --total_data 1000 --sft_data 500 --do_sft"
+    other = tmp_path / "other"
+    other.mkdir()
+
+    def stops(*more: str) -> bool:
+        args = run_sweetspot_pipeline.parser().parse_args([*words.split(), *more])
+        made = run_sweetspot_pipeline.plan_of(args)
+        (stage,) = by_role(made, "sft")
+        return stage.run["perplexity"]["early_stop"]
+
+    assert stops() and not stops("--no_early_stop")
+    use(monkeypatch, other, COLLECTIONS.replace("sft: {", "sft: {early_stop: false, "))
+    assert not stops()
 
 
 def test_a_stage_of_a_plan_is_there_once_it_is_trained():

@@ -145,7 +145,7 @@ def test_a_dropped_connection_leaves_no_model_and_a_second_fetch_completes_it(hu
     with hub.serving() as endpoint:
         line = error_of(fetch(tmp_path, endpoint))
         assert "'org/big' cannot be fetched (" in line
-        assert "HF_ENDPOINT" in line and "whole are kept" in line
+        assert "HF_ENDPOINT" in line and "completed files are kept" in line
         assert f"'org/big' lacks {hub.broken})" in prefetch.missing(plan_of("big"))[0]
         hub.broken, before = None, len(hub.sent)
         assert fetch(tmp_path, endpoint).returncode == 0
@@ -173,7 +173,7 @@ def test_a_repository_without_weights_is_no_model(hub, tmp_path):
     hub.files = {"config.json": b"{}", "tokenizer.json": b"{}", "model.gguf": b"x"}
     with hub.serving() as endpoint:
         line = error_of(fetch(tmp_path, endpoint))
-    assert "'org/big' is no model that can be trained here" in line
+    assert "'org/big' cannot be used for training" in line
     assert "lacks model.safetensors" in line
 
 
@@ -185,7 +185,7 @@ def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(hub, tmp_path):
         )
         hub.gated = True
         line = error_of(fetch(tmp_path, endpoint))
-        assert line.startswith("error: 'org/big' is gated (HTTP 403): ask for access at")
+        assert line.startswith("error: 'org/big' is gated (HTTP 403): request access at")
         assert "HF_TOKEN" in line and "hf auth login" in line
 
 
@@ -223,7 +223,7 @@ def test_every_stage_of_an_experiment_names_its_model(home):
     plan = sweetspot_plan(wanted)
     assert prefetch.hub_models(plan) == {"big": NAME}
     assert prefetch.missing(plan) == [
-        "model 'big' is not whole in the Hugging Face cache ('org/big' lacks all files)"
+        "model 'big' is incomplete in the Hugging Face cache ('org/big' lacks all files)"
     ]
 
 

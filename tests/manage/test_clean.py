@@ -296,6 +296,19 @@ def test_a_folder_that_is_not_ours_is_never_touched(home):
 
 
 @unit
+def test_runs_of_an_older_form_are_left_alone(home):
+    run, evaluation = make(home, "loose"), RunDirectory(evaluate(home, "loose"))
+    (run.path / ".x.tmp").touch()
+    assert removable(home, set()) and orphans(home)
+    for directory in (run, evaluation):
+        config = directory.config
+        del config["format"]
+        atomic.write_json(directory.path / "config.json", config)
+    assert removable(home, set()) == []
+    assert orphans(home) == []
+
+
+@unit
 def test_orphans_are_what_no_plan_and_no_run_needs(home):
     make(home, "planned", parent={"run_name": "parent", "hash": "parent" * 8})
     make(home, "parent", settings={"model": {"base_hash": "base" * 8}})

@@ -175,7 +175,22 @@ def test_a_directory_of_an_older_form_is_left_alone(tmp_path):
     again = claimed(tmp_path, force=True)
     assert again.path == tmp_path / "run-aaaaaaaa"
     assert not again.done("train")
-    assert first.config == before and (first.path / "model").is_dir() and first.done("train")
+    assert first.config == before and (first.path / "model").is_dir()
+    assert first.status["state"] == "done" and not first.done("train")
+
+
+def test_a_directory_that_was_emptied_halfway_is_not_done(tmp_path, monkeypatch):
+    first = claimed(tmp_path)
+    with first.phase("train"):
+        (first.path / "model").mkdir()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tuning.runs.rundir.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        claimed(tmp_path, force=True)
+    assert not first.done("train")
 
 
 def test_an_older_form_under_the_long_name_is_refused_and_left(tmp_path):

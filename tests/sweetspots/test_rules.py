@@ -54,7 +54,8 @@ def test_a_label_is_read_back_as_its_rule(rule):
 
 
 @pytest.mark.parametrize(
-    "label", ["", "2.0", "ppl", "ppl-", "ppl-x", "ppl-@1", "loss-2.0", "ppl-2-3"]
+    "label",
+    ["", "2.0", "ppl", "ppl-", "ppl-x", "ppl-@1", "loss-2.0", "ppl-2-3", "ppl-1.2.3", "ppl-."],
 )
 def test_what_is_no_label_is_refused_with_an_example(label):
     with pytest.raises(UserError, match=r"is not a sweetspot label; .*ppl-2\.0"):

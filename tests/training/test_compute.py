@@ -64,6 +64,7 @@ def test_what_collections_yaml_says_for_all_methods_is_not_refused(monkeypatch, 
 
 def test_each_trainer_has_defaults_of_its_own():
     assert sft(model="big").compute.micro_batch_size == 4
+    assert sft(model="big", effective_batch_size=10).compute.micro_batch_size == 2
     assert sft(trainer="engine").compute.max_tokens_per_gpu == 8192
     assert sft().compute.max_tokens_per_gpu is None
     for config in (sft(), pt(), fork()):

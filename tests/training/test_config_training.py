@@ -11,6 +11,7 @@ import yaml
 from tests.run_configs import fork, pt, sft, suffixed
 from tests.small_site import COLLECTIONS, use
 from tuning.flags import plain, restore
+from tuning.runs.errors import UserError
 from tuning.training.config_training import (
     PT_PARTS,
     SFT_PARTS,
@@ -242,6 +243,10 @@ def test_the_order_of_thresholds_does_not_count():
     assert labels(a) == ["ppl-2.0", "ppl-1.6", "ppl-1.4"]
 
 
+def test_how_patience_is_written_does_not_count():
+    assert sft(perplexity_patience=("2:.02",)) == sft(perplexity_patience=("2:0.020",))
+
+
 def test_rules_are_thresholds_then_patience():
     config = sft(perplexity_thresholds=(1.6, 2.0), perplexity_patience=("2:0.02", "3:.1"))
     assert labels(config) == ["ppl-2.0", "ppl-1.6", "ppl-2@0.02", "ppl-3@0.1"]
@@ -262,8 +267,16 @@ def test_rules_are_thresholds_then_patience():
     ids=str,
 )
 def test_a_setting_of_one_method_changes_that_one_only(method, values, of):
-    changed = pt(method, **values).hash != pt(method).hash
-    assert changed == (method in of)
+    """Of the others it changes nothing, and is refused where it is given for one of them."""
+    default = pt(method)
+    changed = replace(default, training=replace(default.training, **values))
+    assert (changed.hash != default.hash) == (method in of)
+    if method in of:
+        assert pt(method, **values).hash == changed.hash
+    else:
+        (name,) = values
+        with pytest.raises(UserError, match=f"{name} is not used by {method}; it is for {of[0]}"):
+            pt(method, **values)
 
 
 def labels(config: SFTRunConfig) -> list[str]:

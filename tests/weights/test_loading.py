@@ -14,6 +14,7 @@ from tuning.data import arith
 from tuning.engine.tokenizer import train_tokenizer
 from tuning.runs.atomic import write_json
 from tuning.runs.errors import UserError
+from tuning.runs.identity import FORMAT
 from tuning.runs.rundir import RunDirectory
 from tuning.training.config_training import model_config
 from tuning.weights.artifact import Artifact, artifact_of
@@ -45,14 +46,14 @@ def test_an_adapter_stands_on_the_nearest_whole_weights(home, folder):
     base = model(folder, chat_template="tiny")
     runs = {
         "adapter": ("adapter", None),
-        "after": ("adapter", {"run_name": "adapter"}),
-        "forked": ("adapter", {"run_name": "adapter", "sweetspot": "ppl-2.0"}),
+        "after": ("adapter", {"run_name": "adapter", "hash": "adapter"}),
+        "forked": ("adapter", {"run_name": "adapter", "hash": "adapter", "sweetspot": "ppl-2.0"}),
         "whole": ("full", None),
-        "after-whole": ("adapter", {"run_name": "whole"}),
-        "forked-whole": ("adapter", {"run_name": "whole", "sweetspot": "ppl-2.0"}),
+        "after-whole": ("adapter", {"run_name": "whole", "hash": "whole"}),
+        "forked-whole": ("adapter", {"run_name": "whole", "hash": "whole", "sweetspot": "ppl-2.0"}),
     }
     for name, (artifact, parent) in runs.items():
-        config = {"hash": name, "artifact": artifact, "parent": parent}
+        config = {"hash": name, "format": FORMAT, "artifact": artifact, "parent": parent}
         write_json(home / "models" / name / "config.json", config)
     found = {name: artifact_of(base, RunDirectory(home / "models" / name)) for name in runs}
     under = {name: artifact.base for name, artifact in found.items()}
@@ -71,6 +72,25 @@ def test_an_adapter_stands_on_the_nearest_whole_weights(home, folder):
     assert (of_spot.base, of_spot.adapter) == (str(folder), spot)
     with pytest.raises(UserError, match=r"sweetspot-1\.6' holds no adapter: it has no adapter_con"):
         open_model(of_spot)
+
+
+@pytest.mark.parametrize("standing", [None, "other"], ids=["missing", "retrained"])
+def test_an_adapter_is_never_laid_over_other_weights_than_its_own(home, folder, standing):
+    """Without its parent it is refused, unless all that it had of the parent was an adapter."""
+    parent = {"run_name": "whole", "hash": "whole"}
+    of_whole = {"hash": "x", "artifact": "adapter", "parent": parent, "settings": {"parent": {}}}
+    of_adapter = of_whole | {"settings": {"parent": {"lora": {"r": 8}}}}
+    for name, config in (("child", of_whole), ("alone", of_adapter)):
+        write_json(home / "models" / name / "config.json", {"format": FORMAT} | config)
+    if standing:
+        other = {"format": FORMAT, "hash": standing, "artifact": "full", "parent": None}
+        write_json(home / "models" / "whole" / "config.json", other)
+    base = model(folder, chat_template="tiny")
+    with pytest.raises(
+        UserError, match="'child' lies over the weights of run 'whole', which is mi"
+    ):
+        artifact_of(base, RunDirectory(home / "models" / "child"))
+    assert artifact_of(base, RunDirectory(home / "models" / "alone")).base == str(folder)
 
 
 def test_an_artifact_says_how_it_is_read(folder):

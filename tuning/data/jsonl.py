@@ -103,7 +103,7 @@ class JsonLines:
             reason = getattr(error, "msg", "nested too deeply")
             raise UserError(f"{where} is not valid JSON: {reason}.") from None
         if not isinstance(raw, dict):
-            raise UserError(f"{where} is no JSON object; a {pool} row is one with a prompt.")
+            raise UserError(f"{where} is not a JSON object; a {pool} row is one with a prompt.")
         if "prompt" not in raw:
             raise UserError(f"{where} lacks prompt; every row has one.")
         return raw | {

@@ -78,8 +78,8 @@ class TrainingArgs(DataConfig, OptimizationConfig, ComputeConfig, OutputConfig):
             part.__post_init__(self)  # type: ignore[attr-defined]
         if (self.model_name_or_path is None) == (self.model is None):
             raise UserError(
-                "give model_name_or_path (weights to train on from) or model (a ModelConfig, the "
-                "shape of fresh ones)"
+                "give model_name_or_path (existing weights to start from) or model (a "
+                "ModelConfig, for newly initialized weights)"
             )
         blocks = self.pretraining_config
         if blocks is not None and self.seq_len not in (None, blocks.block_size):

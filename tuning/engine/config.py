@@ -62,9 +62,9 @@ class ModelConfig:
     use_moe: bool = False
     """A mixture of experts in place of every MLP."""
     num_experts: int = 128
-    """Experts a layer (use_moe)."""
+    """Experts per layer (use_moe)."""
     num_experts_per_tok: int = 8
-    """Experts that work on a token (use_moe)."""
+    """Experts activated per token (use_moe)."""
     moe_intermediate_size: int = 256
     """Width of an expert (use_moe)."""
 
@@ -138,15 +138,15 @@ class ComputeConfig:
     """Sequences or examples in one forward pass of a rank (default: 8 in pre-training, 4 with
     TRL)."""
     max_tokens_per_gpu: int | None = setting(None, hashed=False)
-    """Most tokens in one forward pass of a rank: samples are packed up to it, in place of a
-    micro-batch (default: off in pre-training, 8192 in SFT on the engine)."""
+    """Maximum tokens per forward pass and rank: samples are packed up to this limit, instead of a
+    fixed micro-batch size (default: off in pre-training, 8192 in SFT with the engine)."""
     gradient_checkpointing: bool | None = setting(None, hashed=False)
     """Recompute activations in the backward pass, for less memory (default: with TRL on CUDA)."""
     parallel: Literal["ddp", "zero1", "fsdp2"] = setting("fsdp2", hashed=False)
-    """Among several processes: whole replicas (ddp), with shards of the optimizer (zero1), or
-    shards of everything (fsdp2)."""
+    """Parallelism across ranks: full replicas (ddp), sharded optimizer states (zero1), or sharded
+    weights, gradients and optimizer states (fsdp2)."""
     sep_size: int = setting(1, hashed=False)
-    """Processes that share the sequences, and the experts, of one replica."""
+    """Sequence-parallel group size: ranks that share each sequence (and, with MoE, the experts)."""
     use_compile: bool = setting(False, hashed=False)
     """torch.compile every transformer block."""
     use_liger_kernels: bool = setting(False, hashed=False)
@@ -165,16 +165,15 @@ def _if_focal(part: Any, run: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The loss of a token; a step takes its mean over all tokens with a loss."""
+    """The per-token loss; a step averages it over all tokens that have a label."""
 
     loss: str = "cross_entropy"
     """cross_entropy, focal, or a function of your own, package.module:function, with the signature
-    of LossFunction in tuning/engine/losses.py. It is part of the run's identity by its name."""
+    of LossFunction in tuning/engine/losses.py. The run's hash includes its name, not its code."""
     focal_alpha: float = setting(1.0, hashed=_if_focal)
     """Factor of the focal loss (focal)."""
     focal_gamma: float = setting(2.0, hashed=_if_focal)
-    """Exponent of the focal loss: the higher, the less a token counts that is predicted well
-    (focal)."""
+    """Exponent of the focal loss: higher values down-weight well-predicted tokens more (focal)."""
 
     def __post_init__(self) -> None:
         for name in ("focal_alpha", "focal_gamma"):
@@ -238,7 +237,7 @@ class OSFTConfig:
     """Orthogonal subspace fine-tuning, see osft.py."""
 
     osft: bool = False
-    """Orthogonal subspace fine-tuning: the strongest directions of each matrix stay as they are."""
+    """Orthogonal subspace fine-tuning: freeze the top singular directions of each matrix."""
     osft_unfreeze_rank_ratio: float = setting(0.25, hashed=_if_osft)
     """Share of the directions of each matrix that is trained, from 0.0 to 1.0 (osft)."""
     osft_target_patterns: tuple[str, ...] = setting((), hashed=_if_osft, before=())
@@ -278,7 +277,7 @@ class LoopConfig:
     router_aux_loss_coef: float = setting(0.001, hashed=_with_experts)
     """Weight of the load-balancing loss of a mixture of experts."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the computation; auto: bf16 on CUDA, fp32 elsewhere."""
+    """Compute precision; auto: bf16 on CUDA, fp32 elsewhere."""
     seed: int = 0
     """Seed of the initial weights, the order of the samples and dropout."""
 
@@ -327,13 +326,13 @@ class OptimizationConfig(LoopConfig, LossConfig, OSFTConfig):
     max_epochs: int = 1
     """Passes over the data (mode epoch); each is one permutation."""
     max_steps: int | None = None
-    """Optimizer steps; given alone, it means --training_mode step."""
+    """Number of optimizer steps; implies --training_mode step if no mode is given."""
     max_tokens: int | None = None
     """Tokens to train on; given alone, it means --training_mode token."""
     train_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights and the optimizer while training."""
+    """Data type of the weights and optimizer states during training."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights in the model that is written."""
+    """Data type of the weights in the saved model."""
 
     def __post_init__(self) -> None:
         for part in (LoopConfig, LossConfig, OSFTConfig):
@@ -370,17 +369,17 @@ class OutputConfig:
     """What a training writes on the way: checkpoints, models, logs, profiles."""
 
     save_every_steps: int = setting(5000, hashed=False)
-    """A checkpoint to resume from every so many steps; a killed run loses at most these."""
+    """Steps between checkpoints to resume from; a killed run loses at most this many steps."""
     keep_checkpoints: int = setting(KEPT, hashed=False)
-    """How many of them are kept."""
+    """Number of most recent checkpoints to keep."""
     min_samples_per_checkpoint: int | None = setting(None, hashed=False)
-    """Write the model itself each time that so many more samples were seen."""
+    """Export the model (hf_format/samples_N) each time this many more samples were trained on."""
     validation_every_steps: int | None = setting(None, hashed=False)
-    """Measure the validation loss every so many steps (default: at the end)."""
+    """Steps between measurements of the validation loss (default: only at the end)."""
     save_best_val_loss: bool = setting(False, hashed=False)
     """Keep the model with the lowest validation loss."""
     log_steps: int = setting(1, hashed=False)
-    """A line of metrics every so many steps."""
+    """Steps between lines in metrics.jsonl."""
     log_dir: str | None = setting(None, hashed=False)
     """Folder of log.txt and profiles, a subfolder a run (default: TUNING_HOME/outputs/logs)."""
     use_profiler: bool = setting(False, hashed=False)

@@ -179,8 +179,8 @@ def _checked_starts(starts: np.ndarray, tokens: int) -> np.ndarray:
         return starts
     if not len(starts) or starts[0] != 0 or starts[-1] >= tokens or (np.diff(starts) < 1).any():
         raise ValueError(
-            f"documents must start at 0 and at ever later places below {tokens}, the number of "
-            f"tokens; they start at {starts}"
+            f"document starts must begin with 0 and strictly increase, all below {tokens}, "
+            f"the number of tokens; they are {starts}"
         )
     return starts
 

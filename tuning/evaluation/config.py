@@ -21,12 +21,12 @@ from tuning.weights.config import ModelLoadConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PassAtKConfig:
-    """Sampling for pass@k: n answers a prompt, of which k are looked at."""
+    """Sampling for pass@k: n_samples answers per prompt."""
 
     prompts: int = 200
-    """Test prompts; the first of the test pool."""
+    """Number of test prompts, from the start of the test pool."""
     n_samples: int = 8
-    """Answers sampled a prompt."""
+    """Answers sampled per prompt."""
     k_values: tuple[int, ...] = (1, 8)
     """The k of pass@k; each at most n_samples."""
     max_new_tokens: int = 512
@@ -36,11 +36,11 @@ class PassAtKConfig:
     top_p: float = 1.0
     """Nucleus sampling: smallest set of tokens with this probability."""
     top_k: int = 0
-    """Sample from the k likeliest tokens; 0: from all."""
+    """Sample from the k most likely tokens; 0: from all."""
     batch_size: int = 16
-    """Prompts sampled together; part of what makes a sample reproducible."""
+    """Prompts per generation batch; changing it changes the samples."""
     sampling_seed: int = 0
-    """Of the sampling; each batch is seeded by it, the run and its own number."""
+    """Sampling seed; the seed of each batch is derived from it, the run and the batch index."""
     backend: str = setting("hf", before="hf")
     """The inference engine that samples; hf is transformers."""
 
@@ -49,7 +49,7 @@ class PassAtKConfig:
         for name in ("prompts", "n_samples", "max_new_tokens", "batch_size"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         if not 0 < self.temperature < math.inf:
-            raise UserError(f"temperature is {self.temperature}; sampling needs one above zero.")
+            raise UserError(f"temperature is {self.temperature}; it must be above zero.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
         if self.top_k < 0:

@@ -182,7 +182,7 @@ class _Planner:
             )
             self._add(make, alone)
             return
-        parent, start, role = None, base, "reference_pt"
+        sft, parent, start, role = None, None, base, "reference_pt"
         if split.n_sft:
             sft = make.sft_run(split.n_sft)
             first = train and self.budget.do_sft_first
@@ -193,6 +193,8 @@ class _Planner:
             parent = parents.parent_of(sft, directory_name(sft))
         for method in self.methods:
             tuned = make.preference_run(method, split.n_pt, parent)
+            if sft is not None:
+                parents.require_same_base(sft, tuned.model)
             self._add(
                 make,
                 make.preference_stage(role, tuned, start, total_data=split.size, train=train),
@@ -256,8 +258,8 @@ class _Planner:
         for stage in self.stages.values():
             if stage.phases == ("train", "evaluate") and not _directory(stage).done("train"):
                 raise UserError(
-                    f"evaluation scores answers, and '{stage.name}' is yet to be trained; ask for "
-                    "inference too (DO_INFERENCE=y or --do_inference)."
+                    f"evaluation scores answers, and '{stage.name}' is not trained yet; add "
+                    "inference (DO_INFERENCE=y or --do_inference)."
                 )
 
     def _leave_out(self) -> None:
@@ -273,7 +275,7 @@ class _Planner:
             name, how = next(iter(gone.items()))
             raise UserError(
                 f"none of the {len(runs)} runs of this grid can be evaluated; '{name}' {how}. "
-                "Ask for training (DO_TRAINING=y or --do_training)."
+                "Enable training (DO_TRAINING=y or --do_training)."
             )
         self.notes += [f"left out: '{name}' {how}" for name, how in gone.items()]
         kept = {name: stage for name, stage in self.stages.items() if name not in gone}
@@ -320,7 +322,7 @@ def _check(budget: Budget, splits: Sequence[Split]) -> None:
     budget.require_used(budget.pft_methods)
     if not (budget.do_training or budget.do_inference or budget.do_evaluation):
         raise UserError(
-            "nothing to do: ask for training, inference or evaluation (DO_TRAINING=y, "
+            "nothing to do: enable training, inference or evaluation (DO_TRAINING=y, "
             "DO_INFERENCE=y, DO_EVALUATION=y, or --do_training, --do_inference, --do_evaluation)."
         )
     for size in budget.train_sizes:

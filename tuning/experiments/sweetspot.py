@@ -123,6 +123,7 @@ class _Planner:
         total, make = self.wanted.total_data, self.maker
         parent = parents.parent_of(self.sft, self.sft_name, label, total)
         config = make.preference_run(method, None, parent)
+        parents.require_same_base(self.sft, config.model)
         self.stages.append(make.preference_stage("fork", config, self.sft_name, total_data=total))
 
 

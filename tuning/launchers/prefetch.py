@@ -35,7 +35,7 @@ def missing(plan: Plan) -> list[str]:
     cache and of each dataset whose files are not there; [] where the plan needs no network.
     """
     models = [
-        f"model '{name}' is not whole in the Hugging Face cache ('{hub}' lacks {_listed(left)})"
+        f"model '{name}' is incomplete in the Hugging Face cache ('{hub}' lacks {_listed(left)})"
         for name, hub in hub_models(plan).items()
         if (left := lacking(hub))
     ]
@@ -57,7 +57,7 @@ def fetch(plan: Plan) -> None:
             _download(hub)
         if left := lacking(hub):
             raise UserError(
-                f"'{hub}' is no model that can be trained here: its repository lacks "
+                f"'{hub}' cannot be used for training: its repository lacks "
                 f"{_listed(left)}. Name another repository."
             )
         logger.info(f"{hub}: fetched")
@@ -124,8 +124,8 @@ def _explained(hub: str) -> Iterator[None]:
     except (httpx.HTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         advice = (
-            f"run this where {constants.ENDPOINT} is reached, or set HF_ENDPOINT to a mirror; "
-            "files that are whole are kept"
+            f"run this where {constants.ENDPOINT} is reachable, or set HF_ENDPOINT to a mirror; "
+            "completed files are kept"
         )
         if disk.is_full(error):
             advice = f"free space under {constants.HF_HUB_CACHE}, or set HF_HOME to another disk"
@@ -139,14 +139,14 @@ def _refused(hub: str, endpoint: str, error: Any) -> str:
     code = error.response.status_code
     if isinstance(error, GatedRepoError):
         return (
-            f"is gated (HTTP {code}): ask for access at {endpoint}/{hub}, then {_LOGIN} as the one "
-            "who has it"
+            f"is gated (HTTP {code}): request access at {endpoint}/{hub}, then {_LOGIN} with that "
+            "account"
         )
     if isinstance(error, RepositoryNotFoundError) or code == 404:
         private = f"for a private repository {_LOGIN}"
         return f"is not at {endpoint} (HTTP {code}): check the name; {private}"
     if code in (401, 403):
-        return f"is refused by {endpoint} (HTTP {code}): {_LOGIN} as one who may read it"
+        return f"is refused by {endpoint} (HTTP {code}): {_LOGIN} with an account that has access"
     return f"cannot be fetched: {endpoint} answers HTTP {code}; try again later"
 
 

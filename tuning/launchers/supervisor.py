@@ -179,7 +179,7 @@ class Supervisor:
     def _requeued(self, code: int) -> bool:
         why = f"killed by {signal.Signals(-code).name}" if code < 0 else "saved"
         if self.asked:
-            why = f"asked to stop by {signal.Signals(self.asked).name}"
+            why = f"received {signal.Signals(self.asked).name}"
         return self.host.requeue(
             why,
             lambda reason: self._write(Ending(state="pending", code=EXIT_AGAIN, reason=reason)),

@@ -23,6 +23,7 @@ from typing import Any
 from tuning.runs import manifest
 from tuning.runs.atomic import read_json
 from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.identity import FORMAT
 from tuning.runs.lock import Lock
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory
@@ -169,12 +170,14 @@ def _folders(home: Path) -> Iterator[Path]:
 
 
 def _config(directory: Path) -> dict[str, Any] | None:
-    """config.json of a run of ours; None for any other folder."""
+    """config.json of a run of this version of the code; None for any other folder."""
     try:
         found = read_json(directory / "config.json")
     except (ValueError, OSError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("hash"), str) else None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        return None
+    return found if isinstance(found.get("hash"), str) else None
 
 
 def _needed(home: Path) -> set[str]:

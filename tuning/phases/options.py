@@ -49,7 +49,7 @@ def add_options(parser: Parser, *, training: bool = True) -> None:
     group.add_argument(
         "--do_inference", action="store_true", help="sample answers to the test prompts"
     )
-    group.add_argument("--do_evaluation", action="store_true", help="check the answers and score")
+    group.add_argument("--do_evaluation", action="store_true", help="score the sampled answers")
     add_claim_flags(group)
     if training:
         add_wandb(group)

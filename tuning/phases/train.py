@@ -91,8 +91,11 @@ def _drop_evaluations(directory: RunDirectory) -> None:
     Runs that started from its old weights are kept, each with a warning.
     """
     for path in directory.path.parent.parent.glob("outputs/*/*/config.json"):
-        parent = (RunDirectory(path.parent).config or {}).get("parent") or {}
+        evaluation = RunDirectory(path.parent)
+        parent = (evaluation.config or {}).get("parent") or {}
         name = parent.get("run_name", "")
+        if not evaluation.is_current:
+            continue
         if name == directory.name or name.startswith(f"{directory.name}_sweetspot-"):
             shutil.rmtree(path.parent)
             logger.info(f"{path.parent.name}: its evaluation is stale and was removed")

@@ -71,8 +71,8 @@ class Ranking:
         if self.ties:
             names = listed([self.labels.prose(row) for row in self.ties])
             return (
-                f"On these prompts it cannot be told from {names}, so the order among them is not "
-                "a result."
+                f"On these prompts it is not significantly better than {names}, so their order "
+                "is not a result."
             )
         if self.compared and self.settled:
             d = self.compared[0].difference
@@ -179,7 +179,7 @@ def _without_choice(
     text = (
         f"The highest score is that of {labels.prose(best)}: pass@1 {_interval(best)}"
         f"{_beside_base(rows, best)}. No two ways of spending the same budget were scored, so none "
-        "is advised."
+        "is recommended."
     )
     sft = _longest_sft(comparisons)
     if sft is not None and sft.sign > 0 and not labels.models:

@@ -52,7 +52,7 @@ def _seeds(rows: Sequence[Row], labels: Labels) -> str:
     which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
     return (
         f"Every model was trained once, with {which}. The intervals are over test prompts; they "
-        "say nothing of how much another seed would change a model."
+        "do not show how much another seed would change a model."
     )
 
 
@@ -74,8 +74,8 @@ def _many(comparisons: Sequence[Comparison]) -> str:
         return ""
     return (
         f"The page makes {len(comparisons)} comparisons at 95% each, uncorrected: about one in "
-        "twenty would fall outside its interval by chance, and the best of several models is "
-        "favoured by luck."
+        "twenty would fall outside its interval by chance, and the best of several models tends "
+        "to be overestimated."
     )
 
 
@@ -98,7 +98,7 @@ def _offline(rows: Sequence[Row]) -> str:
     if "grpo" in methods:
         parts.append("One GRPO example is one prompt, however many answers were sampled for it.")
     if methods:
-        parts.append("All runs of a method share their hyperparameters; none was tuned by itself.")
+        parts.append("All runs of a method share their hyperparameters; none was tuned separately.")
     return " ".join(parts)
 
 
@@ -127,7 +127,7 @@ def _same_weights(rows: Sequence[Row], labels: Labels) -> str:
                 names = f"“{labels.label(sft)}” and “{labels.label(spot)}”"
                 return (
                     f"SFT stopped at a sweetspot, so {names} are the same weights; the difference "
-                    "between their scores is the luck of sampling."
+                    "between their scores is sampling noise."
                 )
     return ""
 

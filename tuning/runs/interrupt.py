@@ -69,7 +69,7 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     if not _asked.is_set():
         again = " (Ctrl-C again stops at once)" if number == signal.SIGINT else ""
-        print(f"asked to stop by {signal.Signals(number).name}: saving{again}", file=sys.stderr)
+        print(f"received {signal.Signals(number).name}: saving{again}", file=sys.stderr)
     _asked.set()
 
 

@@ -139,9 +139,9 @@ class RunDirectory:
         return atomic.read_json(self.path / "result.json") or {}
 
     def done(self, phase: str) -> bool:
-        """Whether a phase (train, infer or evaluate) is done."""
+        """Whether a phase (train, infer or evaluate) is done, by this version of the code."""
         entry = self.status["phases"].get(phase)
-        return bool(entry and entry["state"] == "done")
+        return bool(entry and entry["state"] == "done") and self.is_current
 
     def metrics(self) -> list[dict[str, Any]]:
         """The objects in metrics.jsonl; a last line that a kill cut off is ignored."""
@@ -288,7 +288,10 @@ def _prepare(directory: RunDirectory, identity: Identity, *, force: bool) -> Non
 
 
 def _empty(path: Path) -> None:
-    """Delete everything in a run directory except the lock, which is held."""
+    """Delete everything in a run directory except the lock, which is held; its status first, so
+    that one whose deletion was interrupted is not taken for a complete one.
+    """
+    (path / "status.json").unlink(missing_ok=True)
     for entry in path.iterdir():
         if entry.name in ("lock.json", ".lock"):
             continue

@@ -145,7 +145,9 @@ class Patience:
 
 Rule = Threshold | Patience
 
-_LABEL = re.compile(r"(?P<measure>[^-]+)-(?:(?P<evaluations>\d+)@)?(?P<value>[\d.]+(?:e[-+]?\d+)?)")
+_LABEL = re.compile(
+    r"(?P<measure>[^-]+)-(?:(?P<evaluations>\d+)@)?(?P<value>(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
+)
 
 
 def parse(label: str) -> Rule:

@@ -61,7 +61,7 @@ def find_sweetspot(parent: RunDirectory, label: str) -> Sweetspot:
     UserError if the run has no such rule.
     """
     path = parent.path / checkpoint_name(label)
-    if manifest.is_whole(path):
+    if parent.is_current and manifest.is_whole(path):
         return Sweetspot(label=label, path=path, metadata=read_json(path / METADATA) or {})
     outcomes = parent.result.get("sweetspots")
     if not parent.done("train") or outcomes is None:

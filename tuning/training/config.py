@@ -59,19 +59,19 @@ class TrainingArgumentsConfig:
     learning_rate: float = 5e-5
     """Peak learning rate."""
     effective_batch_size: int = 16
-    """Examples an optimizer step, over all devices and accumulation."""
+    """Examples per optimizer step, over all devices and gradient accumulation steps."""
     optimizer: str = setting("auto", hashed=_on_trl)
-    """A name of transformers' optimizers; auto: adamw_8bit on CUDA, adamw_torch elsewhere."""
+    """Optimizer, by its transformers name; auto: adamw_8bit on CUDA, adamw_torch elsewhere."""
     lr_scheduler: str = "cosine"
     """Learning-rate schedule of transformers."""
     warmup_ratio: float = 0.1
-    """Share of the steps that warm up."""
+    """Fraction of the training steps used for learning rate warmup."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     seed: int = 42
-    """Of the adapter's initialisation and of the order of examples."""
+    """Seed of the adapter's initialization and of the order of examples."""
     save_steps: int = setting(50, hashed=False)
     """Optimizer steps between checkpoints to resume from."""
 
@@ -101,7 +101,7 @@ class DPOTrainingConfig(TrainingArgumentsConfig):
     learning_rate: float = 5e-6
     """Peak learning rate."""
     beta: float = setting(1.0, **_only("dpo", "kto"))
-    """How closely the policy is held to the reference model (dpo, kto)."""
+    """Strength of the KL constraint to the reference model (dpo, kto)."""
     sft_loss_weight: float = setting(0.0, **_only("dpo"))
     """Weight of the language-model loss on the chosen answers beside the DPO loss (dpo)."""
     kl_batch_size: int = setting(8, **_only("kto"))
@@ -109,7 +109,7 @@ class DPOTrainingConfig(TrainingArgumentsConfig):
     merge_parent: bool = False
     """Merge the parent's adapter into the base and train a new one over it."""
     num_generations: int = setting(8, **_only("grpo"))
-    """Answers a prompt (grpo)."""
+    """Completions sampled per prompt (grpo)."""
     max_completion_length: int = setting(512, **_only("grpo"))
     """Longest answer in tokens (grpo)."""
     grpo_temperature: float = setting(1.0, **_only("grpo"))
@@ -120,13 +120,19 @@ class DPOTrainingConfig(TrainingArgumentsConfig):
 
 def method_settings(method: str, config: type = DPOTrainingConfig) -> list[str]:
     """The settings that this preference method alone, or with others, has."""
-    return [f.name for f in fields(config) if method in f.metadata.get("methods", ())]
+    return [name for name, methods in _by_method(config).items() if method in methods]
+
+
+def _by_method(config: type) -> dict[str, tuple[str, ...]]:
+    """The settings of some preference methods only, and those methods."""
+    return {f.name: f.metadata["methods"] for f in fields(config) if "methods" in f.metadata}
 
 
 def _names(*parts: type) -> frozenset[str]:
     return frozenset(f.name for part in parts for f in fields(part))
 
 
+_METHOD_SETTINGS = _by_method(DPOTrainingConfig)
 _ON_TRL = _names(LoraConfig) | {"micro_batch_size", "gradient_checkpointing"}
 _ON_ENGINE = _names(OSFTConfig, ComputeConfig) - {"micro_batch_size"}
 _REFUSED = {
@@ -148,7 +154,10 @@ def used(trainer: str) -> frozenset[str]:
 
 def unused(trainer: str) -> frozenset[str]:
     """The settings of how to train that a trainer, or preference method, does not use."""
-    return (_ON_TRL | _ON_ENGINE) - used(trainer)
+    left = (_ON_TRL | _ON_ENGINE) - used(trainer)
+    if trainer in METHODS:
+        left |= _METHOD_SETTINGS.keys() - set(method_settings(trainer))
+    return left
 
 
 def refuse_unused(trainer: str, given: Iterable[str]) -> None:
@@ -157,17 +166,21 @@ def refuse_unused(trainer: str, given: Iterable[str]) -> None:
         why = _REFUSED.get(trainer, f"is for SFT with --trainer engine; {trainer} trains with TRL")
         if trainer in METHODS and name == "micro_batch_size":
             why = f"is not used by {trainer}: its micro-batch is part of its result"
+        elif trainer in METHODS and name in _METHOD_SETTINGS:
+            why = f"is not used by {trainer}; it is for {', '.join(_METHOD_SETTINGS[name])}"
         raise UserError(f"{name} {why}.")
 
 
 def compute_config(trainer: str, values: Mapping[str, Any], effective_batch: int) -> ComputeConfig:
     """The settings of a trainer, or preference method, from `values` and its own defaults; the
-    micro-batch is no larger than the batch.
+    micro-batch is no larger than the batch, and divides it unless it was given.
     """
     compute = build(ComputeConfig, values)
     if trainer == "engine":
         return replace(compute, max_tokens_per_gpu=compute.max_tokens_per_gpu or PACKED_TOKENS)
-    micro = min(compute.micro_batch_size or MICRO_BATCH, effective_batch)
+    given = compute.micro_batch_size
+    default = largest_divisor(effective_batch, MICRO_BATCH)
+    micro = min(given, effective_batch) if given else default
     return replace(compute, micro_batch_size=micro)
 
 

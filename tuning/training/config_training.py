@@ -2,9 +2,10 @@
 collections.yaml.
 
 `sft_config()` and `preference_config()` build them from the defaults, what collections.yaml says of
-the model, and what was given. Two configs that would give the same weights have the same hash; a
-run whose settings are all the model's defaults has the plain name. A config is complete in itself:
-once built, nothing of it is looked up in collections.yaml again.
+the model, and what was given. How a run is computed is not hashed, nor are the settings of another
+method or trainer (`setting(hashed=...)`); a run whose settings are all the model's defaults has the
+plain name. A config is complete in itself: once built, nothing of it is looked up in
+collections.yaml again.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from tuning.flags import build
 from tuning.plan import REMAINING
 from tuning.runs.content import weights_hash
 from tuning.runs.errors import UserError
+from tuning.runs.identity import number
 from tuning.runs.rundir import SHORT
 from tuning.schema import override
 from tuning.settings import RunConfig, setting
-from tuning.sweetspots.config import PerplexityConfig
+from tuning.sweetspots.config import PerplexityConfig, parse_patience
 from tuning.sweetspots.monitor import Spending
 from tuning.sweetspots.rules import Rule
 from tuning.tasks import registry as tasks
@@ -273,9 +275,14 @@ def sft_config(
 
 
 def _sorted(perplexity: PerplexityConfig) -> PerplexityConfig:
-    """The settings with their thresholds from high to low, as they are crossed."""
+    """The settings with their thresholds from high to low, as they are crossed, and each patience
+    rule written in one way.
+    """
     thresholds = tuple(sorted(perplexity.perplexity_thresholds, reverse=True))
-    return replace(perplexity, perplexity_thresholds=thresholds)
+    patience = tuple(
+        f"{n}:{number(d)}" for n, d in map(parse_patience, perplexity.perplexity_patience)
+    )
+    return replace(perplexity, perplexity_thresholds=thresholds, perplexity_patience=patience)
 
 
 def _with_rules_of(rules: PerplexityConfig, perplexity: PerplexityConfig) -> PerplexityConfig:

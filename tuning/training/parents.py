@@ -11,7 +11,7 @@ from tuning import config as site
 from tuning.flags import restore
 from tuning.runs.errors import UserError, nearest
 from tuning.runs.identity import differences
-from tuning.runs.rundir import RunDirectory, locate
+from tuning.runs.rundir import SHORT, RunDirectory, locate
 from tuning.training.config_training import Parent, SFTRunConfig
 from tuning.training.render import sft_command
 from tuning.weights.config import ModelLoadConfig
@@ -56,7 +56,7 @@ def named_run(name: str, kinds: Sequence[str]) -> tuple[RunDirectory, dict[str, 
     runs = {path.parent.name: RunDirectory(path.parent) for path in root.glob("*/config.json")}
     found = runs[name].config if name in runs else None
     if found is None:
-        there = [other for other, run in runs.items() if (run.config or {})["kind"] in kinds]
+        there = [other for other, run in runs.items() if (run.config or {}).get("kind") in kinds]
         raise UserError(f"there is no run '{name}' under {root}.{nearest(name, there)}")
     if not runs[name].is_current:
         raise UserError(
@@ -73,4 +73,11 @@ def named_run(name: str, kinds: Sequence[str]) -> tuple[RunDirectory, dict[str, 
 def named_sft(name: str) -> tuple[SFTRunConfig, RunDirectory]:
     """An SFT run by the name of its folder."""
     directory, found = named_run(name, ("sft",))
-    return restore(SFTRunConfig, found["settings"]), directory
+    config = restore(SFTRunConfig, found["settings"])
+    if config.hash != found["hash"]:
+        raise UserError(
+            f"the settings of run '{name}' hash to {config.hash[:SHORT]}, and it was trained as "
+            f"{found['hash'][:SHORT]}: its config.json was edited, or another version of tuning "
+            "wrote it. Retrain it."
+        )
+    return config, directory

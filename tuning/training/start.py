@@ -12,7 +12,7 @@ from typing import Any
 from tuning import config as site
 from tuning import methods
 from tuning.data import train_dataset
-from tuning.plan import REMAINING
+from tuning.plan import settled_name
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory, locate
 from tuning.sweetspots.store import find_sweetspot
@@ -33,7 +33,7 @@ class Start:
 
     def named(self, planned: str) -> str:
         """The planned name of the run, with the size that a fork turned out to have."""
-        return planned.replace(REMAINING, str(self.train_size))
+        return settled_name(planned, self.train_size)
 
 
 def start_of(config: PTRunConfig) -> Start:

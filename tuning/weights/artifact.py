@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tuning.runs.rundir import RunDirectory
+from tuning import config as site
+from tuning.runs.errors import UserError
+from tuning.runs.rundir import RunDirectory, locate
 from tuning.sweetspots.store import checkpoint_name
 from tuning.weights.base import MODEL, base_location
 from tuning.weights.config import ModelLoadConfig
@@ -39,8 +42,8 @@ def artifact_of(
 ) -> Artifact:
     """The artifact of a run, or of one of its checkpoints; without a run, of the base model.
 
-    Raises UserError where the base is not there; whether the adapter is, turns out when it is
-    opened.
+    Raises UserError where the base, or a run whose weights the adapter lies over, is not there;
+    whether the adapter is, turns out when it is opened.
     """
     base, adapter = base_location(model), None
     tokenizer = base
@@ -60,15 +63,30 @@ def artifact_of(
 
 def _whole_weights(directory: RunDirectory | None, checkpoint: Path | None) -> Path | None:
     """The folder of the whole weights that a run, or a checkpoint of it, consists of or lies over;
-    None: those of the base.
+    None: those of the base. UserError if it lies over a run that is missing.
     """
-    while directory is not None and directory.config is not None:
-        if directory.config["artifact"] == "full":
+    while directory is not None and (config := directory.config) is not None:
+        if config["artifact"] == "full":
             return checkpoint or directory.path / MODEL
-        parent = directory.config["parent"]
+        parent = config["parent"]
         if not parent:
             return None
-        directory = RunDirectory(directory.path.parent / parent["run_name"])
+        directory = _parent_of(directory, config)
         label = parent.get("sweetspot")
-        checkpoint = directory.path / checkpoint_name(label) if label else None
+        checkpoint = directory.path / checkpoint_name(label) if directory and label else None
     return None
+
+
+def _parent_of(directory: RunDirectory, config: dict[str, Any]) -> RunDirectory | None:
+    """The parent of a run; None for a missing one of which only the adapter was used."""
+    parent = config["parent"]
+    for root in dict.fromkeys((directory.path.parent, site.models_dir())):
+        found = RunDirectory(locate(root, parent["run_name"], parent["hash"]))
+        if found.hash == parent["hash"]:
+            return found
+    if (config["settings"].get("parent") or {}).get("lora"):
+        return None
+    raise UserError(
+        f"'{directory.name}' lies over the weights of run '{parent['run_name']}', which is missing "
+        "or was retrained with other settings."
+    )

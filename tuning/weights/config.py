@@ -41,7 +41,7 @@ class ModelLoadConfig:
     base_hash: str | None = setting(None, flag=False)
     """The hash of the run that made the base model, or of a local folder's files."""
     chat_template: str | None = None
-    """A file of tuning/data/chat_templates without its ending (default: the tokenizer's own)."""
+    """Name of a template in tuning/data/chat_templates (default: the tokenizer's own template)."""
     max_seq_length: int = setting(1024, hashed=_in_a_run)
     """Maximum length of prompt and response together, in tokens."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

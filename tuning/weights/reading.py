@@ -41,6 +41,6 @@ def pretrained(cls: Any, location: str, **kwargs: Any) -> Any:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"'{location}' cannot be loaded: {first} Fetch it where there is a network, "
-            "or name a local folder."
+            f"'{location}' cannot be loaded: {first} Download it on a machine with network access, "
+            "or give a local folder."
         ) from None

@@ -279,7 +279,7 @@ def test_hosts_are_named_one_by_one(commands):
     commands.answer("scontrol", "n1\nn2\n")
     assert Slurm().hosts("n[1-2]") == ["n1", "n2"]
     commands.answer("scontrol", error="Invalid hostlist: n[1-", code=1)
-    with pytest.raises(StageFailed, match=r"SLURM cannot tell the hosts of 'n\[1-': Invalid"):
+    with pytest.raises(StageFailed, match=r"SLURM cannot list the hosts of 'n\[1-': Invalid"):
         Slurm().hosts("n[1-")
 
 

@@ -181,7 +181,7 @@ class Slurm:
         """The host names in `n[1-2]`."""
         done = self._run("scontrol", "show", "hostnames", nodes)
         if done.returncode != 0 or not done.stdout.split():
-            raise StageFailed(f"SLURM cannot tell the hosts of '{nodes}': {_errors_of(done)}.")
+            raise StageFailed(f"SLURM cannot list the hosts of '{nodes}': {_errors_of(done)}.")
         return done.stdout.split()
 
     def address(self, host: str) -> str:

@@ -126,8 +126,9 @@ class Cluster:
 
 def cluster_path() -> Path:
     """slurm/cluster.yaml of the checkout, or the file that TUNING_CLUSTER names."""
-    named = os.environ.get("TUNING_CLUSTER")
-    return Path(named or site.CHECKOUT / "slurm" / "cluster.yaml").expanduser().resolve()
+    return site.expanded(
+        os.environ.get("TUNING_CLUSTER") or str(site.CHECKOUT / "slurm" / "cluster.yaml")
+    )
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
