@@ -146,7 +146,10 @@ def test_its_settings_are_checked_and_count_for_it_alone(mine):
     assert replace(dpo, training=with_margin(dpo.training, 0.0)).hash == dpo.hash
 
 
-def test_the_settings_of_other_methods_are_not_looked_at(site):
-    assert pt("dpo", num_generations=0, kl_batch_size=3).pft_method == "dpo"
+def test_the_settings_of_other_methods_are_not_looked_at(monkeypatch, tmp_path):
+    """In collections.yaml they may stand for all methods."""
+    text = COLLECTIONS.replace("kl_batch_size: 32", "kl_batch_size: 3, num_generations: 0")
+    use(monkeypatch, tmp_path, text)
+    assert pt("dpo").pft_method == "dpo"
     with pytest.raises(UserError, match="kl_batch_size is 3"):
-        pt("kto", kl_batch_size=3)
+        pt("kto")

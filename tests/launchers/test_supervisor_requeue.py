@@ -201,7 +201,7 @@ def test_a_job_that_is_asked_to_stop_saves_and_comes_back(job, number):
     when_ready(job.log, number)
     ending = job.start("progress(1)" + WAITS)
     assert (ending.state, ending.code) == ("pending", 75)
-    assert job.queue.asked == [f"asked to stop by {signal.Signals(number).name}"]
+    assert job.queue.asked == [f"received {signal.Signals(number).name}"]
     assert job.log.read_text().endswith("saved\n")
 
 
@@ -286,7 +286,7 @@ def test_a_joined_stage_is_stopped_by_a_file(job):
     ending = job.start(joined(SAVES), joined=True)
     assert (ending.state, ending.code) == ("pending", 75)
     assert "saved, the same command resumes" in job.log.read_text()
-    assert job.queue.asked == ["asked to stop by SIGUSR1"]
+    assert job.queue.asked == ["received SIGUSR1"]
     assert [path.name for path in (job.folder / "stages" / "slurm").iterdir()] == ["stage.json"]
 
 

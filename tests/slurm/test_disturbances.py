@@ -145,7 +145,7 @@ def test_the_time_limit_is_survived(user: Site, trained_home: Path, tmp_path: Pa
     ends_undisturbed(user, job, "sft", alone.home)
     record = json.loads((user.home / "outputs/jobs" / job / "record.json").read_text())
     assert record["attempts"] == 2
-    assert "asked to stop by SIGUSR1" in said(user, job)
+    assert "received SIGUSR1" in said(user, job)
 
 
 def test_a_dead_node_is_survived(user: Site, undisturbed: Path) -> None:

@@ -492,7 +492,7 @@ class FakeStages:
     def cancelled(self, stage: Stage) -> None:
         """It is stopped while it runs."""
         self.last[stage.name] = "cancelled"
-        self._record(stage, "pending", "asked to stop by SIGTERM")
+        self._record(stage, "pending", "received SIGTERM")
 
     def _reach_spots(self, stage: Stage, cluster: FakeCluster) -> None:
         """Write the sweetspots that are reached, and let forks go as a job does."""

@@ -386,7 +386,7 @@ def test_a_task_that_is_asked_to_stop_goes_back_into_the_queue_and_goes_on(machi
     process.send_signal(signal.SIGUSR1)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75
-    reason = "asked to stop by SIGUSR1; requeued"
+    reason = "received SIGUSR1; requeued"
     assert out == "one: to be continued\n"
     assert machine.calls.read_text() == "squeue -h -t all -j 17 -o %T\nscontrol requeue 17\n"
     record = machine.folder / "stages" / "one.json"
