@@ -11,8 +11,16 @@ from pathlib import Path
 import pytest
 
 from tuning.config import CHECKOUT, PACKAGE
-from tuning.launchers.processes import MODULE, Placement, command, this_job, this_node
+from tuning.launchers.processes import (
+    MODULE,
+    Placement,
+    command,
+    killed_by,
+    this_job,
+    this_node,
+)
 from tuning.runs.errors import UserError
+from tuning.runs.outcome import Outcome
 
 pytestmark = pytest.mark.unit
 
@@ -189,3 +197,18 @@ def test_only_one_module_reads_the_variables_of_torchrun():
         if isinstance(node, ast.Constant) and node.value in names
     }
     assert found == {"runs/ranks.py"}
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "reason", "killed"),
+    [
+        ([1, -6], 1, "ValueError: no", None),
+        ([-6, -15], None, "", -6),
+        ([1, -9], 1, "RuntimeError: connection closed", -9),
+        ([-15, -9], 75, "", None),
+        ([1, -15], 1, "ValueError: no", None),
+    ],
+)
+def test_a_recorded_reason_counts_over_an_abort_and_not_over_a_kill(codes, code, reason, killed):
+    recorded = None if code is None else Outcome(code=code, reason=reason)
+    assert killed_by(codes, recorded) == killed

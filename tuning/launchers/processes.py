@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -199,11 +199,26 @@ def _torchrun(words: list[str]) -> int:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         listed = ", ".join(f"rank {rank}: {code}" for rank, code in sorted(codes.items()))
         print(f"processes failed with exit codes ({listed})", file=sys.stderr, flush=True)
-        killed = [code for code in codes.values() if code < 0 and code != -signal.SIGTERM]
-        if path and killed and outcome.code_of(path) != EXIT_AGAIN:
-            outcome.write(path, outcome.Outcome(code=killed[0]))
+        killed = killed_by(codes.values(), outcome.read(path) if path else None)
+        if path and killed is not None:
+            outcome.write(path, outcome.Outcome(code=killed))
         return EXIT_FAILED
     return 0
+
+
+def killed_by(codes: Iterable[int], recorded: outcome.Outcome | None) -> int | None:
+    """The exit code of a rank whose signal explains the end of the stage; None if nothing is to be
+    added to what was recorded.
+
+    torchrun ends ranks by SIGTERM, and a rank aborts when another has failed (its connection
+    breaks, or it is shut down while a thread writes), so a recorded reason counts over SIGABRT.
+    """
+    if recorded is not None and recorded.code == EXIT_AGAIN:
+        return None
+    follows = {-signal.SIGTERM}
+    if recorded is not None and recorded.reason:
+        follows.add(-signal.SIGABRT)
+    return next((code for code in codes if code < 0 and code not in follows), None)
 
 
 if __name__ == "__main__":
