@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,8 @@ class DatasetEntry:
     name: str
     loader: str
     files: dict[str, str] = field(default_factory=dict)
+    system_message: str | None = None
+    """The system message of prompts that have none, in every pool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +172,7 @@ class _Dataset:
     """A dataset in collections.yaml: its loader, and the file of each pool."""
 
     loader: str
+    system_message: str | None = None
     sft: str | None = None
     preference: str | None = None
     validation: str | None = None
@@ -209,9 +212,13 @@ def _load(path: Path) -> Collections:
 
 
 def _dataset(name: str, entry: _Dataset, path: Path) -> DatasetEntry:
-    pools = ((f.name, getattr(entry, f.name)) for f in fields(entry) if f.name != "loader")
-    files = {pool: _beside(path, file) for pool, file in pools if file is not None}
-    return DatasetEntry(name=name, loader=entry.loader, files=files)
+    files = {pool: getattr(entry, pool) for pool in ("sft", "preference", "validation", "test")}
+    return DatasetEntry(
+        name=name,
+        loader=entry.loader,
+        files={pool: _beside(path, file) for pool, file in files.items() if file is not None},
+        system_message=entry.system_message,
+    )
 
 
 def _model(entry: ModelEntry, path: Path) -> ModelEntry:

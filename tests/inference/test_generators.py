@@ -50,6 +50,9 @@ class Echo:
     def chunk_size(self, sampling: PassAtKConfig) -> int:
         return sampling.prompts
 
+    def room(self, prompts):
+        return [1000] * len(prompts)
+
     def generate(self, prompts, sampling, run_hash, first):
         self.calls.append((first, len(prompts)))
         return [

@@ -13,7 +13,7 @@ from tuning.evaluation.intervals import Interval, mean_interval
 from tuning.evaluation.pass_at_k import per_prompt
 from tuning.runs import atomic
 from tuning.runs.rundir import RunDirectory, read_lines
-from tuning.tasks.base import Grade
+from tuning.tasks.base import BEYOND, Grade
 from tuning.tasks.registry import task
 
 
@@ -35,6 +35,7 @@ def score(directory: RunDirectory, config: EvaluationRunConfig) -> dict[str, Any
         "samples": samples,
         "pass_at_k": {str(k): _rounded(mean_interval(per_prompt(correct, samples, k))) for k in ks},
         "correct": correct,
+        "prompts_beyond_context": sum(BEYOND in row for row in rows),
         "parts": _parts(entry for of_prompt in grades for entry in of_prompt),
     }
     atomic.write_json(directory.path / "scores.json", scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,6 +40,19 @@ class HFGenerator:
         """A batch."""
         return sampling.batch_size
 
+    def room(self, prompts: Sequence[Messages]) -> list[int]:
+        """See Generator; a model that names no context is taken to have one without end."""
+        config = self.model.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        encoded = self.tokenizer(self._texts(prompts), add_special_tokens=False)["input_ids"]
+        return [context - len(ids) for ids in encoded]
+
+    def _texts(self, prompts: Sequence[Messages]) -> list[str]:
+        return [
+            self.tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
+            for p in prompts
+        ]
+
     def seed(self, sampling: PassAtKConfig, run_hash: str, first: int) -> int:
         """The seed of the batch whose first prompt has the place `first`."""
         return seed_of(run_hash, sampling.sampling_seed, first // sampling.batch_size)
@@ -49,12 +63,12 @@ class HFGenerator:
         """See Generator; the sequences of one call are sampled together."""
         import torch
 
-        texts = [
-            self.tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
-            for p in prompts
-        ]
         batch = self.tokenizer(
-            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+            self._texts(prompts),
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
         ).to(self.model.device)
         with borrowed(self.model):
             torch.manual_seed(self.seed(sampling, run_hash, first))

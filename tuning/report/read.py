@@ -288,5 +288,7 @@ def _scores(evaluation: RunDirectory | None) -> tuple[Scores | None, dict[str, A
         samples=int(found["samples"]),
         pass_at_k=dict(sorted(intervals.items())),
         correct=tuple(int(count) for count in found["correct"]),
+        parts={name: float(mean) for name, mean in found.get("parts", {}).items()},
+        beyond_context=int(found.get("prompts_beyond_context", 0)),
     )
     return scores, evaluation.config

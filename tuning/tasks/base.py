@@ -11,7 +11,9 @@ from typing import Any
 
 from tuning.runs.errors import UserError
 
-RESERVED = ("index", "prompt", "responses")
+BEYOND = "beyond_context"
+"""Marks a prompt that is longer than the context of the model."""
+RESERVED = ("index", "prompt", "responses", BEYOND)
 """What a line of responses.jsonl has of its own."""
 
 

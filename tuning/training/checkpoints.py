@@ -18,8 +18,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tuning.runs import atomic, disk, interrupt, manifest
 from tuning.runs.rundir import RunDirectory
+from tuning.training.consumed import Consumed
 
 RUN_STATE = "run_state.json"
+CONSUMED = "consumed"
 
 
 class Stateful(Protocol):
@@ -59,10 +61,17 @@ class RunCallback(TrainerCallback):
     """Seals checkpoints, writes metrics and progress, and turns signals into a save and a stop."""
 
     def __init__(
-        self, directory: RunDirectory, resume: Resume, stateful: Stateful | None = None
+        self,
+        directory: RunDirectory,
+        resume: Resume,
+        consumed: Consumed,
+        stateful: Stateful | None = None,
     ) -> None:
         self.directory = directory
+        self.consumed = consumed
         self.stateful = stateful
+        if resume.checkpoint is not None:
+            consumed.load(resume.state.get(CONSUMED))
         self.note = ""
         self._before = resume.seconds
         self._start = time.monotonic()
@@ -87,6 +96,7 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self.consumed.check(state.global_step)
         if interrupt.asked_to_stop():
             control.should_save = True
             control.should_training_stop = True
@@ -127,7 +137,11 @@ class RunCallback(TrainerCallback):
         manifest.prune(self.directory.path)
 
     def _counted(self, state: TrainerState) -> dict[str, Any]:
-        return {"seconds": round(self.seconds, 2), "tokens": int(state.num_input_tokens_seen)}
+        return {
+            "seconds": round(self.seconds, 2),
+            "tokens": int(state.num_input_tokens_seen),
+            CONSUMED: self.consumed.state(),
+        }
 
     def close(self) -> None:
         """End the progress bar, however training ended."""

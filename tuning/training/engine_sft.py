@@ -23,6 +23,7 @@ from tuning.engine.reporting import Reporter
 from tuning.engine.setup import batches_of, open_model
 from tuning.runs import manifest
 from tuning.runs.atomic import read_json
+from tuning.runs.errors import StageFailed
 from tuning.runs.rundir import SHORT, RunDirectory
 from tuning.sweetspots.monitor import Monitor
 from tuning.training.config_training import SFTRunConfig
@@ -177,7 +178,9 @@ def _finish(
     if not _first():
         return
     size = config.train_size
-    seen = config.spending.seen(state.step)
+    seen, planned = state.samples, config.spending.seen(state.step)
+    if seen != planned:
+        raise StageFailed(f"{seen} examples were trained on by step {state.step}, not {planned}.")
     directory.write_result(
         global_step=state.step,
         train_size=size,

@@ -101,17 +101,16 @@ def finish(
     directory: RunDirectory,
     callback: RunCallback,
     train_size: int,
-    seen: int,
     prepare: Callable[[Any], Any] = lambda model: model,
     **more: Any,
 ) -> None:
-    """Write the model and result.json, after `seen` examples; checkpoints stay until it is done."""
+    """Write the model and result.json; checkpoints stay until it is done."""
     step = trainer.state.global_step
     directory.write_result(
         global_step=step,
         train_size=train_size,
-        data_points_seen=seen,
-        data_used=min(seen, train_size),
+        data_points_seen=callback.consumed.seen,
+        data_used=callback.consumed.used,
         train_tokens=int(trainer.state.num_input_tokens_seen),
         train_seconds=round(callback.seconds, 2),
         device=trainer.model.device.type,

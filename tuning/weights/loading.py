@@ -27,23 +27,36 @@ def open_tokenizer(artifact: Artifact) -> PreTrainedTokenizerBase:
     if not tokenizer.chat_template:
         raise UserError(
             f"model '{artifact.model}' brings no chat template; give --chat_template NAME, one of: "
-            f"{', '.join(sorted(path.stem for path in site.CHAT_TEMPLATES.glob('*.jinja')))}."
+            f"{', '.join(_templates())}."
         )
-    _end_turns(tokenizer)
+    _end_turns(tokenizer, artifact.model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _end_turns(tokenizer: Any) -> None:
-    """Make the special token that ends an assistant's turn the end of a sequence."""
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False)
+def _end_turns(tokenizer: Any, model: str) -> None:
+    """Make the special token that ends an assistant's turn the end of a sequence.
+
+    Raises UserError for a template that ends it with none: stopping would never be learnt.
+    """
+    answer = "the answer"
+    turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    end = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    last = next((token for token in reversed(ids[-3:]) if token in special), None)
-    if last is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(last)
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+    first = next((token for token in ids if token in special), None)
+    if first is None:
+        raise UserError(
+            f"the chat template ends an answer of model '{model}' with {end!r}, in which there is "
+            "no special token of its tokenizer: the model would not learn to stop. Give another "
+            f"--chat_template ({', '.join(_templates())}), or a model whose tokenizer has it."
+        )
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+
+
+def _templates() -> list[str]:
+    return sorted(path.stem for path in site.CHAT_TEMPLATES.glob("*.jinja"))
 
 
 def open_model(artifact: Artifact, *, trainable: bool = False) -> PreTrainedModel | PeftModel:
