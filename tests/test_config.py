@@ -162,7 +162,7 @@ def test_a_file_that_is_not_there(monkeypatch, tmp_path):
         (
             changed(datasets={"arith": {"loader": "jsonl", "tset": "x"}}),
             "unknown key in collections.yaml: datasets: arith: 'tset'; choose from: loader, "
-            "preference, sft, test, validation. Did you mean 'test'?",
+            "preference, sft, system_message, test, validation. Did you mean 'test'?",
         ),
         (
             changed(tasks={"math": {"datasets": ["arit"]}}),
