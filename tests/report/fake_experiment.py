@@ -187,7 +187,7 @@ class Fake:
             "run_name": name, "prompts": self.prompts, "samples": self.samples,
             "pass_at_k": intervals, "correct": correct,
             "prompts_beyond_context": self.beyond_context,
-            "parts": {"format": self.in_form.get(name, 0.98)},
+            "parts": {"format": {"estimate": self.in_form.get(name, 0.98)}},
         }  # fmt: skip
 
 

@@ -25,8 +25,8 @@ class Grade:
     """What pass@k counts."""
     reward: float
     """For reinforcement learning."""
-    parts: dict[str, float | bool] = field(default_factory=dict)
-    """Further measures by name; scores.json has the mean of each."""
+    parts: dict[str, float | bool | Sequence[bool]] = field(default_factory=dict)
+    """Further measures by name, a value or several; scores.json has the mean of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
