@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tuning.runs.json_text import NotJSON, parse, shown
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` by way of a temporary file, fsync and rename."""
@@ -36,11 +38,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The content of a JSON file; None if it does not exist. Damaged JSON raises."""
+    """The content of a JSON file; None if it does not exist, NotJSON if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except UnicodeDecodeError as error:
+        raise NotJSON(f"'{path}' is not UTF-8 text ({error.reason}).") from None
+    return parse(text, f"'{path}'", nan=True)
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file that holds an object, like `read_json()`."""
+    found = read_json(path)
+    if found is None or isinstance(found, dict):
+        return found
+    raise NotJSON(f"'{path}' is {shown(found)}, not a JSON object; restore it or remove it.")
 
 
 def sync_directory(directory: Path) -> None:

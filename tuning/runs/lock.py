@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -25,6 +24,7 @@ from typing import NoReturn
 
 from tuning.runs.atomic import read_json, write_json
 from tuning.runs.errors import EXIT_FAILED, StageFailed
+from tuning.runs.json_text import NotJSON
 from tuning.runs.log import logger
 from tuning.runs.progress import tell_waiting
 
@@ -129,7 +129,7 @@ class Lock:
         try:
             holder = read_json(self.path)
             return Holder(**holder) if holder else None
-        except (TypeError, json.JSONDecodeError):
+        except (TypeError, NotJSON):
             return None
 
     @contextlib.contextmanager

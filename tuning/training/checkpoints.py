@@ -45,7 +45,7 @@ def resume_point(directory: RunDirectory) -> Resume:
     newest = manifest.newest_whole(directory.path)
     resume = Resume()
     if newest is not None:
-        saved = atomic.read_json(newest / RUN_STATE) or {}
+        saved = atomic.read_object(newest / RUN_STATE) or {}
         step = int(newest.name.rpartition("-")[2])
         resume = Resume(checkpoint=newest, step=step, seconds=saved["seconds"], state=saved)
     for step, path in manifest.checkpoints(directory.path):
