@@ -29,7 +29,7 @@ from tuning.runs import atomic, provenance
 from tuning.runs.errors import Interrupted, StageFailed, UserError
 from tuning.runs.identity import FORMAT, differences
 from tuning.runs.json_text import NotJSON, parse_object
-from tuning.runs.lock import Lock
+from tuning.runs.lock import Lock, drop_if_empty
 from tuning.runs.log import logger
 from tuning.runs.progress import tell
 
@@ -241,13 +241,17 @@ def claim(
 
     path = place()
     while True:
-        with Lock(path).holding(wait=wait, check=check):
-            settled = place()
-            if settled == path:
-                directory = RunDirectory(path)
-                _prepare(directory, identity, force=force)
-                yield directory
-                return
+        try:
+            with Lock(path).holding(wait=wait, check=check):
+                settled = place()
+                if settled == path:
+                    directory = RunDirectory(path)
+                    _prepare(directory, identity, force=force)
+                    yield directory
+                    return
+        except OSError:
+            drop_if_empty(path)
+            raise
         path = settled
 
 
