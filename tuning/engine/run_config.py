@@ -24,6 +24,7 @@ from tuning.runs import provenance, ranks
 from tuning.runs.content import file_hash, weights_hash
 from tuning.runs.errors import UserError, choose
 from tuning.runs.identity import digest
+from tuning.runs.names import require_name
 from tuning.runs.rundir import SHORT
 from tuning.schema import mapping, override, read_yaml
 from tuning.settings import RunConfig, setting
@@ -147,8 +148,7 @@ def experiment_config(
 
     `samples`: fingerprint of samples passed in from Python; None if the settings name the data.
     """
-    if not name or "/" in name or name.startswith("."):
-        raise UserError(f"exp_name is '{name}'; it must be a name for a folder")
+    require_name("exp_name", name)
     return _config(name, False, "chatml", values, samples)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -41,8 +42,10 @@ def read_json(path: Path) -> Any | None:
     """The content of a JSON file; None if it does not exist, NotJSON if it is damaged."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return None
+        raise
     except UnicodeDecodeError as error:
         raise NotJSON(f"'{path}' is not UTF-8 text ({error.reason}).") from None
     return parse(text, f"'{path}'", nan=True)

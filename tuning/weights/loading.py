@@ -22,7 +22,7 @@ def open_tokenizer(artifact: Artifact) -> PreTrainedTokenizerBase:
     """The tokenizer with the artifact's chat template; its end-of-sequence token ends a turn."""
     tokenizer: PreTrainedTokenizerBase = read_tokenizer(artifact.tokenizer)
     if artifact.chat_template:
-        template = site.CHAT_TEMPLATES / f"{artifact.chat_template}.jinja"
+        template = site.chat_template(artifact.chat_template)
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     if not tokenizer.chat_template:
         raise UserError(
