@@ -107,5 +107,5 @@ def test_a_prompt_that_fills_the_length_is_refused(tokenizer):
     (found,) = encode(tokenizer, [row()], 200)
     length = len(found.prompt)
     assert len(encode(tokenizer, [row()], length + 1)[0].response) == 1
-    with pytest.raises(UserError, match=f"row 1 has {length + 4} tokens; max_seq_length is"):
+    with pytest.raises(UserError, match=f"row 2: the prompt has {length + 4} tokens; max_seq"):
         encode(tokenizer, [row(), row(question="2 + 10?" + "7777")], length + 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,14 @@ def encode(
     tokenizer: Any,
     rows: Iterable[dict[str, Any]],
     max_length: int,
+    where: Callable[[int], str] = lambda number: f"row {number + 1}",
 ) -> list[Encoded]:
     """Prompt and response ids of SFT rows; a row longer than `max_length` loses the end of its
     response.
 
     The response begins where the rendered conversation leaves the rendered prompt, and ends with
-    its turn. Raises UserError where a prompt alone fills `max_length`.
+    its turn. Raises UserError where a prompt alone fills `max_length`; `where` names a row by its
+    number from 0.
     """
     encoded, cut = [], 0
     for number, row in enumerate(rows):
@@ -52,7 +54,7 @@ def encode(
         )
         if shared >= max_length:
             raise UserError(
-                f"the prompt of row {number} has {shared} tokens; max_seq_length is {max_length}."
+                f"{where(number)}: the prompt has {shared} tokens; max_seq_length is {max_length}."
             )
         if tokenizer.eos_token_id in whole[shared:]:
             whole = whole[: len(whole) - whole[::-1].index(tokenizer.eos_token_id)]

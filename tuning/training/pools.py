@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from tuning.data import train_dataset
 from tuning.data.encoding import Encoded, encode
 from tuning.training.config_training import SFTRunConfig
 
@@ -13,4 +15,8 @@ def sft_pools(config: SFTRunConfig, tokenizer: Any) -> tuple[list[Encoded], list
     length = config.model.max_seq_length
     rows = config.dataset.rows("sft", config.train_size)
     validation = config.dataset.rows("validation")[: config.perplexity.validation_size]
-    return encode(tokenizer, rows, length), encode(tokenizer, validation, length)
+    where = partial(partial, train_dataset.where, config.dataset.entry)
+    return (
+        encode(tokenizer, rows, length, where("sft")),
+        encode(tokenizer, validation, length, where("validation")),
+    )
