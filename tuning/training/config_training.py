@@ -24,7 +24,6 @@ from tuning.engine.config import ComputeConfig, LossConfig, loss_name
 from tuning.engine.run_config import PretrainRunConfig, pretrain_config
 from tuning.flags import build
 from tuning.plan import REMAINING
-from tuning.runs.content import weights_hash
 from tuning.runs.identity import number
 from tuning.runs.rundir import SHORT
 from tuning.schema import override
@@ -44,6 +43,7 @@ from tuning.training.config import (
     used,
 )
 from tuning.weights.config import LoraConfig, ModelLoadConfig
+from tuning.weights.files import checked_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,4 +372,4 @@ def _base_hash(entry: site.ModelEntry) -> str | None:
     """The hash of the run that makes a base model, or of the files of a local one."""
     if entry.from_run:
         return pretrain_config(entry.from_run).hash
-    return weights_hash(Path(entry.path)) if entry.path else None
+    return checked_hash(Path(entry.path)) if entry.path else None
