@@ -72,7 +72,7 @@ def _report_to(training: Training, identity: Identity, options: Options) -> tupl
     """Where rank 0 reports a training that starts now; with `force`, drops stale evaluations."""
     if training.done or not ranks.is_first():
         return ()
-    from tuning.training import wandb_run
+    from tuning.runs import wandb_run
 
     if options.force and options.output_dir is None:
         _drop_evaluations(training.directory)

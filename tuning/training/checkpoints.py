@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tuning.runs import atomic, disk, interrupt, manifest
 from tuning.runs.rundir import RunDirectory
+from tuning.runs.wandb_run import Reported
 
 RUN_STATE = "run_state.json"
 
@@ -56,7 +57,9 @@ def resume_point(directory: RunDirectory) -> Resume:
 
 
 class RunCallback(TrainerCallback):
-    """Seals checkpoints, writes metrics and progress, and turns signals into a save and a stop."""
+    """Seals checkpoints, writes metrics and progress, reports to W&B where that is asked for, and
+    turns signals into a save and a stop.
+    """
 
     def __init__(
         self, directory: RunDirectory, resume: Resume, stateful: Stateful | None = None
@@ -67,6 +70,7 @@ class RunCallback(TrainerCallback):
         self._before = resume.seconds
         self._start = time.monotonic()
         self._bar: tqdm | None = None
+        self._wandb: Reported | None = None
 
     @property
     def seconds(self) -> float:
@@ -76,6 +80,9 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if "wandb" in (args.report_to or ()):
+            settings = (self.directory.config or {}).get("settings")
+            self._wandb = Reported(self.directory.name, settings)
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -107,14 +114,15 @@ class RunCallback(TrainerCallback):
             return
         record = {key: value for key, value in logs.items() if isinstance(value, int | float)}
         record.pop("num_tokens", None)
-        self.directory.log_metrics(
-            {
-                "step": state.global_step,
-                **record,
-                "tokens": int(state.num_input_tokens_seen),
-                "seconds": round(self.seconds, 2),
-            }
-        )
+        record = {
+            "step": state.global_step,
+            **record,
+            "tokens": int(state.num_input_tokens_seen),
+            "seconds": round(self.seconds, 2),
+        }
+        self.directory.log_metrics(record)
+        if self._wandb is not None:
+            self._wandb.log(record)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -130,9 +138,11 @@ class RunCallback(TrainerCallback):
         return {"seconds": round(self.seconds, 2), "tokens": int(state.num_input_tokens_seen)}
 
     def close(self) -> None:
-        """End the progress bar, however training ended."""
+        """End the progress bar and W&B, however training ended."""
         if self._bar is not None:
             self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 class WholeCheckpoints:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import set_seed
+from transformers.integrations import WandbCallback
 from transformers.trainer_callback import PrinterCallback
 
 from tuning.runs import interrupt
@@ -79,6 +80,7 @@ def run(trainer: Any, callback: RunCallback, resume: Resume, *, finished: bool =
     `finished` says that the resumed run has nothing left to train.
     """
     trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(WandbCallback)  # the callback reports, and outlives its failures
     in_float32(trainer.model)
     steps = trainer.args.max_steps
     if finished or resume.step >= steps:
