@@ -101,6 +101,8 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.report_to: tuple[str, ...] = ()
+        """Where a training reports its metrics besides metrics.jsonl: `wandb`, or nothing."""
         self._last_progress = 0.0
 
     def __repr__(self) -> str:

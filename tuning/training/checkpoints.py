@@ -80,7 +80,7 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if "wandb" in (args.report_to or ()):
+        if "wandb" in self.directory.report_to:
             settings = (self.directory.config or {}).get("settings")
             self._wandb = Reported(self.directory.name, settings)
         self._bar = tqdm(
