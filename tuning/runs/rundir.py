@@ -31,7 +31,7 @@ from tuning.runs.identity import FORMAT, differences
 from tuning.runs.json_text import NotJSON, parse_object
 from tuning.runs.lock import Lock, drop_if_empty
 from tuning.runs.log import logger
-from tuning.runs.progress import tell
+from tuning.runs.progress import begin_step, tell
 
 SHORT = 8
 _OURS = re.compile(r"lock\.json|\.lock|\..*\.tmp")
@@ -178,7 +178,11 @@ class RunDirectory:
     def progress(
         self, phase: str, at: int, of: int, note: str = "", *, final: bool = False
     ) -> None:
-        """Report position `at` of `of` in a phase; at most two writes a second unless `final`."""
+        """Report position `at` of `of` in a phase; at most two writes a second unless `final`.
+
+        Parts of what follows (`tell_part`) become its note.
+        """
+        begin_step(lambda part: self.progress(phase, at, of, part))
         now = time.monotonic()
         if not final and now - self._last_progress < 0.5:
             return

@@ -153,6 +153,8 @@ class _Sweetspots:
         return self.monitor.stops
 
     def _measure(self, state: TrainingState) -> None:
+        self.monitor.begin(state.step, self.steps)
+
         def write(folder: Path) -> None:
             write_model(state.spread, folder, self.dtype, self.tokenizer)
 
