@@ -13,6 +13,7 @@ from tuning.evaluation.config import evaluation_config, sampling_config
 from tuning.evaluation.intervals import mean_interval
 from tuning.evaluation.scoring import score
 from tuning.runs.atomic import read_json
+from tuning.runs.errors import StageFailed
 from tuning.runs.rundir import RunDirectory
 from tuning.tasks.base import Grade, Task
 from tuning.tasks.registry import TASKS
@@ -107,3 +108,24 @@ def test_all_wrong_still_has_an_interval(config, tmp_path):
     entry = score(write(tmp_path / "run", *[[WRONG] * 4] * 3), config)["pass_at_k"]["1"]
     assert (entry["estimate"], entry["low"]) == (0.0, 0.0)
     assert entry["high"] > 0.3
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        '{"index": 1, "responses": ["a", "b", "c", "d"',
+        '{"index": 1, "answer": "5", "responses": "abcd"}',
+        '{"index": 1, "answer": "5", "responses": ["a"]}',
+        '{"index": 1, "responses": ["a", "b", "c", "d"]}',
+        '{"index": 1, "answer": "5", "responses": ["\\ud800", "b", "c", "d"]}',
+        "[]",
+    ],
+)
+def test_answers_that_were_damaged_are_not_scored(config, tmp_path, damaged):
+    directory = write(tmp_path / "run", [RIGHT] * 4, [WRONG] * 4)
+    path = directory.path / "responses.jsonl"
+    first, last = path.read_text().splitlines()
+    path.write_text(f"{first}\n{damaged}\n{last}\n")
+    with pytest.raises(StageFailed, match=r"responses\.jsonl' is damaged in line 2; infer again"):
+        score(directory, config)
+    assert not (directory.path / "scores.json").exists()

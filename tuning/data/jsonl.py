@@ -16,6 +16,7 @@ from typing import Any
 from tuning.config import DatasetEntry
 from tuning.data.rows import ANSWERS, Messages, asked_as, checked_row, prompt_key
 from tuning.runs.errors import UserError
+from tuning.runs.json_text import parse_object, text_lines
 
 
 class JsonLines:
@@ -56,11 +57,8 @@ class JsonLines:
 
     def _parse(self, pool: str) -> dict[int, dict[str, Any]]:
         """The rows by the number of their line."""
-        try:
-            lines = self._read(pool).decode("utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise UserError(f"'{self._files[pool]}' is not UTF-8 text ({error.reason}).") from None
-        return {n: self._row(pool, n, line) for n, line in enumerate(lines, 1) if line.strip()}
+        lines = text_lines(self._read(pool).split(b"\n"), self._files[pool].name)
+        return {number: self._row(pool, number, line) for number, line in lines}
 
     def size(self, name: str) -> int:
         """How many rows a pool has."""
@@ -93,14 +91,7 @@ class JsonLines:
 
     def _row(self, pool: str, number: int, line: str) -> dict[str, Any]:
         where = f"{self._files[pool].name}:{number}"
-        try:
-            raw = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
-            raise UserError(f"{where} is not valid JSON: {reason}.") from None
-        if not isinstance(raw, dict):
-            raise UserError(f"{where} is not a JSON object; a {pool} row is one with a prompt.")
-        return asked_as(checked_row(pool, raw, where), self.system_message)
+        return asked_as(checked_row(pool, parse_object(line, where), where), self.system_message)
 
     def _check_disjoint(self, pools: dict[str, list[dict[str, Any]]]) -> None:
         """Raise UserError if a prompt occurs twice, in one pool or in two."""

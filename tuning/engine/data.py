@@ -91,7 +91,7 @@ def _corpus(config: PretrainRunConfig) -> Data:
     from tuning.engine.tokenizer import train_tokenizer
 
     data, t = config.data, config.training
-    template = (site.CHAT_TEMPLATES / f"{config.chat_template}.jinja").read_text(encoding="utf-8")
+    template = site.chat_template(config.chat_template).read_text(encoding="utf-8")
     documents = arith.pretraining_documents(data.corpus_seed)
     first = itertools.islice(documents, TOKENIZER_DOCUMENTS)
     tokenizer = train_tokenizer(first, data.tokenizer_vocab_size, template)

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tuning.evaluation.config import EvaluationRunConfig
 from tuning.evaluation.intervals import Interval, mean_interval, ratio_interval
 from tuning.evaluation.pass_at_k import per_prompt
 from tuning.runs import atomic
+from tuning.runs.errors import StageFailed
 from tuning.runs.rundir import RunDirectory, read_lines
 from tuning.tasks.base import BEYOND, Grade
 from tuning.tasks.registry import task
@@ -19,7 +21,7 @@ from tuning.tasks.registry import task
 
 def score(directory: RunDirectory, config: EvaluationRunConfig) -> dict[str, Any]:
     """Grade every response of a finished inference and write scores.json."""
-    rows = read_lines(directory.path / "responses.jsonl")
+    rows = _answered(directory.path / "responses.jsonl", config)
     grade = task(config.task).grade
     grades = [[grade(text, row) for text in row["responses"]] for row in rows]
     correct = [sum(entry.right for entry in of_prompt) for of_prompt in grades]
@@ -40,6 +42,20 @@ def score(directory: RunDirectory, config: EvaluationRunConfig) -> dict[str, Any
     }
     atomic.write_json(directory.path / "scores.json", scores)
     return scores
+
+
+def _answered(path: Path, config: EvaluationRunConfig) -> list[dict[str, Any]]:
+    """The lines of responses.jsonl; StageFailed for one that an inference does not write."""
+    rows = read_lines(path)
+    again = "infer again with --do_inference --force"
+    if len(rows) != path.read_bytes().count(b"\n"):
+        raise StageFailed(f"'{path}' is damaged in line {len(rows) + 1}; {again}.")
+    needed, samples = {"responses", *task(config.task).columns}, config.sampling.n_samples
+    for number, row in enumerate(rows, 1):
+        whole = row.keys() >= needed and isinstance(row["responses"], list)
+        if not whole or [type(text) for text in row["responses"]] != [str] * samples:
+            raise StageFailed(f"'{path}' is damaged in line {number}; {again}.")
+    return rows
 
 
 def _parts(grades: Sequence[Sequence[Grade]]) -> dict[str, dict[str, float]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tuning.evaluation.config import PassAtKConfig
 from tuning.inference.generator import Messages, seed_of
+from tuning.runs.progress import tell_part
 from tuning.weights.artifact import Artifact
 
 
@@ -83,12 +84,25 @@ class HFGenerator:
                 num_return_sequences=sampling.n_samples,
                 eos_token_id=self.ends,
                 pad_token_id=self.tokenizer.pad_token_id,
+                stopping_criteria=[_telling(batch["input_ids"].shape[1], sampling.max_new_tokens)],
             )
         answers = self.tokenizer.batch_decode(
             output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
         )
         n = sampling.n_samples
         return [answers[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def _telling(prompt: int, most: int) -> Callable[..., Any]:
+    """A criterion that ends nothing, and tells the progress with every token."""
+
+    def tell(ids: Any, *_: object, **__: object) -> Any:
+        import torch
+
+        tell_part("token", ids.shape[1] - prompt, most)
+        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+    return tell
 
 
 @contextlib.contextmanager

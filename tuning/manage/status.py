@@ -8,18 +8,17 @@ tell the reason.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tuning.launchers.slurm.client import WAITS, Job, Slurm
 from tuning.launchers.slurm.ledger import Jobs, Task
 from tuning.plan import Plan, Stage, Standing, standing
 from tuning.runs import atomic
 from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.json_text import NotJSON, parse_object
 from tuning.runs.lock import Lock
 from tuning.runs.rundir import RunDirectory
 
@@ -120,7 +119,7 @@ def _not_done(
     if any(d is not None and Lock(d.path).holder() for d in (found.run, found.evaluation)):
         return "running", ""
     task = view.tasks.get(stage.name)
-    record = atomic.read_json(view.folder / "stages" / f"{stage.name}.json") or {}
+    record = atomic.read_object(view.folder / "stages" / f"{stage.name}.json") or {}
     if task is not None and record.get("job") not in (None, task.id):
         record = {}  # of an earlier submission
     if record.get("state") == "failed":
@@ -212,7 +211,7 @@ def _progress(view: _View, stage: Stage) -> str:
     places = sorted(
         (view.folder / "stages").glob(f"*/{stage.name}.json"), key=lambda p: p.stat().st_mtime
     )
-    progress = atomic.read_json(places[-1]) if places else None
+    progress = atomic.read_object(places[-1]) if places else None
     if not progress or not progress.get("directory"):
         return "starting" if not progress else str(progress.get("phase", ""))
     return " ".join(
@@ -222,7 +221,7 @@ def _progress(view: _View, stage: Stage) -> str:
 
 def _metric(found: Standing) -> str:
     """pass@1 if it is known, else the last loss or perplexity."""
-    scores = atomic.read_json(found.evaluation.path / "scores.json") if found.evaluation else None
+    scores = atomic.read_object(found.evaluation.path / "scores.json") if found.evaluation else None
     if scores:
         k, first = next(iter(scores["pass_at_k"].items()))
         return f"pass@{k} {first['estimate']:.3f}"
@@ -230,8 +229,8 @@ def _metric(found: Standing) -> str:
         return ""
     for line in reversed(_tail(found.run.path / "metrics.jsonl").splitlines()):
         try:
-            values: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
+            values = parse_object(line, "a line", nan=True)
+        except NotJSON:
             continue
         for name in ("perplexity", "loss"):
             if isinstance(values.get(name), int | float):

@@ -281,7 +281,7 @@ def _scores(evaluation: RunDirectory | None) -> tuple[Scores | None, dict[str, A
     """The scores and the config of a finished evaluation."""
     if evaluation is None or not evaluation.done("evaluate"):
         return None, None
-    found = atomic.read_json(evaluation.path / "scores.json")
+    found = atomic.read_object(evaluation.path / "scores.json")
     if found is None:
         return None, None
     intervals = {

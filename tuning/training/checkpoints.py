@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tuning.runs import atomic, disk, interrupt, manifest
 from tuning.runs.rundir import RunDirectory
+from tuning.runs.wandb_run import Reported
 from tuning.training.consumed import Consumed
 
 RUN_STATE = "run_state.json"
@@ -47,7 +48,7 @@ def resume_point(directory: RunDirectory) -> Resume:
     newest = manifest.newest_whole(directory.path)
     resume = Resume()
     if newest is not None:
-        saved = atomic.read_json(newest / RUN_STATE) or {}
+        saved = atomic.read_object(newest / RUN_STATE) or {}
         step = int(newest.name.rpartition("-")[2])
         resume = Resume(checkpoint=newest, step=step, seconds=saved["seconds"], state=saved)
     for step, path in manifest.checkpoints(directory.path):
@@ -58,7 +59,9 @@ def resume_point(directory: RunDirectory) -> Resume:
 
 
 class RunCallback(TrainerCallback):
-    """Seals checkpoints, writes metrics and progress, and turns signals into a save and a stop."""
+    """Seals checkpoints, writes metrics and progress, reports to W&B where that is asked for, and
+    turns signals into a save and a stop.
+    """
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class RunCallback(TrainerCallback):
         self._before = resume.seconds
         self._start = time.monotonic()
         self._bar: tqdm | None = None
+        self._wandb: Reported | None = None
 
     @property
     def seconds(self) -> float:
@@ -85,6 +89,9 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if "wandb" in self.directory.report_to:
+            settings = (self.directory.config or {}).get("settings")
+            self._wandb = Reported(self.directory.name, settings)
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -117,14 +124,15 @@ class RunCallback(TrainerCallback):
             return
         record = {key: value for key, value in logs.items() if isinstance(value, int | float)}
         record.pop("num_tokens", None)
-        self.directory.log_metrics(
-            {
-                "step": state.global_step,
-                **record,
-                "tokens": int(state.num_input_tokens_seen),
-                "seconds": round(self.seconds, 2),
-            }
-        )
+        record = {
+            "step": state.global_step,
+            **record,
+            "tokens": int(state.num_input_tokens_seen),
+            "seconds": round(self.seconds, 2),
+        }
+        self.directory.log_metrics(record)
+        if self._wandb is not None:
+            self._wandb.log(record)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -144,9 +152,11 @@ class RunCallback(TrainerCallback):
         }
 
     def close(self) -> None:
-        """End the progress bar, however training ended."""
+        """End the progress bar and W&B, however training ended."""
         if self._bar is not None:
             self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 class WholeCheckpoints:

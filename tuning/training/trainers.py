@@ -28,7 +28,12 @@ def arguments(
     steps: int,
     batch: int,
 ) -> dict[str, Any]:
-    """The training arguments that every TRL config takes; `batch` examples an optimizer step."""
+    """The training arguments that every TRL config takes; `batch` examples an optimizer step.
+
+    RunCallback reports to what `report_to` names: where W&B fails, the Trainer's own way ends the
+    training.
+    """
+    directory.report_to = tuple(report_to)
     t, compute = config.training, config.compute
     micro = largest_divisor(batch, compute.micro_batch_size or batch)
     cuda = torch.cuda.is_available()
@@ -36,7 +41,7 @@ def arguments(
     return {
         "output_dir": str(directory.path),
         "run_name": directory.name,
-        "report_to": report_to,
+        "report_to": [],
         "max_steps": steps,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": batch // micro,

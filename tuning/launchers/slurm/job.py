@@ -94,7 +94,7 @@ class Forks:
         """Remove the dependency of the stages whose checkpoint is complete; if the cluster forbids
         it, they start when SFT is done.
         """
-        found = atomic.read_json(self.folder / "plan.json")
+        found = atomic.read_object(self.folder / "plan.json")
         if found is None:
             return
         plan = Plan.from_json(found)
@@ -131,7 +131,7 @@ def _prepare_environment() -> None:
 
 def _submitted(tasks: Path) -> int:
     """Run a task of an array."""
-    found: dict[str, Any] | None = atomic.read_json(tasks)
+    found: dict[str, Any] | None = atomic.read_object(tasks)
     if found is None:
         raise UserError(f"there is no file '{tasks}', which lists the stages of this array.")
     require_format(found, f"'{tasks}'")
