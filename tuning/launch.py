@@ -15,6 +15,7 @@ from tuning import config as site
 from tuning.flags import Parser, add_flags, given
 from tuning.plan import Plan, save_plan, standing
 from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError, choose
+from tuning.runs.interrupt import quits
 
 LAUNCHERS = ("local", "slurm")
 _ONE = r"(?:after\w*(?::\d+(?:_(?:\d+|\*))?(?:\+\d+)?)+|singleton)"
@@ -92,10 +93,12 @@ def launch(plan: Plan, options: Launch) -> int:
     """Launch a plan; the exit code of the command."""
     launcher = options.launcher or _launcher()
     if options.dry_run:
-        return _dry_run(plan, launcher, options)
+        with quits():
+            return _dry_run(plan, launcher, options)
     site.require_writable_home()
     if launcher == "slurm":
-        return _submit(plan, options)
+        with quits("stopped before everything was submitted; the same command submits the rest"):
+            return _submit(plan, options)
     return _run_here(plan, options)
 
 

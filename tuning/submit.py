@@ -34,6 +34,7 @@ from tuning.flags import Parser, truth
 from tuning.launch import add_launch_flags, launch, launch_options
 from tuning.plan import Plan
 from tuning.runs.errors import UserError
+from tuning.runs.interrupt import quits
 from tuning.schema import mapping, read_yaml, wrong
 
 PIPELINE_FLAGS = ("--total_data", "--sft_data")
@@ -42,16 +43,19 @@ PIPELINE_FLAGS = ("--total_data", "--sft_data")
 
 def main(words: Sequence[str]) -> int:
     """Submit an experiment; returns the exit code."""
-    plan, args = _plan(list(words))
-    return launch(plan, launch_options(args))
+    with quits("stopped; nothing was submitted"):
+        plan, args = _plan(list(words))
+        options = launch_options(args)
+    return launch(plan, options)
 
 
 def prefetch(words: Sequence[str]) -> int:
     """Download the hub models of an experiment; returns the exit code."""
     from tuning.launchers.prefetch import fetch
 
-    plan, _ = _plan(list(words))
-    fetch(plan)
+    with quits("stopped; the same command downloads the rest"):
+        plan, _ = _plan(list(words))
+        fetch(plan)
     return 0
 
 

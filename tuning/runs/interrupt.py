@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from tuning.runs import ranks
-from tuning.runs.errors import Interrupted
+from tuning.runs.errors import Interrupted, Quit
 
 PARENT_VARIABLE = "TUNING_PARENT"
 STOP_VARIABLE = "TUNING_STOP"
@@ -62,6 +62,17 @@ def heeded() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def quits(text: str = "") -> Iterator[None]:
+    """Ctrl-C within the block, where nothing is trained, ends the program with `text` instead of
+    the words about the last checkpoint.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Quit(text) from None
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
