@@ -35,11 +35,14 @@ class Launch:
     wandb: str = "off"
     dependency: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
+    """Settings for every kind of stage."""
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings for one kind of stage each."""
 
 
 def add_launch_flags(parser: Parser) -> None:
     """The flags that say where and how stages run."""
-    from tuning.launchers.slurm.resources import Resources
+    from tuning.launchers.slurm.resources import FOR_KINDS, Resources
 
     group = parser.add_argument_group("where it runs")
     group.add_argument(
@@ -63,11 +66,20 @@ def add_launch_flags(parser: Parser) -> None:
     group.add_argument("--wandb", default="off", help="off, offline or online (default: off)")
     group.add_argument("--dependency", help="slurm: dependency of the first stages, afterok:123")
     add_flags(parser, Resources, title="slurm: overrides of slurm/cluster.yaml for this submission")
+    group = parser.add_argument_group("slurm: for one kind of stage, and any other option")
+    group.add_argument("--resources", nargs="+", action="extend", default=[], help=FOR_KINDS)
+    parser.takes_dashes("--sbatch")
+    group.add_argument(
+        "--sbatch",
+        metavar="OPTIONS",
+        help='more options of sbatch for every job, "--exclusive --mail-type=END"; added to those '
+        "of cluster.yaml",
+    )
 
 
 def launch_options(args: argparse.Namespace) -> Launch:
     """The launch flags of a command line, checked."""
-    from tuning.launchers.slurm.resources import Resources
+    from tuning.launchers.slurm.resources import Resources, for_kinds, sbatch
     from tuning.phases.options import wandb_mode
 
     if args.launcher is not None:
@@ -85,7 +97,8 @@ def launch_options(args: argparse.Namespace) -> Launch:
         wait=not args.no_wait,
         wandb=wandb_mode(args.wandb),
         dependency=args.dependency,
-        resources=given(args, (Resources,)),
+        resources=given(args, (Resources,)) | {"options": sbatch(args.sbatch or "")},
+        kinds=for_kinds(args.resources),
     )
 
 
@@ -148,7 +161,7 @@ def _submit(plan: Plan, options: Launch) -> int:
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
 
-    cluster = Cluster(options.resources)
+    cluster = Cluster(options.resources, kinds=options.kinds)
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
         raise UserError(
             f"TUNING_HOME '{site.home()}' contains {' '.join(map(repr, odd))}, which job "
@@ -204,6 +217,8 @@ def describe(resources: Any) -> str:
         resources.mem or "",
         f"{resources.time} per start" if resources.time else "default time limit",
         f"partition {resources.partition}" if resources.partition else "",
+        f"in {resources.container}" if resources.container else "",
+        " ".join(resources.options),
     ]
     return ", ".join(filter(None, parts))
 
@@ -239,7 +254,7 @@ def _print_scripts(plan: Plan, options: Launch) -> None:
     size = slurm.max_array_size() if slurm.answers() else ARRAY_SIZE
     made = submission.Submission(
         plan,
-        Cluster(options.resources),
+        Cluster(options.resources, kinds=options.kinds),
         slurm,
         submission.Options(dependency=options.dependency, wandb=options.wandb),
     )

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from tuning import config as site
-from tuning.launchers.processes import Placement, command, python_path, stage_words, this_job
+from tuning.launchers.processes import (
+    Placement,
+    command,
+    python_path,
+    signals_reach,
+    stage_words,
+    this_job,
+)
 from tuning.launchers.slurm.client import Slurm
 from tuning.launchers.slurm.ledger import Jobs
 from tuning.launchers.supervisor import Here, Host, Supervisor
@@ -193,18 +200,19 @@ def _supervise(
     """Run a script with its arguments at a placement, which may use all cores of the job; None for
     a launcher, which gives its stages their own.
     """
+    start, joined = [sys.executable, *words], False
     if placement is not None:
         cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0)
         os.environ.update(placement.environment(cores))
-    placement = placement or Placement()
+        start, joined = command(words, placement), not signals_reach(placement)
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     ending = Supervisor(
-        command(words, placement),
+        start,
         record,
         log,
         progress,
         host=host,
-        joined=placement.joined,
+        joined=joined,
         continues=isinstance(host, Allocation) and restarts > 0,
     ).run()
     state = "to be continued" if ending.code == EXIT_AGAIN else ending.state

@@ -260,13 +260,13 @@ class Submission:
         return self.folder / "slurm" / f"{array.token}.json"
 
     def _script(self, array: Array, code: Path) -> str:
-        from tuning.launchers.prefetch import offline_environment
+        from tuning.launchers.prefetch import cache_folders, offline_environment
 
         resources = self._asked[array.stages[0]]
         environment = {
             "TUNING_HOME": str(site.home()),
             "TUNING_CODE": str(code),
-            "TUNING_PYTHON": resources.python or sys.executable,
+            "TUNING_PYTHON": (not resources.container and resources.python) or sys.executable,
             "TUNING_PROCESSES": str(resources.processes),
             **(offline_environment() if resources.offline else {}),
         }
@@ -276,6 +276,7 @@ class Submission:
             code=code,
             tasks=self._tasks_path(array),
             output=self.folder / "slurm",
+            folders=(str(site.home()), *cache_folders()),
             environment=environment,
         )
         return render(job, resources)
