@@ -38,6 +38,7 @@ class Launch:
     """Settings for every kind of stage."""
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings for one kind of stage each."""
+    max_submit: int | None = None
 
 
 def add_launch_flags(parser: Parser) -> None:
@@ -65,6 +66,13 @@ def add_launch_flags(parser: Parser) -> None:
     )
     group.add_argument("--wandb", default="off", help="off, offline or online (default: off)")
     group.add_argument("--dependency", help="slurm: dependency of the first stages, afterok:123")
+    group.add_argument(
+        "--max_submit",
+        type=int,
+        metavar="JOBS",
+        help="slurm: submit in portions of at most this many jobs at a time; the report, the last "
+        "job of each, submits the next",
+    )
     add_flags(parser, Resources, title="slurm: overrides of slurm/cluster.yaml for this submission")
     group = parser.add_argument_group("slurm: for one kind of stage, and any other option")
     group.add_argument("--resources", nargs="+", action="extend", default=[], help=FOR_KINDS)
@@ -79,7 +87,12 @@ def add_launch_flags(parser: Parser) -> None:
 
 def launch_options(args: argparse.Namespace) -> Launch:
     """The launch flags of a command line, checked."""
-    from tuning.launchers.slurm.resources import Resources, for_kinds, sbatch
+    from tuning.launchers.slurm.resources import (
+        Resources,
+        for_kinds,
+        require_portions,
+        sbatch,
+    )
     from tuning.phases.options import wandb_mode
 
     if args.launcher is not None:
@@ -90,6 +103,7 @@ def launch_options(args: argparse.Namespace) -> Launch:
         )
     if args.max_parallel is not None and args.max_parallel < 1:
         raise UserError(f"max_parallel is {args.max_parallel}; it must be at least 1.")
+    require_portions(args.max_submit, "max_submit")
     return Launch(
         launcher=args.launcher,
         dry_run=args.dry_run,
@@ -99,6 +113,7 @@ def launch_options(args: argparse.Namespace) -> Launch:
         dependency=args.dependency,
         resources=given(args, (Resources,)) | {"options": sbatch(args.sbatch or "")},
         kinds=for_kinds(args.resources),
+        max_submit=args.max_submit,
     )
 
 
@@ -157,7 +172,6 @@ def _run_here(plan: Plan, options: Launch) -> int:
 def _submit(plan: Plan, options: Launch) -> int:
     """Submit what is not done; 0 when everything is done or in the queue."""
     from tuning.launchers import prefetch
-    from tuning.launchers.slurm import submission
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
 
@@ -174,28 +188,40 @@ def _submit(plan: Plan, options: Launch) -> int:
                 f"{'; '.join(absent)}. Jobs run offline: download it here first with "
                 "`tuning prefetch` and the same flags, or give --offline false."
             )
-    outcome = submission.Submission(
-        plan,
-        cluster,
-        Slurm(),
-        submission.Options(dependency=options.dependency, wandb=options.wandb),
-    ).run()
+    outcome = _submission(plan, cluster, Slurm(), options).run()
     _print_submitted(plan, cluster, outcome)
     return 0
+
+
+def _submission(plan: Plan, cluster: Any, slurm: Any, options: Launch) -> Any:
+    from tuning.launchers.slurm.submission import Options, Submission
+
+    return Submission(
+        plan,
+        cluster,
+        slurm,
+        Options(
+            dependency=options.dependency,
+            wandb=options.wandb,
+            max_submit=options.max_submit or cluster.max_submit,
+        ),
+    )
 
 
 def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
     from tuning.launchers import footprint
     from tuning.report.build import write_report
 
-    if not outcome.new and not outcome.queued:
+    if not outcome.new and not outcome.queued and not outcome.left:
         _to_stderr(f"experiment {plan.experiment}: all stages are done, nothing to submit")
         print(write_report(plan, site.home()))
         return
     print(f"experiment {plan.experiment}")
+    left = {stage.name for stage in outcome.left}
     for stage in (stage for stage in plan.stages if stage.has_work):
         task = outcome.new.get(stage.name) or outcome.queued.get(stage.name)
         state = "submitted" if stage.name in outcome.new else "queued" if task else "done"
+        state = "later" if stage.name in left else state
         print(f"  {state:>9}  {task.id if task else '':>8}  {stage.name}")
     if outcome.new:
         new = [plan.stage(name) for name in outcome.new]
@@ -204,6 +230,13 @@ def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
             print(f"  {kind}: {describe(resources)}")
         cuda = any("gpu" in (resources.gres or "") for _, resources in asked) or None
         print(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
+    if outcome.left:
+        when = "when these have ended" if outcome.goes_on else "once jobs of yours have ended"
+        who = "the last of these jobs submits them" if outcome.goes_on else "submit again"
+        print(
+            f"{len(outcome.left)} stages are left, since no more jobs may be queued at a time: "
+            f"{who} {when}; the same command does so as well"
+        )
     print(f"follow with: tuning status {plan.experiment} --watch")
 
 
@@ -246,18 +279,14 @@ def _dry_run(plan: Plan, launcher: str, options: Launch) -> int:
 
 def _print_scripts(plan: Plan, options: Launch) -> None:
     """Print the arrays in the order of submission: tasks, dependencies, scripts."""
-    from tuning.launchers.slurm import submission
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
 
     slurm = Slurm()
     size = slurm.max_array_size() if slurm.answers() else ARRAY_SIZE
-    made = submission.Submission(
-        plan,
-        Cluster(options.resources, kinds=options.kinds),
-        slurm,
-        submission.Options(dependency=options.dependency, wandb=options.wandb),
-    )
+    made = _submission(plan, Cluster(options.resources, kinds=options.kinds), slurm, options)
+    if made.options.max_submit:
+        print(f"\nsubmitted in portions of at most {made.options.max_submit} jobs at a time")
     for number, (array, script) in enumerate(made.preview(size), 1):
         print(
             f"\n== {number}. {array.token}: {len(array.stages)} task(s), "

@@ -144,14 +144,17 @@ def test_a_report_goes_where_everything_goes_or_where_its_own_lines_say(asked):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("defalts: {}", "unknown key in cluster.yaml: 'defalts'; choose from: defaults, stages. "
-                        "Did you mean 'defaults'?"),
+        ("defalts: {}", "unknown key in cluster.yaml: 'defalts'; choose from: defaults, "
+                        "max_submit, stages. Did you mean 'defaults'?"),
+        ("max_submit: 2", "cluster.yaml: max_submit is 2; it must be at least 3: a stage, "),
+        ("max_submit: few", "cluster.yaml: max_submit is 'few'; it must be a whole number."),
         ("stages: {evaluaton: {}}", "Did you mean 'evaluation'?"),
         ("defaults: {partiton: gpu}", "unknown setting in cluster.yaml: defaults: 'partiton'"),
         ("defaults: {partiton: gpu}", "Did you mean 'partition'?"),
         ("stages: {sft: {tme: 1}}", "unknown setting in cluster.yaml: stages: sft: 'tme'"),
         ("stages: {sft: {tme: 1}}", "Did you mean 'time'?"),
-        ("- a\n- b", "cluster.yaml is ['a', 'b']; it must be a mapping of: defaults, stages."),
+        ("- a\n- b", "cluster.yaml is ['a', 'b']; it must be a mapping of: defaults, max_submit, "
+                       "stages."),
         ("defaults: gpu", "defaults is 'gpu'; it must be a mapping."),
         ("stages: [sft]", "stages is ['sft']; it must be a mapping."),
         ("stages: {sft: 3}", "stages: sft is '3'; it must be a mapping."),

@@ -4,7 +4,7 @@
     python -m tuning.launchers.slurm.job tuning/run_sft.py ...  a stage that was submitted by hand
 
 A stage that has to stop before it is done is requeued. While SFT runs, the forks of a sweetspot are
-released as soon as its checkpoint is complete.
+released as soon as its checkpoint is complete. The report submits what is left of the plan.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tuning.launchers.processes import (
 )
 from tuning.launchers.slurm.client import Slurm
 from tuning.launchers.slurm.ledger import Jobs
+from tuning.launchers.slurm.portions import submit_rest
 from tuning.launchers.supervisor import Here, Host, Supervisor
 from tuning.plan import Plan, Stage, require_format, sweetspot_ready
 from tuning.runs import atomic
@@ -144,6 +145,8 @@ def _submitted(tasks: Path) -> int:
     require_format(found, f"'{tasks}'")
     stage = Stage.from_json(found["stages"][int(os.environ["SLURM_ARRAY_TASK_ID"])])
     folder = Path(found["folder"])
+    if stage.role == "report":
+        submit_rest(folder)
     slurm = Slurm()
     job = slurm_job(os.environ) or ""
     forks = Forks(slurm, folder, stage.name) if stage.kind == "sft" else None

@@ -79,6 +79,8 @@ class Resources:
 
 _DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Resources)}
 _JOINS = ("nodes", "processes")
+LEAST_JOBS = 3
+"""The smallest limit within which a plan can be submitted in portions."""
 JOINED = ("pretrain", "sft")
 """Kinds of stages that several processes can train together; SFT only with the engine."""
 _REPORT = {
@@ -111,7 +113,10 @@ class Cluster:
     ) -> None:
         self.path = path or cluster_path()
         environ = os.environ if environ is None else environ
-        self._defaults, self._stages = _read(self.path)
+        file = _read(self.path)
+        self.max_submit = file.max_submit
+        """Jobs that may be queued or running at a time; None for no limit."""
+        self._defaults, self._stages = file.defaults, file.stages
         self._above = _from_environment(environ) | dict(flags or {})
         self._added = tuple(self._above.pop("options", ()))
         self._kinds = kinds or {}
@@ -221,17 +226,29 @@ class _File:
 
     defaults: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    max_submit: int | None = None
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Defaults and stages."""
+def _read(path: Path) -> _File:
+    """The file, its settings typed and checked."""
     file = from_mapping(_File, read_yaml(path) or {}, path.name)
     for kind in file.stages:
         choose(f"kind of stage in {path.name}:", kind, KINDS)
-    return _settings(file.defaults, f"{path.name}: defaults"), {
+    require_portions(file.max_submit, f"{path.name}: max_submit")
+    stages = {
         kind: _settings(values, f"{path.name}: stages: {kind}")
         for kind, values in file.stages.items()
     }
+    return replace(file, defaults=_settings(file.defaults, f"{path.name}: defaults"), stages=stages)
+
+
+def require_portions(max_submit: int | None, where: str) -> None:
+    """Raise UserError for a limit of jobs within which no plan can be submitted in portions."""
+    if max_submit is not None and max_submit < LEAST_JOBS:
+        raise UserError(
+            f"{where} is {max_submit}; it must be at least {LEAST_JOBS}: a stage, the report after "
+            "it, and the report before it, which submits them."
+        )
 
 
 def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
