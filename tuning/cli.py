@@ -118,10 +118,13 @@ def _plan(name: str | None) -> Plan:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from tuning.launchers.slurm import usage
+    from tuning.launchers.slurm.client import Slurm
     from tuning.manage.status import stages_of, states
     from tuning.report.build import write_report
 
     plan = _plan(args.experiment)
+    usage.update(site.reports_dir() / plan.experiment, Slurm())
     print(write_report(plan, site.home(), states(stages_of(plan, site.home()))))
     return 0
 

@@ -210,10 +210,13 @@ def _submission(plan: Plan, cluster: Any, slurm: Any, options: Launch) -> Any:
 
 def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
     from tuning.launchers import footprint
+    from tuning.launchers.slurm import usage
+    from tuning.launchers.slurm.client import Slurm
     from tuning.report.build import write_report
 
     if not outcome.new and not outcome.queued and not outcome.left:
         _to_stderr(f"experiment {plan.experiment}: all stages are done, nothing to submit")
+        usage.update(site.reports_dir() / plan.experiment, Slurm())
         print(write_report(plan, site.home()))
         return
     print(f"experiment {plan.experiment}")
