@@ -13,7 +13,7 @@ from typing import Any
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
-from tuning.plan import Plan, save_plan, standing
+from tuning.plan import Plan, Stage, save_plan, standing
 from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError, choose
 from tuning.runs.interrupt import quits
 
@@ -119,7 +119,7 @@ def launch_options(args: argparse.Namespace) -> Launch:
 
 def launch(plan: Plan, options: Launch) -> int:
     """Launch a plan; the exit code of the command."""
-    launcher = options.launcher or _launcher()
+    launcher = launcher_of(options)
     if options.dry_run:
         with quits():
             return _dry_run(plan, launcher, options)
@@ -130,10 +130,14 @@ def launch(plan: Plan, options: Launch) -> int:
     return _run_here(plan, options)
 
 
-def _launcher() -> str:
-    """slurm if there is a cluster; local inside a job, where the stages use its allocation."""
+def launcher_of(options: Launch) -> str:
+    """The launcher that was named; else slurm if there is a cluster, and local inside a job, where
+    the stages use its allocation.
+    """
     from tuning.launchers.slurm.client import Slurm
 
+    if options.launcher is not None:
+        return options.launcher
     if "SLURM_JOB_ID" in os.environ:
         return "local"
     return "slurm" if Slurm().answers() else "local"
@@ -241,6 +245,35 @@ def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
             f"{who} {when}; the same command does so as well"
         )
     print(f"follow with: tuning status {plan.experiment} --watch")
+
+
+def summary(plan: Plan, options: Launch) -> str:
+    """What launching a plan would start: how many stages of each kind, with which resources, and
+    how much it writes; "" if all is done.
+    """
+    from tuning.launchers import footprint
+    from tuning.launchers.slurm.resources import Cluster
+
+    left = [s for s in plan.stages if s.has_work and not _ended(plan, s)]
+    if not left:
+        return ""
+    slurm = launcher_of(options) == "slurm"
+    cluster = Cluster(options.resources, kinds=options.kinds) if slurm else None
+    lines = [f"experiment {plan.experiment}, {'as SLURM jobs' if slurm else 'on this machine'}:"]
+    for kind in dict.fromkeys(stage.kind for stage in plan.stages if stage.has_work):
+        own = [stage for stage in plan.stages if stage.has_work and stage.kind == kind]
+        waiting = [stage for stage in own if stage in left]
+        done = f", {len(own) - len(waiting)} of them done" if len(waiting) < len(own) else ""
+        asked = dict.fromkeys(describe(cluster.of(stage)) for stage in waiting if cluster)
+        lines.append(f"  {kind}: {len(own)} stage{'s' if len(own) > 1 else ''}{done}")
+        lines += [f"    {text}" for text in asked]
+    cuda = any("gpu" in (cluster.of(s).gres or "") for s in left if cluster) or None
+    lines.append(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
+    return "\n".join(lines)
+
+
+def _ended(plan: Plan, stage: Stage) -> bool:
+    return standing(plan, stage, site.home()).state != "pending"
 
 
 def describe(resources: Any) -> str:
