@@ -231,7 +231,7 @@ def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
         state = "later" if stage.name in left else state
         print(f"  {state:>9}  {task.id if task else '':>8}  {stage.name}")
     if outcome.new:
-        new = [plan.stage(name) for name in outcome.new]
+        new = [stage for stage in plan.stages if stage.name in outcome.new]
         asked = dict.fromkeys((stage.kind, cluster.of(stage)) for stage in new)
         for kind, resources in asked:
             print(f"  {kind}: {describe(resources)}")
