@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.launchers.slurm.fake_cluster import FakeCluster, FakeStages
+from tests.launchers.slurm.test_random_plans import Graph
 from tests.small_site import use
 from tuning.launchers.slurm import portions, snapshot
 from tuning.launchers.slurm.client import TooMany
@@ -189,3 +190,32 @@ def test_jobs_of_other_experiments_take_room(world):
     assert (outcome.new, len(outcome.left), outcome.goes_on) == ({}, 6, False)
     one.cluster.run_down()
     assert len(one.submit(max_submit=3).new) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_plans_end_in_portions_of_any_size(world, seed):
+    """Some stages fail: what does not stand below them is done by portions alone, nothing is
+    submitted twice, and the same command finishes what was put right.
+    """
+    rng = random.Random(seed)
+    graph = Graph(rng)
+    one = world(graph.make())
+    one.stages.spots = graph.spots
+    one.cluster.most = rng.randint(3, 9)
+    one.stages.faulty = {s.name for s in _work(one.plan) if rng.random() < 0.15}
+    named = one.cluster.most if rng.random() < 0.5 else None
+    one.submit(max_submit=named)
+    one.go_on()
+    assert one.cluster.peak <= one.cluster.most
+    ran = [t.stage.name for t in one.cluster.tasks if t.state != "CANCELLED"]
+    ran = [name for name in ran if name != "report"]
+    assert sorted(ran) == sorted(set(ran)), "a stage ran twice"
+    stopped = set(one.stages.faulty)
+    for stage in one.plan.stages:
+        stopped |= {stage.name} if stopped & set(stage.parents) else set()
+    for stage, state in zip(_work(one.plan), one.states(), strict=True):
+        assert state != "pending" or stage.name in stopped, stage.name
+    one.stages.faulty = set()
+    one.submit(max_submit=named)
+    one.go_on()
+    assert set(one.states()) <= {"done", "skipped"}

@@ -31,6 +31,7 @@ RUN = (
         ("--reservation='my own'", ("--reservation='my own'",)),
         ("--time-min=10 --nodelist=n1 --gres-flags=x", ("--time-min=10", "--nodelist=n1",
                                                         "--gres-flags=x")),
+        ("--wckey=mine", ("--wckey=mine",)),
         ("", ()),
     ],
 )  # fmt: skip

@@ -261,7 +261,7 @@ def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 _SECRET = re.compile(
-    r"\b(\w*(?:KEY|TOKEN|SECRET|PASSW\w*))\s*=\s*[^\s$]|(--token\b|\blogin\b)\s+(?!--)\S|\b(hf_)\w{8}",
+    r"\b(?!wckey\b)(\w*(?:KEY|TOKEN|SECRET|PASSW\w*))\s*=\s*[^\s$]|(--token\b|\blogin\b)\s+(?!--)\S|\b(hf_)\w{8}",
     re.IGNORECASE,
 )
 
