@@ -2,7 +2,7 @@
 # The front door of the budget experiment: how should N training examples be divided between SFT and preference
 # tuning? Submits one SLURM job per stage, each depending on the stages that it needs, and a report at the end.
 #
-# Interactively, question by question:
+# Interactively, question by question; what will run is shown before anything is submitted (--yes: not asked):
 #     slurm/run.sh
 #
 # One point, with flags or with variables; a flag overrides its variable:

@@ -5,12 +5,14 @@ Every call is a dry run, which needs no cluster and writes nothing.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
 import shutil
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +32,14 @@ POINT = {
 ALL = {"DO_TRAINING": "y", "DO_SFT_FIRST": "y", "DO_INFERENCE": "y", "DO_EVALUATION": "y"}
 STAGES = ["tiny-base", "tiny_sft-arith-250", "tiny_sft-arith-250_pt-arith-750"]
 ANSWERS = ["math", "arith", "0.5", "tiny", "dpo", "y", "n", "n", "y"]
+QUESTIONS = [
+    "Select task:", "Select dataset:", "Select sft ratio:", "Select base model:",
+    "Select pft method:", "together (default 1000): ", "perform training? (y/N): ",
+    "perform inference? (y/N): ", "perform evaluation? (y/N): ",
+    "run SFT first before DPO? (y/N): ",
+]  # fmt: skip
+ASKED = [*ANSWERS[:5], "", *ANSWERS[5:]]
+"""The answers of a person at a terminal, who is asked for the budget too."""
 
 
 def environment(home: Path, **choices: str) -> dict[str, str]:
@@ -107,13 +117,39 @@ def test_a_pipe_that_ends_early_starts_nothing(home: Path, lines: int) -> None:
 
 
 def test_a_terminal_answers_the_questions(home: Path) -> None:
-    questions = ["Select task:", "Select dataset:", "Select sft ratio:", "Select base model:",
-                 "Select pft method:", "perform training? (y/N): ", "perform inference? (y/N): ",
-                 "perform evaluation? (y/N): ", "run SFT first before DPO? (y/N): "]  # fmt: skip
-    code, told = at_terminal(home, list(zip(questions, ANSWERS, strict=True)))
+    code, told = at_terminal(home, list(zip(QUESTIONS, ASKED, strict=True)))
     assert code == 0, told
     assert "tiny_sft-arith-500_pt-arith-500" in told
     assert "1) math" in told and "2) instruction" in told
+    assert "Start these stages?" not in told, "a dry run needs no consent"
+
+
+def test_a_person_says_how_large_the_budget_is(home: Path) -> None:
+    answers = list(zip(QUESTIONS, ASKED, strict=True))
+    answers[5:6] = [(QUESTIONS[5], "few"), (QUESTIONS[5], "0"), (QUESTIONS[5], "40, 80")]
+    code, told = at_terminal(home, answers)
+    assert code == 0 and "'few' is not: give a whole number above 0, or several." in told
+    assert "tiny_sft-arith-20_pt-arith-20" in told and "tiny_sft-arith-40_pt-arith-40" in told
+
+
+def test_a_variable_that_says_how_large_the_budget_is_leaves_no_question(home: Path) -> None:
+    answers = [pair for pair in zip(QUESTIONS, ASKED, strict=True) if pair[0] != QUESTIONS[5]]
+    code, told = at_terminal(home, answers, TRAIN_SIZES="60")
+    assert code == 0 and QUESTIONS[5] not in told
+    assert "tiny_sft-arith-30_pt-arith-30" in told
+
+
+@pytest.mark.parametrize("answer", ["n", "", "\x04", "\x03"])
+def test_nothing_starts_without_consent(home: Path, answer: str) -> None:
+    consent = "Start these stages? (y/N): "
+    dialogue = [*zip(QUESTIONS, ASKED, strict=True), (consent, answer)]
+    code, told = at_terminal(home, dialogue, flags=["--launcher", "local"])
+    assert code == {"\x04": 2, "\x03": 130}.get(answer, 0), told
+    shown = told.replace("\r", "").partition("experiment ")[2]
+    assert "on this machine:\n  pretrain: 1 stage\n  sft: 1 stage\n  pft: 1 stage\n" in shown
+    assert "are free under TUNING_HOME" in shown
+    assert ("nothing was submitted" in shown) == (answer != "\x04")
+    assert list(home.iterdir()) == []
 
 
 def test_end_of_input_at_a_terminal(home: Path) -> None:
@@ -122,12 +158,18 @@ def test_end_of_input_at_a_terminal(home: Path) -> None:
     assert "Select dataset:" in told and "the input ended" in told
 
 
-def at_terminal(home: Path, dialogue: Sequence[tuple[str, str]]) -> tuple[int, str]:
+def at_terminal(
+    home: Path,
+    dialogue: Sequence[tuple[str, str]],
+    flags: Sequence[str] = ("--dry_run",),
+    **variables: str,
+) -> tuple[int, str]:
     """Exit code and screen of run.sh at a terminal, where each prompt is given its answer."""
     own, theirs = pty.openpty()
     process = subprocess.Popen(
-        ["bash", str(RUN), "--dry_run"], env=environment(home), stdin=theirs, stdout=theirs,
-        stderr=theirs, start_new_session=True, cwd=home.anchor,
+        ["bash", str(RUN), *flags], env=environment(home, **variables), stdin=theirs,
+        stdout=theirs, stderr=theirs, start_new_session=True, cwd=home.anchor,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(theirs)
     screen, start = "", 0
@@ -138,7 +180,7 @@ def at_terminal(home: Path, dialogue: Sequence[tuple[str, str]]) -> tuple[int, s
                 assert text, f"no '{prompt}' in: {screen}"
                 screen += text
             start = screen.index(prompt, start) + len(prompt)
-            os.write(own, (answer if answer == "\x04" else f"{answer}\n").encode())
+            os.write(own, (answer if answer in ("\x03", "\x04") else f"{answer}\n").encode())
         while text := _read(own):
             screen += text
         return process.wait(timeout=60), screen

@@ -25,8 +25,13 @@ from tuning.plan import Plan
 from tuning.runs.atomic import read_object
 from tuning.runs.errors import UserError, choose
 from tuning.runs.identity import FORMAT
+from tuning.runs.interrupt import quits
 
-WATCH_SECONDS = 5.0
+_STOPPED = {
+    name: f"stopped; the same command {does} the rest"
+    for name, does in (("cancel", "cancels"), ("clean", "removes"))
+}
+"""What commands that change something say at Ctrl-C; those that only show something are quiet."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return prefetch(words[1:])
     args = _parser().parse_args(words)
     command: Callable[..., int] = args.call
-    return command(args)
+    with quits(_STOPPED.get(args.command, "")):
+        return command(args)
 
 
 def _parser() -> Parser:
@@ -112,10 +118,13 @@ def _plan(name: str | None) -> Plan:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from tuning.launchers.slurm import usage
+    from tuning.launchers.slurm.client import Slurm
     from tuning.manage.status import stages_of, states
     from tuning.report.build import write_report
 
     plan = _plan(args.experiment)
+    usage.update(site.reports_dir() / plan.experiment, Slurm())
     print(write_report(plan, site.home(), states(stages_of(plan, site.home()))))
     return 0
 

@@ -1,6 +1,7 @@
 """Start and end of every entry point: quiet libraries, one line per error, exit codes.
 
-0 done or skipped; 2 user error; 75 stopped and saved, run again to resume; 1 everything else.
+0 done or skipped; 2 user error; 75 stopped and saved, run again to resume; 130 ended by Ctrl-C;
+1 everything else.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from tuning.runs.errors import (
     EXIT_AGAIN,
     EXIT_DONE,
     EXIT_FAILED,
+    EXIT_QUIT,
     EXIT_USER_ERROR,
     Interrupted,
+    Quit,
     Skipped,
     StageFailed,
     UserError,
@@ -85,7 +88,9 @@ def ending(main: Callable[[], int | None]) -> Outcome:
         return _ended("stopped; everything is saved, the same command resumes", EXIT_AGAIN, "")
     except KeyboardInterrupt:
         text = "stopped at once; the same command resumes from the last checkpoint"
-        return _ended(text, 130, "")
+        return _ended(text, EXIT_QUIT, "")
+    except Quit as quit:
+        return _ended(str(quit), EXIT_QUIT, "")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Outcome(code=EXIT_FAILED)
@@ -100,5 +105,6 @@ def ending(main: Callable[[], int | None]) -> Outcome:
 
 def _ended(message: str, code: int, prefix: str = "error: ") -> Outcome:
     message = " ".join(message.split())
-    print(prefix + message, file=sys.stderr, flush=True)
+    if message:
+        print(prefix + message, file=sys.stderr, flush=True)
     return Outcome(code=code, reason=message)

@@ -31,12 +31,21 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)
+        self._with_dashes: set[str] = set()
+
+    def takes_dashes(self, flag: str) -> None:
+        """Let the value of a flag begin with a dash."""
+        self._with_dashes.add(flag)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         import sys
 
-        given = sys.argv[1:] if args is None else list(args)
-        return super().parse_args([_underscored(word) for word in given], namespace)
+        given = iter(sys.argv[1:] if args is None else args)
+        words = []
+        for word in map(_underscored, given):
+            value = next(given, None) if word in self._with_dashes else None
+            words.append(word if value is None else f"{word}={value}")
+        return super().parse_args(words, namespace)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = super().parse_known_args(args, namespace)

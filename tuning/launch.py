@@ -13,8 +13,9 @@ from typing import Any
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
-from tuning.plan import Plan, save_plan, standing
+from tuning.plan import Plan, Stage, save_plan, standing
 from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError, choose
+from tuning.runs.interrupt import quits
 from tuning.runs.names import require_fits
 
 LAUNCHERS = ("local", "slurm")
@@ -35,11 +36,15 @@ class Launch:
     wandb: str = "off"
     dependency: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
+    """Settings for every kind of stage."""
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings for one kind of stage each."""
+    max_submit: int | None = None
 
 
 def add_launch_flags(parser: Parser) -> None:
     """The flags that say where and how stages run."""
-    from tuning.launchers.slurm.resources import Resources
+    from tuning.launchers.slurm.resources import FOR_KINDS, Resources
 
     group = parser.add_argument_group("where it runs")
     group.add_argument(
@@ -62,12 +67,33 @@ def add_launch_flags(parser: Parser) -> None:
     )
     group.add_argument("--wandb", default="off", help="off, offline or online (default: off)")
     group.add_argument("--dependency", help="slurm: dependency of the first stages, afterok:123")
+    group.add_argument(
+        "--max_submit",
+        type=int,
+        metavar="JOBS",
+        help="slurm: submit in portions of at most this many jobs at a time; the report, the last "
+        "job of each, submits the next",
+    )
     add_flags(parser, Resources, title="slurm: overrides of slurm/cluster.yaml for this submission")
+    group = parser.add_argument_group("slurm: for one kind of stage, and any other option")
+    group.add_argument("--resources", nargs="+", action="extend", default=[], help=FOR_KINDS)
+    parser.takes_dashes("--sbatch")
+    group.add_argument(
+        "--sbatch",
+        metavar="OPTIONS",
+        help='more options of sbatch for every job, "--exclusive --mail-type=END"; added to those '
+        "of cluster.yaml",
+    )
 
 
 def launch_options(args: argparse.Namespace) -> Launch:
     """The launch flags of a command line, checked."""
-    from tuning.launchers.slurm.resources import Resources
+    from tuning.launchers.slurm.resources import (
+        Resources,
+        for_kinds,
+        require_portions,
+        sbatch,
+    )
     from tuning.phases.options import wandb_mode
 
     if args.launcher is not None:
@@ -78,6 +104,7 @@ def launch_options(args: argparse.Namespace) -> Launch:
         )
     if args.max_parallel is not None and args.max_parallel < 1:
         raise UserError(f"max_parallel is {args.max_parallel}; it must be at least 1.")
+    require_portions(args.max_submit, "max_submit")
     return Launch(
         launcher=args.launcher,
         dry_run=args.dry_run,
@@ -85,7 +112,9 @@ def launch_options(args: argparse.Namespace) -> Launch:
         wait=not args.no_wait,
         wandb=wandb_mode(args.wandb),
         dependency=args.dependency,
-        resources=given(args, (Resources,)),
+        resources=given(args, (Resources,)) | {"options": sbatch(args.sbatch or "")},
+        kinds=for_kinds(args.resources),
+        max_submit=args.max_submit,
     )
 
 
@@ -94,19 +123,25 @@ def launch(plan: Plan, options: Launch) -> int:
     require_fits("experiment", plan.experiment)
     for stage in plan.stages:
         require_fits("run", stage.name)
-    launcher = options.launcher or _launcher()
+    launcher = launcher_of(options)
     if options.dry_run:
-        return _dry_run(plan, launcher, options)
+        with quits():
+            return _dry_run(plan, launcher, options)
     site.require_writable_home()
     if launcher == "slurm":
-        return _submit(plan, options)
+        with quits("stopped before everything was submitted; the same command submits the rest"):
+            return _submit(plan, options)
     return _run_here(plan, options)
 
 
-def _launcher() -> str:
-    """slurm if there is a cluster; local inside a job, where the stages use its allocation."""
+def launcher_of(options: Launch) -> str:
+    """The launcher that was named; else slurm if there is a cluster, and local inside a job, where
+    the stages use its allocation.
+    """
     from tuning.launchers.slurm.client import Slurm
 
+    if options.launcher is not None:
+        return options.launcher
     if "SLURM_JOB_ID" in os.environ:
         return "local"
     return "slurm" if Slurm().answers() else "local"
@@ -145,11 +180,10 @@ def _run_here(plan: Plan, options: Launch) -> int:
 def _submit(plan: Plan, options: Launch) -> int:
     """Submit what is not done; 0 when everything is done or in the queue."""
     from tuning.launchers import prefetch
-    from tuning.launchers.slurm import submission
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
 
-    cluster = Cluster(options.resources)
+    cluster = Cluster(options.resources, kinds=options.kinds)
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
         raise UserError(
             f"TUNING_HOME '{site.home()}' contains {' '.join(map(repr, odd))}, which job "
@@ -162,37 +196,88 @@ def _submit(plan: Plan, options: Launch) -> int:
                 f"{'; '.join(absent)}. Jobs run offline: download it here first with "
                 "`tuning prefetch` and the same flags, or give --offline false."
             )
-    outcome = submission.Submission(
-        plan,
-        cluster,
-        Slurm(),
-        submission.Options(dependency=options.dependency, wandb=options.wandb),
-    ).run()
+    outcome = _submission(plan, cluster, Slurm(), options).run()
     _print_submitted(plan, cluster, outcome)
     return 0
 
 
+def _submission(plan: Plan, cluster: Any, slurm: Any, options: Launch) -> Any:
+    from tuning.launchers.slurm.submission import Options, Submission
+
+    return Submission(
+        plan,
+        cluster,
+        slurm,
+        Options(
+            dependency=options.dependency,
+            wandb=options.wandb,
+            max_submit=options.max_submit or cluster.max_submit,
+        ),
+    )
+
+
 def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
     from tuning.launchers import footprint
+    from tuning.launchers.slurm import usage
+    from tuning.launchers.slurm.client import Slurm
     from tuning.report.build import write_report
 
-    if not outcome.new and not outcome.queued:
+    if not outcome.new and not outcome.queued and not outcome.left:
         _to_stderr(f"experiment {plan.experiment}: all stages are done, nothing to submit")
+        usage.update(site.reports_dir() / plan.experiment, Slurm())
         print(write_report(plan, site.home()))
         return
     print(f"experiment {plan.experiment}")
+    left = {stage.name for stage in outcome.left}
     for stage in (stage for stage in plan.stages if stage.has_work):
         task = outcome.new.get(stage.name) or outcome.queued.get(stage.name)
         state = "submitted" if stage.name in outcome.new else "queued" if task else "done"
+        state = "later" if stage.name in left else state
         print(f"  {state:>9}  {task.id if task else '':>8}  {stage.name}")
     if outcome.new:
-        new = [plan.stage(name) for name in outcome.new]
+        new = [stage for stage in plan.stages if stage.name in outcome.new]
         asked = dict.fromkeys((stage.kind, cluster.of(stage)) for stage in new)
         for kind, resources in asked:
             print(f"  {kind}: {describe(resources)}")
         cuda = any("gpu" in (resources.gres or "") for _, resources in asked) or None
         print(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
+    if outcome.left:
+        when = "when these have ended" if outcome.goes_on else "once jobs of yours have ended"
+        who = "the last of these jobs submits them" if outcome.goes_on else "submit again"
+        print(
+            f"{len(outcome.left)} stages are left, since no more jobs may be queued at a time: "
+            f"{who} {when}; the same command does so as well"
+        )
     print(f"follow with: tuning status {plan.experiment} --watch")
+
+
+def summary(plan: Plan, options: Launch) -> str:
+    """What launching a plan would start: how many stages of each kind, with which resources, and
+    how much it writes; "" if all is done.
+    """
+    from tuning.launchers import footprint
+    from tuning.launchers.slurm.resources import Cluster
+
+    left = [s for s in plan.stages if s.has_work and not _ended(plan, s)]
+    if not left:
+        return ""
+    slurm = launcher_of(options) == "slurm"
+    cluster = Cluster(options.resources, kinds=options.kinds) if slurm else None
+    lines = [f"experiment {plan.experiment}, {'as SLURM jobs' if slurm else 'on this machine'}:"]
+    for kind in dict.fromkeys(stage.kind for stage in plan.stages if stage.has_work):
+        own = [stage for stage in plan.stages if stage.has_work and stage.kind == kind]
+        waiting = [stage for stage in own if stage in left]
+        done = f", {len(own) - len(waiting)} of them done" if len(waiting) < len(own) else ""
+        asked = dict.fromkeys(describe(cluster.of(stage)) for stage in waiting if cluster)
+        lines.append(f"  {kind}: {len(own)} stage{'s' if len(own) > 1 else ''}{done}")
+        lines += [f"    {text}" for text in asked]
+    cuda = any("gpu" in (cluster.of(s).gres or "") for s in left if cluster) or None
+    lines.append(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
+    return "\n".join(lines)
+
+
+def _ended(plan: Plan, stage: Stage) -> bool:
+    return standing(plan, stage, site.home()).state != "pending"
 
 
 def describe(resources: Any) -> str:
@@ -205,6 +290,8 @@ def describe(resources: Any) -> str:
         resources.mem or "",
         f"{resources.time} per start" if resources.time else "default time limit",
         f"partition {resources.partition}" if resources.partition else "",
+        f"in {resources.container}" if resources.container else "",
+        " ".join(resources.options),
     ]
     return ", ".join(filter(None, parts))
 
@@ -232,18 +319,14 @@ def _dry_run(plan: Plan, launcher: str, options: Launch) -> int:
 
 def _print_scripts(plan: Plan, options: Launch) -> None:
     """Print the arrays in the order of submission: tasks, dependencies, scripts."""
-    from tuning.launchers.slurm import submission
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
 
     slurm = Slurm()
     size = slurm.max_array_size() if slurm.answers() else ARRAY_SIZE
-    made = submission.Submission(
-        plan,
-        Cluster(options.resources),
-        slurm,
-        submission.Options(dependency=options.dependency, wandb=options.wandb),
-    )
+    made = _submission(plan, Cluster(options.resources, kinds=options.kinds), slurm, options)
+    if made.options.max_submit:
+        print(f"\nsubmitted in portions of at most {made.options.max_submit} jobs at a time")
     for number, (array, script) in enumerate(made.preview(size), 1):
         print(
             f"\n== {number}. {array.token}: {len(array.stages)} task(s), "

@@ -18,6 +18,7 @@ off at the end. The engine trains on such files as they are (any other program c
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +29,7 @@ from tuning import config as site
 from tuning.data.encoding import IGNORED
 from tuning.flags import Parser, add_flags, given
 from tuning.runs.errors import UserError, choose
+from tuning.runs.interrupt import quits
 
 if TYPE_CHECKING:
     from tuning.data.encoding import Encoded
@@ -55,6 +57,11 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Tokenize and write the file; returns the exit code."""
     args = parser().parse_args(argv)
+    with quits("stopped; nothing was written"):
+        return _write(args)
+
+
+def _write(args: argparse.Namespace) -> int:
     from tuning.data import train_dataset
     from tuning.training.config_training import model_config
     from tuning.weights.base import require_base

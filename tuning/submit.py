@@ -29,11 +29,19 @@ from pathlib import Path
 from typing import Any
 
 from tuning.experiments import questions
-from tuning.experiments.choices import add_settings
+from tuning.experiments.choices import add_settings, settings_given
 from tuning.flags import Parser, truth
-from tuning.launch import add_launch_flags, launch, launch_options
+from tuning.launch import (
+    Launch,
+    add_launch_flags,
+    launch,
+    launch_options,
+    launcher_of,
+    summary,
+)
 from tuning.plan import Plan
 from tuning.runs.errors import UserError
+from tuning.runs.interrupt import quits
 from tuning.schema import mapping, read_yaml, wrong
 
 PIPELINE_FLAGS = ("--total_data", "--sft_data")
@@ -42,16 +50,32 @@ PIPELINE_FLAGS = ("--total_data", "--sft_data")
 
 def main(words: Sequence[str]) -> int:
     """Submit an experiment; returns the exit code."""
-    plan, args = _plan(list(words))
-    return launch(plan, launch_options(args))
+    with quits("stopped; nothing was submitted"):
+        plan, args = _plan(list(words))
+        options = launch_options(args)
+        if getattr(args, "confirm", False) and not _confirmed(plan, options):
+            print("nothing was submitted", file=sys.stderr)
+            return 0
+    return launch(plan, options)
+
+
+def _confirmed(plan: Plan, options: Launch) -> bool:
+    """Whether a person who has seen what will be started wants it; yes if all is done."""
+    shown = summary(plan, options)
+    if not shown:
+        return True
+    print(f"\n{shown}", file=sys.stderr)
+    what = "Submit these jobs" if launcher_of(options) == "slurm" else "Start these stages"
+    return questions.confirmed(f"{what}? (y/N): ", _read)
 
 
 def prefetch(words: Sequence[str]) -> int:
     """Download the hub models of an experiment; returns the exit code."""
     from tuning.launchers.prefetch import fetch
 
-    plan, _ = _plan(list(words))
-    fetch(plan)
+    with quits("stopped; the same command downloads the rest"):
+        plan, _ = _plan(list(words))
+        fetch(plan)
     return 0
 
 
@@ -76,9 +100,10 @@ def _budget(words: list[str]) -> tuple[Plan, argparse.Namespace]:
     from tuning.experiments.budget import budget_plan
 
     args = _parser().parse_args(words)
-    only_asks = args.prompt and set(words) <= {"--prompt", "--dry_run"}
-    if only_asks and not questions.given(args, os.environ):
-        wanted = questions.ask(_read)
+    person = sys.stdin is not None and sys.stdin.isatty()
+    if args.prompt and _left_to_ask(args, words, person=person):
+        wanted = questions.ask(_read, at_terminal=person)
+        args.confirm = person and not args.yes and not args.dry_run
     else:
         wanted = questions.wanted(args, os.environ)
     plan, notes = budget_plan(wanted)
@@ -87,11 +112,26 @@ def _budget(words: list[str]) -> tuple[Plan, argparse.Namespace]:
     return plan, args
 
 
+def _left_to_ask(args: argparse.Namespace, words: Sequence[str], *, person: bool) -> bool:
+    """Whether nothing says what to run: no flag at all, or, where a person can answer, only flags
+    that say where and how.
+    """
+    if questions.given(args, os.environ):
+        return False
+    about_runs = args.experiment is not None or any(settings_given(args).values())
+    return set(words) <= {"--prompt", "--dry_run", "--yes"} or (person and not about_runs)
+
+
 def _parser() -> Parser:
     made = Parser(prog="tuning submit", description=__doc__)
     questions.add_flags(made)
     made.add_argument("--experiment", help="the name of the experiment and its report")
-    made.add_argument("--prompt", action="store_true", help="ask, if no other flag is given")
+    made.add_argument(
+        "--prompt", action="store_true", help="ask what to run, if no flag or variable says it"
+    )
+    made.add_argument(
+        "--yes", action="store_true", help="after the questions of --prompt, ask for no consent"
+    )
     add_launch_flags(made)
     add_settings(made, rules=False)
     return made

@@ -16,6 +16,7 @@ from tuning.launchers.processes import (
     Placement,
     command,
     killed_by,
+    signals_reach,
     this_job,
     this_node,
 )
@@ -95,6 +96,32 @@ def test_on_one_node_torchrun_finds_a_free_port():
 
 def test_one_process_is_started_without_torchrun():
     assert command(["x.py", "--y"], Placement()) == [sys.executable, "x.py", "--y"]
+
+
+def test_in_a_container_its_python_starts_the_stage(monkeypatch):
+    monkeypatch.setenv("TUNING_CONTAINER", "apptainer exec --bind '/a b' image python3")
+    start = ["apptainer", "exec", "--bind", "/a b", "image", "python3"]
+    assert command(["x.py", "--y"], Placement()) == [*start, "x.py", "--y"]
+    joined = command(["x.py"], Placement(processes=2))
+    assert joined[:9] == [*start, "-P", "-m", "tuning.launchers.processes"]
+    assert "--nproc_per_node=2" in joined and joined[-1] == "x.py"
+    nodes = Placement(nodes=2, node=None, address="n7")
+    found = command(["x.py"], nodes)
+    assert found[0] == "srun" and found[found.index("apptainer") :][: len(start)] == start
+    assert nodes.environment()["MASTER_ADDR"] == "n7"
+    assert not signals_reach(Placement())
+
+
+def test_a_container_of_srun_is_an_option_of_the_step(monkeypatch):
+    monkeypatch.setenv("TUNING_CONTAINER", "srun --container-image=a#b --container-mounts=/c:/c py")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    for placement, rest in ((Placement(), ["x.py"]), (Placement(nodes=2, node=None), None)):
+        found = command(["x.py"], placement)
+        assert found.count("srun") == 1 and found[0] == "srun"
+        assert f"--ntasks={placement.nodes}" in found and "--cpus-per-task=3" in found
+        at = found.index("--container-image=a#b")
+        assert found[at + 1 : at + 3] == ["--container-mounts=/c:/c", "py"]
+        assert rest is None or found[at + 3 :] == rest
 
 
 def test_processes_share_the_cores_and_see_their_gpus(monkeypatch):

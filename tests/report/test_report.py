@@ -24,6 +24,8 @@ from tuning.report.palette import Palette
 from tuning.report.read import gather
 from tuning.report.svg import spread
 from tuning.report.text_table import COLUMNS
+from tuning.runs import atomic
+from tuning.runs.identity import FORMAT
 from tuning.runs.rundir import RunDirectory
 
 pytestmark = pytest.mark.unit
@@ -93,6 +95,24 @@ def test_two_reports_are_the_same_bytes(home: Path) -> None:
     first = write_report(made.plan, home), html(home)
     states = {stage.name: ("done", "") for stage in made.plan.stages}
     assert (write_report(made.plan, home, states), html(home)) == first
+
+
+def test_what_was_used_on_a_cluster_is_shown_where_it_is_known(home: Path) -> None:
+    made = fake(home)
+    made.write()
+    write_report(made.plan, home)
+    assert "on the cluster" not in html(home)
+    used = {
+        "starts": 4, "seconds": 7200, "core_seconds": 28800, "cpu_seconds": 14400.0,
+        "ended_core_seconds": 28800, "gpu_seconds": 14400, "memory": 3 << 30,
+        "memory_asked": 8 << 30,
+    }  # fmt: skip
+    path = home / "outputs/reports/trial/usage.json"
+    atomic.write_json(path, {"format": FORMAT, "kinds": {"sft": used}})
+    write_report(made.plan, home)
+    section = html(home).partition("What it used on the cluster")[2].partition("</section>")[0]
+    cells = re.findall("<td>(.*?)</td>", section)
+    assert cells[:7] == ["sft", "4", "2.00", "4.00", "8.00", "50%", "3.00 GB of 8.00 GB"]
 
 
 def test_only_seconds_depend_on_the_machine(home: Path) -> None:

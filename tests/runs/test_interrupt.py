@@ -126,3 +126,18 @@ def test_reset_forgets():
         for number, handler in before.items():
             signal.signal(number, handler)
     interrupt.check()
+
+
+def test_in_a_container_a_file_is_the_request_and_the_parent_is_not_watched(tmp_path, monkeypatch):
+    """What starts a process in a container is its parent, and may keep signals for itself."""
+    monkeypatch.setenv("TUNING_CONTAINER", "apptainer exec image python3")
+    monkeypatch.setenv("TUNING_STOP", str(tmp_path / "stop"))
+    code = WORKER.replace("interrupt.install()", 'os.environ["TUNING_PARENT"] = "1"; '
+                          "interrupt.install()")  # fmt: skip
+    worker = start(code)
+    assert worker.stdout.readline().startswith("ready")
+    time.sleep(2 * interrupt.POLL_SECONDS)
+    assert worker.poll() is None
+    (tmp_path / "stop").touch()
+    output, _ = worker.communicate(timeout=20)
+    assert (worker.returncode, output) == (75, "saved\n")

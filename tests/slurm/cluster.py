@@ -212,7 +212,8 @@ class Cluster:
             storage = (
                 "AccountingStorageType=accounting_storage/slurmdbd\n"
                 f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={ports[3]}\n"
-                f"AccountingStoragePass={self.folder}/munge.socket"
+                f"AccountingStoragePass={self.folder}/munge.socket\n"
+                "AccountingStorageTRES=gres/gpu\nAccountingStorageEnforce=limits"
             )
         text = SLURM_CONF.format(
             host=socket.gethostname(), folder=self.folder, ctld_port=ports[0], accounting=storage,

@@ -1,17 +1,27 @@
-"""What SLURM itself has forgotten, its accounting database still knows."""
+"""What SLURM itself has forgotten, its accounting database still knows; what was used; limits of
+jobs.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import copy_home
 from tests.slurm import accounting
+from tests.slurm.cluster import Cluster as Machines
 from tests.slurm.cluster import missing, running
 from tests.slurm.conftest import Site, wait_for
+from tests.slurm.plans import pairs
+from tuning.launchers.slurm.client import Slurm
+from tuning.launchers.slurm.resources import Cluster, for_kinds
+from tuning.launchers.slurm.submission import Submission
+from tuning.plan import Stage
 
 RUN = (
     "--task", "math", "--dataset", "arith", "--sft_ratio", "1", "--base_model", "tiny",
@@ -19,18 +29,23 @@ RUN = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def accounted(trained_home: Path, tmp_path: Path) -> Iterator[Site]:
-    """A user on a cluster that forgets ended jobs after seconds and keeps accounts."""
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """A cluster that forgets ended jobs after seconds and keeps accounts."""
     reason = missing() or accounting.missing()
     if reason is not None:
         if os.environ.get("TUNING_REQUIRE_SLURM"):
             pytest.fail(f"no accounting here: {reason}")
         pytest.skip(reason)
-    folder = tmp_path / "cluster"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("accounted")
     with running(folder, accounted=True, remembers=2) as cluster:
-        yield Site(cluster, copy_home(trained_home, tmp_path / "home"))
+        yield cluster
+
+
+@pytest.fixture
+def accounted(machines: Machines, trained_home: Path, tmp_path: Path) -> Site:
+    """A user on that cluster."""
+    return Site(machines, copy_home(trained_home, tmp_path / "home"))
 
 
 def test_how_a_forgotten_job_ended(accounted: Site) -> None:
@@ -50,3 +65,48 @@ def test_how_a_forgotten_job_ended(accounted: Site) -> None:
     accounted.tuning("submit", *RUN)
     accounted.wait_idle()
     assert {row["state"] for row in accounted.status().values()} == {"done"}
+
+
+def test_a_limit_of_jobs_means_portions_and_the_report_says_what_was_used(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is not named: SLURM refuses what is too much, and the last jobs submit the rest."""
+    (tmp_path / "home").mkdir()
+    user = Site(machines, tmp_path / "home")
+    for name, value in user.environment.items():
+        monkeypatch.setenv(name, value)
+    plan = pairs(tmp_path, 4)
+    plan = replace(plan, stages=tuple(map(_reference, plan.stages)))
+    script = tmp_path / "stage.py"
+    script.write_text("import time; time.sleep(2)\n" + script.read_text())
+    cluster = Cluster(kinds=for_kinds(["sft:gres=gpu:2", "pft:mem=500M"]))
+    machines.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=4")
+    try:
+        outcome = Submission(plan, cluster, Slurm()).run()
+        assert (len(outcome.new), len(outcome.left), outcome.goes_on) == (2, 2, True)
+        folder = user.home / "outputs" / "reports" / plan.experiment
+        wait_for(lambda: not (folder / "slurm/rest.json").exists(), 120, user.queue)
+        user.wait_idle(60)
+    finally:
+        machines.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    assert {row["state"] for row in user.status(plan.experiment).values()} == {"done"}
+    assert len({path.parent for path in user.home.glob("snapshots/*/tuning")}) == 1
+    _used(user, folder)
+
+
+def _reference(stage: Stage) -> Stage:
+    """A stage that the report has a row for although it knows nothing of its parent."""
+    return replace(stage, role={"sft": "reference_sft", "pt": "reference_pt"}[stage.role])
+
+
+def _used(user: Site, folder: Path) -> None:
+    user.tuning("report", folder.name)
+    found = json.loads((folder / "usage.json").read_text())["kinds"]
+    assert (found["sft"]["starts"], found["pft"]["starts"]) == (2, 2)
+    for kind, gpus in (("sft", 2), ("pft", 0)):
+        assert 2 * 2 <= found[kind]["seconds"] == found[kind]["core_seconds"]
+        assert found[kind]["gpu_seconds"] == gpus * found[kind]["seconds"]
+        assert 0 < found[kind]["cpu_seconds"] <= found[kind]["core_seconds"]
+    assert found["pft"]["memory_asked"] == 500 << 20
+    assert 1 << 20 < found["pft"]["memory"] < 500 << 20
+    assert "What it used on the cluster" in (folder / "report.html").read_text()

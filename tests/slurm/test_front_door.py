@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.conftest import Site, wait_for
+from tests.test_run_sh import ASKED, QUESTIONS, at_terminal
 from tuning.config import CHECKOUT
 from tuning.runs.rundir import RunDirectory
 
@@ -156,3 +157,23 @@ def test_no_secret_is_written_down(user: Site) -> None:
     for path in (user.home / "outputs").rglob("*"):
         if path.is_file():
             assert b"0123456789abcdef" not in path.read_bytes(), path
+
+
+def test_a_person_is_shown_what_will_be_submitted_and_consents(user: Site) -> None:
+    blocker = user.by_hand("--hold", "--wrap", "true")
+    flags = ["--dependency", f"afterok:{blocker}", "--resources", "sft:gres=gpu:1",
+             "--sbatch", "--nice=7"]  # fmt: skip
+    dialogue = list(zip(QUESTIONS, ASKED, strict=True))
+    consent = ("Submit these jobs? (y/N): ", "y")
+    code, told = at_terminal(user.home, [*dialogue, consent], flags, **user.environment)
+    assert code == 0, told
+    shown = told.partition("as SLURM jobs:")[2].partition(consent[0])[0].replace("\r", "")
+    assert "  sft: 1 stage\n    1 cores, gpu:1, 30 per start, --nice=7\n" in shown
+    assert "  pretrain: 1 stage, 1 of them done\n  sft" in shown
+    job = user.status()["tiny_sft-arith-500"]["job"]
+    said = user.cluster.run("scontrol", "show", "job", job)
+    assert f"JobName=sft-{the_experiment(user)}" in said and "gres:gpu:1" in said
+    code, told = at_terminal(user.home, dialogue, [*flags, "--yes"], **user.environment)
+    assert code == 0 and consent[0] not in told and "   queued" in told
+    user.tuning("cancel", the_experiment(user))
+    user.cluster.run("scancel", blocker)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,9 +44,12 @@ _NEEDED = (
     _Choice(flag="base_model", help="collections.yaml keys, hub ids or local folders"),
     _Choice(flag="pft_method", help=", ".join(METHODS)),
 )
+DEFAULT_SIZE = 1000
 _SIZES = _Choice(
-    flag="train_sizes", help="budgets in examples, SFT and preference together (default: 1000)"
+    flag="train_sizes",
+    help=f"budgets in examples, SFT and preference together (default: {DEFAULT_SIZE})",
 )
+_ASK_SIZES = f"Training examples, SFT and preference together (default {DEFAULT_SIZE}): "
 _SEED = _Choice(
     flag="seed",
     help="seeds of SFT and preference tuning (default: the model's)",
@@ -103,7 +107,7 @@ def wanted(args: argparse.Namespace, environ: Mapping[str, str]) -> Budget:
         sft_ratios=ratios,
         base_models=values["base_model"],
         pft_methods=values["pft_method"],
-        train_sizes=sizes or (1000,),
+        train_sizes=sizes or (DEFAULT_SIZE,),
         seeds=seeds,
         experiment=getattr(args, "experiment", None),
         **phases,
@@ -177,11 +181,14 @@ def ask(
     read: Callable[[], str] = input,
     say: Callable[[str], None] = to_terminal,
     environ: Mapping[str, str] | None = None,
+    *,
+    at_terminal: bool = False,
 ) -> Budget:
     """The budget from answers to questions.
 
     `read` returns one line and raises EOFError at the end of the input, as `input` does; `say`
-    prints a text as it is. TRAIN_SIZES comes from the environment. UserError if the input ends.
+    prints a text as it is. TRAIN_SIZES comes from the environment; a person at a terminal is asked
+    for it where it is not set. UserError if the input ends.
     """
     inputs = _Inputs(argparse.Namespace(), os.environ if environ is None else environ)
     inputs.phases()
@@ -192,6 +199,8 @@ def ask(
     ratio = door.choose("Select sft ratio:", [str(ratio) for ratio in collections.sft_ratio])
     model = door.choose("Select base model:", collections.models)
     method = door.choose("Select pft method:", collections.pft_methods)
+    if at_terminal and not sizes:
+        sizes = door.numbers(_ASK_SIZES)
     phases: dict[str, Any] = {
         f"do_{phase}": door.yes(f"Do you want to perform {phase}? (y/N): ")
         for phase in ("training", "inference", "evaluation")
@@ -204,9 +213,16 @@ def ask(
         sft_ratios=(exact_ratio(ratio),),
         base_models=(model,),
         pft_methods=(method,),
-        train_sizes=sizes or (1000,),
+        train_sizes=sizes or (DEFAULT_SIZE,),
         **phases,
     )
+
+
+def confirmed(
+    question: str, read: Callable[[], str] = input, say: Callable[[str], None] = to_terminal
+) -> bool:
+    """Whether a question is answered with yes."""
+    return _Questions(read, say).yes(question)
 
 
 @dataclass(frozen=True)
@@ -239,6 +255,14 @@ class _Questions:
             if word in ("y", "yes"):
                 return True
             self.say(f"'{word}' is neither; answer y or n.\n")
+
+    def numbers(self, question: str) -> tuple[int, ...]:
+        """One whole number or several; an empty answer is none."""
+        while True:
+            words = self._answer(question, question.strip()).replace(",", " ").split()
+            if all(re.fullmatch(r"[0-9]{1,12}", word) and int(word) for word in words):
+                return tuple(map(int, words))
+            self.say(f"'{' '.join(words)}' is not: give a whole number above 0, or several.\n")
 
     def _answer(self, prompt: str, question: str) -> str:
         self.say(prompt)

@@ -22,7 +22,13 @@ from typing import Any
 
 from tuning import config as site
 from tuning.launchers.display import Display
-from tuning.launchers.processes import Placement, command, python_path, stage_words
+from tuning.launchers.processes import (
+    Placement,
+    command,
+    python_path,
+    signals_reach,
+    stage_words,
+)
 from tuning.plan import Plan, Stage, standing
 from tuning.runs import atomic, provenance
 from tuning.runs.errors import EXIT_AGAIN, UserError
@@ -199,7 +205,7 @@ class LocalLauncher:
             str(progress),
             "--log",
             str(log),
-            *(["--joined"] if placement.joined else []),
+            *([] if signals_reach(placement) else ["--joined"]),
             "--",
             *command(words, placement),
         ]

@@ -72,6 +72,14 @@ def offline_environment() -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
+def cache_folders() -> tuple[str, ...]:
+    """Where the Hugging Face cache lies, if there is one."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HOME)
+    return (str(folder),) if folder.is_dir() else ()
+
+
 def _base_of(stage: Stage) -> dict[str, Any] | None:
     """The base model that a stage loads, as its config has it."""
     if stage.run and stage.kind != "pretrain":

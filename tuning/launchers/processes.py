@@ -8,12 +8,14 @@ NODE_RANK, MASTER_ADDR and MASTER_PORT if they are set, and from SLURM otherwise
 is the number of processes per node.
 
 torchrun forwards neither signals nor exit codes. A stop is requested through the file that
-TUNING_STOP names, and the outcome is recorded in the file that TUNING_EXIT names.
+TUNING_STOP names, and the outcome is recorded in the file that TUNING_EXIT names. The same holds
+for a stage in a container: TUNING_CONTAINER is the command that starts Python there.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -27,7 +29,12 @@ from tuning.launchers.slurm.client import Slurm
 from tuning.plan import Stage, write_stage
 from tuning.runs import outcome
 from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError
-from tuning.runs.interrupt import PARENT_VARIABLE, POLL_SECONDS, STOP_VARIABLE
+from tuning.runs.interrupt import (
+    CONTAINER_VARIABLE,
+    PARENT_VARIABLE,
+    POLL_SECONDS,
+    STOP_VARIABLE,
+)
 
 MODULE = "tuning.launchers.processes"
 FIRST_PORT = 20000
@@ -60,6 +67,8 @@ class Placement:
         OMP_NUM_THREADS is set already.
         """
         found = {"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if self.devices else {}
+        if self.node is None:
+            found["MASTER_ADDR"] = self.address  # in a container, SLURM cannot be asked for it
         if cores and not os.environ.get("OMP_NUM_THREADS"):
             found["OMP_NUM_THREADS"] = str(max(1, cores // self.processes))
         return found
@@ -86,12 +95,14 @@ def stage_words(stage: Stage, folder: Path, *, wait: bool = True, wandb: str = "
 
 
 def command(words: Sequence[str], placement: Placement) -> list[str]:
-    """What starts a script with its arguments at a placement: Python, torchrun, or srun."""
-    if not placement.joined:
-        return [sys.executable, *words]
-    start = [sys.executable, "-P", "-m", MODULE]
-    if placement.node is not None:
-        return [*start, *_torchrun_flags(placement), *words]
+    """What starts a script with its arguments at a placement: Python, torchrun, or srun; in the
+    container of TUNING_CONTAINER, if there is one.
+    """
+    python = shlex.split(os.environ.get(CONTAINER_VARIABLE, "")) or [sys.executable]
+    flags = _torchrun_flags(placement) if placement.node is not None else []
+    start = [*python, "-P", "-m", MODULE, *flags, *words] if placement.joined else [*python, *words]
+    if placement.node is not None and python[0] != "srun":
+        return start
     cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
     return [
         "srun",
@@ -101,9 +112,13 @@ def command(words: Sequence[str], placement: Placement) -> list[str]:
         f"--cpus-per-task={cores}",
         "--kill-on-bad-exit=1",
         "--export=ALL",
-        *start,
-        *words,
+        *start[python[0] == "srun" :],
     ]
+
+
+def signals_reach(placement: Placement) -> bool:
+    """Whether what `command()` starts passes signals and exit codes on to a stage."""
+    return not placement.joined and not os.environ.get(CONTAINER_VARIABLE)
 
 
 def _torchrun_flags(placement: Placement) -> list[str]:

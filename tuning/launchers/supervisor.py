@@ -95,7 +95,7 @@ class Here:
 class Supervisor:
     """One stage from its first start to its end.
 
-    `joined`: the command starts the processes of the stage through torchrun, which forwards neither
+    `joined`: the command starts the stage through torchrun or in a container, which forward neither
     signals nor exit codes: a file requests the stop, and the recorded outcome has the code.
     `continues`: keep the counts of the record that an earlier job of the stage wrote.
     """
@@ -227,11 +227,13 @@ class Supervisor:
         return self._ended(code)
 
     def _ended(self, code: int) -> Outcome:
-        """The outcome of a process that left with `code` (-N for signal N).
+        """The outcome of a process that left with `code` (-N for signal N, 128+N if what started it
+        passes it on so).
 
         The exit code of torchrun is only right if it is 0; the recorded one is that of the rank
         that failed first, or of rank 0.
         """
+        code = 128 - code if self.joined and code > 128 else code
         recorded = outcome.read(self._exit_file)
         self._exit_file.unlink(missing_ok=True)
         self._stop_file.unlink(missing_ok=True)
@@ -333,7 +335,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--log", type=Path, required=True, help="where the stage's output goes")
     parser.add_argument("--progress", type=Path, help="where the stage reports its progress")
     parser.add_argument(
-        "--joined", action="store_true", help="the command starts several processes by torchrun"
+        "--joined",
+        action="store_true",
+        help="the command starts the stage through torchrun or in a container",
     )
     words = list(sys.argv[1:] if argv is None else argv)
     split = words.index("--") if "--" in words else len(words)

@@ -3,8 +3,8 @@
     outputs/reports/{experiment}/results.csv    one row a stage, in the order of the plan
     outputs/reports/{experiment}/report.html    one page that needs no other file
 
-Reads run directories only. Cheap to import: the modules that draw and compute are imported when a
-report is written.
+Reads run directories, and usage.json, which launchers write on a cluster. Cheap to import: the
+modules that draw and compute are imported when a report is written.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def write_report(
     from tuning.report.page import page
     from tuning.report.read import gather
     from tuning.report.text_table import BUDGET_COLUMNS, COLUMNS, csv_text, terminal_table
+    from tuning.report.usage import usage
 
     rows = gather(plan, home, states)
     folder = home / "outputs" / "reports" / plan.experiment
@@ -42,7 +43,8 @@ def write_report(
     atomic.write_text(folder / "results.csv", csv_text(rows, columns))
     labels, comparisons = Labels.of(rows), compare(rows)
     summary = answer(rows, comparisons, labels)
-    html = page(plan.experiment, plan.about, rows, comparisons, summary, labels)
+    used = usage(folder)
+    html = page(plan.experiment, plan.about, rows, comparisons, summary, labels, used)
     atomic.write_text(folder / "report.html", html)
     text = textwrap.fill(f"{summary.title}. {summary.text}", WIDTH)
     return f"{terminal_table(rows)}\n\n{text}\n\nreport: {folder / 'report.html'}"

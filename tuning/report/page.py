@@ -21,6 +21,7 @@ from tuning.report.palette import COLOURS, Palette
 from tuning.report.perplexity_figure import perplexity_figure
 from tuning.report.rows import Row, of_role
 from tuning.report.settings import settings
+from tuning.report.usage import Line
 
 _KINDS = {"budget": "Budget experiment", "grid": "Several experiments"}
 _SHARE = (
@@ -78,6 +79,7 @@ def page(
     comparisons: Sequence[Comparison],
     answer: Answer,
     labels: Labels,
+    usage: Sequence[Line] = (),
 ) -> str:
     """The HTML of the report."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -105,6 +107,7 @@ def page(
         cost=_cost(rows, labels, palette),
         costs=html_tables.costs(rows, labels, palette) if with_cost(rows) else [],
         pretraining=_pretraining(rows),
+        usage=usage,
         caveats=caveats(rows, comparisons, about, labels),
         settings=settings(rows, labels),
     )

@@ -10,6 +10,8 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_AGAIN = 75
 """Saved and stopped on request; the same command resumes (EX_TEMPFAIL of sysexits.h)."""
+EXIT_QUIT = 130
+"""Ended by Ctrl-C, as shells write it."""
 
 
 class UserError(Exception):
@@ -32,6 +34,10 @@ class Skipped(Exception):
 
 class Interrupted(Exception):
     """Stopped on request with everything saved; exit code 75."""
+
+
+class Quit(Exception):
+    """Ctrl-C where nothing was being trained; its text, if any, is one line, exit code 130."""
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:

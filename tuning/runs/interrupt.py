@@ -3,7 +3,8 @@
 SIGTERM, SIGINT and SIGUSR1 (SLURM's warning before the time limit) set it. Training checks it at
 step boundaries, inference between batches; both save and raise Interrupted. A second SIGINT stops
 at once. A process started by a launcher also stops when its parent, whose pid is in TUNING_PARENT,
-is gone. torchrun does not forward signals: under it, creating the file TUNING_STOP is the request.
+is gone. torchrun does not forward signals, nor does every container: there, creating the file
+TUNING_STOP is the request.
 
 All ranks stop at the same step: they call `agreed_to_stop()` of tuning/engine/ranks.py.
 """
@@ -21,10 +22,12 @@ from pathlib import Path
 from types import FrameType
 
 from tuning.runs import ranks
-from tuning.runs.errors import Interrupted
+from tuning.runs.errors import Interrupted, Quit
 
 PARENT_VARIABLE = "TUNING_PARENT"
 STOP_VARIABLE = "TUNING_STOP"
+CONTAINER_VARIABLE = "TUNING_CONTAINER"
+"""How a launcher starts Python in the container of a stage."""
 POLL_SECONDS = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _asked = threading.Event()
@@ -34,11 +37,11 @@ def install() -> None:
     """Install the signal handlers and watch the parent; call it once, early, in the main thread."""
     for number in SIGNALS:
         signal.signal(number, _on_signal)
-    joined = ranks.under_torchrun()
+    apart = ranks.under_torchrun() or bool(os.environ.get(CONTAINER_VARIABLE))
     parent = os.environ.get(PARENT_VARIABLE)
-    if parent and (not joined or parent == str(os.getppid())):
+    if parent and (not apart or parent == str(os.getppid())):
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
-    if joined and (stop := os.environ.get(STOP_VARIABLE)):
+    if apart and (stop := os.environ.get(STOP_VARIABLE)):
         threading.Thread(target=_look_for, args=(Path(stop),), daemon=True).start()
 
 
@@ -62,6 +65,17 @@ def heeded() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def quits(text: str = "") -> Iterator[None]:
+    """Ctrl-C within the block, where nothing is trained, ends the program with `text` instead of
+    the words about the last checkpoint.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Quit(text) from None
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tuning.config import CHECKOUT
-from tuning.launchers.slurm.resources import Cluster, Resources, cluster_path
+from tuning.launchers.slurm.resources import Cluster, Resources, cluster_path, for_kinds
 from tuning.plan import KINDS, Stage
 from tuning.runs.errors import UserError
 
@@ -144,14 +144,17 @@ def test_a_report_goes_where_everything_goes_or_where_its_own_lines_say(asked):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("defalts: {}", "unknown key in cluster.yaml: 'defalts'; choose from: defaults, stages. "
-                        "Did you mean 'defaults'?"),
+        ("defalts: {}", "unknown key in cluster.yaml: 'defalts'; choose from: defaults, "
+                        "max_submit, stages. Did you mean 'defaults'?"),
+        ("max_submit: 2", "cluster.yaml: max_submit is 2; it must be at least 3: a stage, "),
+        ("max_submit: few", "cluster.yaml: max_submit is 'few'; it must be a whole number."),
         ("stages: {evaluaton: {}}", "Did you mean 'evaluation'?"),
         ("defaults: {partiton: gpu}", "unknown setting in cluster.yaml: defaults: 'partiton'"),
         ("defaults: {partiton: gpu}", "Did you mean 'partition'?"),
         ("stages: {sft: {tme: 1}}", "unknown setting in cluster.yaml: stages: sft: 'tme'"),
         ("stages: {sft: {tme: 1}}", "Did you mean 'time'?"),
-        ("- a\n- b", "cluster.yaml is ['a', 'b']; it must be a mapping of: defaults, stages."),
+        ("- a\n- b", "cluster.yaml is ['a', 'b']; it must be a mapping of: defaults, max_submit, "
+                       "stages."),
         ("defaults: gpu", "defaults is 'gpu'; it must be a mapping."),
         ("stages: [sft]", "stages is ['sft']; it must be a mapping."),
         ("stages: {sft: 3}", "stages: sft is '3'; it must be a mapping."),
@@ -268,3 +271,53 @@ def test_the_example_in_the_file_of_the_checkout_is_valid(asked):
     example = "\n".join(lines[start:end])
     assert asked("pretrain", example).processes == 4
     assert asked("report", example).partition == "cpu"
+
+
+def test_the_command_line_for_a_kind_beats_all_else(path):
+    path.write_text("defaults: {time: 60}\nstages: {sft: {time: 90}, report: {gres: gpu:1}}")
+    words = ["sft:time=8:00:00", "pft:gres=", "evaluation:offline=no", "report:cpus=2"]
+    environ = {"SBATCH_TIMELIMIT": "120", "SBATCH_GRES": "gpu:4"}
+    made = Cluster({"time": "150"}, environ, path, for_kinds(words))
+    assert [made.resources(kind).time for kind in ("sft", "pft")] == ["8:00:00", "150"]
+    assert [made.resources(kind).gres for kind in ("sft", "pft", "report")] == [
+        "gpu:4", None, "gpu:1"
+    ]  # fmt: skip
+    assert made.resources("report").cpus == 2
+    assert not made.resources("evaluation").offline and made.resources("sft").offline
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sft", "--resources has 'sft'; write KIND:SETTING=VALUE, for example sft:time=8:00:00."),
+        ("time=3", "--resources has 'time=3'; write KIND:SETTING=VALUE"),
+        ("sfft:time=3", "unknown kind of stage in --resources: 'sfft'; choose from: pretrain, "),
+        ("sfft:time=3", "Did you mean 'sft'?"),
+        ("dpo:time=3", "choose from: pretrain, evaluation, sft, pft, report."),
+        ("sft:tme=3", "unknown setting in --resources sft: 'tme'"),
+        ("sft:tme=3", "Did you mean 'time'?"),
+        ("sft:setup=true", "unknown setting in --resources sft: 'setup'"),
+        ("sft:cpus=many", "--resources sft:cpus is 'many'; it must be a whole number."),
+        ("sft:container_runtime=docker", "choose from: apptainer, singularity, pyxis."),
+        ("sft:options=--array=1", "--resources sft:options has '--array=1'"),
+        ("sft:time=soon", "time is 'soon'; write minutes"),
+        ("pft:nodes=2", "stages of kind pft are one process"),
+        ("sft:mounts=data", "mounts has 'data'; write a whole path"),
+        ("sft:mounts=/a,/b", "mounts has '/a,/b'"),
+    ],
+)
+def test_a_bad_setting_of_a_kind_is_said_in_one_line(path, word, said):
+    path.write_text("")
+    with pytest.raises(UserError) as error:
+        Cluster({}, {}, path, for_kinds([word]))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_list_may_be_given_several_times_and_nothing_else(path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    path.write_text("")
+    words = ["sft:mounts=/a", "sft:mounts=~/b:/c", "sft:container=~/x.sif"]
+    found = Cluster({}, {}, path, for_kinds(words)).resources("sft")
+    assert (found.mounts, found.container) == (("/a", "/home/me/b:/c"), "/home/me/x.sif")
+    with pytest.raises(UserError, match="gives sft:time twice; keep one"):
+        for_kinds(["sft:time=1", "sft:time=1"])

@@ -1,12 +1,15 @@
 """Job scripts, letter by letter: files under golden/ hold what a script has to look like.
 
-After a wanted change: TUNING_GOLDEN=write python -m pytest tests/pipeline/test_sbatch.py
+After a wanted change: TUNING_GOLDEN=write python -m pytest tests/launchers/slurm/test_script.py
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,7 +53,20 @@ NODES = (
         setup=("module load cuda/12.8", 'source "$HOME/venvs/tuning/bin/activate"'),
     ),
 )  # fmt: skip
-SCRIPTS = {"single": SINGLE, "array": ARRAY, "nodes": NODES}
+APPTAINER = (
+    replace(job(), folders=("/data/tuning", "/data/my cache")),
+    Resources(gres="gpu:1", container="/images/tuning.sif", mounts=("/data/pools:/pools:ro",)),
+)  # fmt: skip
+PYXIS = (
+    replace(job(), folders=("/data/tuning",)),
+    Resources(
+        container="nvcr.io#nvidia/pytorch:25.01-py3", container_runtime="pyxis",
+        mounts=("/scratch", "/data/pools:/pools"), python="/opt/venv/bin/python",
+    ),
+)  # fmt: skip
+SCRIPTS = {
+    "single": SINGLE, "array": ARRAY, "nodes": NODES, "apptainer": APPTAINER, "pyxis": PYXIS,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -80,6 +96,27 @@ def test_the_environment_is_sorted_and_means_what_it_says(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert said.stdout == odd
+
+
+@pytest.mark.parametrize(
+    ("found", "start"),
+    [
+        (APPTAINER, "apptainer exec --nv --bind /data/tuning --bind '/data/my cache' "
+                    "--bind /data/pools:/pools:ro /images/tuning.sif python3"),
+        (PYXIS, "srun --container-image=nvcr.io#nvidia/pytorch:25.01-py3 "
+                "--container-mounts=/data/tuning:/data/tuning,/scratch:/scratch,/data/pools:/pools "
+                "/opt/venv/bin/python"),
+    ],
+    ids=["apptainer", "pyxis"],
+)  # fmt: skip
+def test_a_container_is_how_python_is_started(found, start):
+    """The words that the job reads are those that were meant, whatever their letters."""
+    lines = [line for line in render(*found).splitlines() if "TUNING_CONTAINER=" in line]
+    said = subprocess.run(
+        ["bash", "-c", lines[0] + '\nprintf %s "$TUNING_CONTAINER"'],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert shlex.split(said.stdout) == shlex.split(start)
 
 
 def test_the_stage_script_gets_the_tasks_file_whatever_its_name(tmp_path):
@@ -167,3 +204,16 @@ def test_a_preview_names_what_jobs_run_with(monkeypatch, tmp_path):
     assert "export TUNING_PYTHON=/opt/python\n" in found["pft"]
     assert "export HF_HUB_OFFLINE=1\n" in found["pft"]
     assert "HF_HUB_OFFLINE" not in found["sft"]
+
+
+def test_in_a_container_the_job_itself_runs_with_the_python_that_submits(monkeypatch, tmp_path):
+    """So its supervisor has SLURM's commands; the report, which needs them, has no container."""
+    home = use(monkeypatch, tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "no-cache"))
+    path = tmp_path / "cluster.yaml"
+    path.write_text("defaults: {python: /opt/python, container: a.sif}\n")
+    found = {a.kind: s for a, s in Submission(plan(), Cluster(path=path), None).preview(1001)}
+    assert f"export TUNING_PYTHON={sys.executable}\n" in found["sft"]
+    assert f"'apptainer exec --nv --bind {home} a.sif /opt/python'\n" in found["sft"]
+    assert "export TUNING_PYTHON=/opt/python\n" in found["report"]
+    assert "CONTAINER" not in found["report"]

@@ -44,8 +44,17 @@ submitted twice.
 """
 UNSURE = "timed out|unable to contact|connection|communication|try again|temporarily"
 """Errors of sbatch after which SLURM may have accepted the job nevertheless."""
+ACCOUNTED = ("JobID", "State", "ElapsedRaw", "CPUTimeRAW", "TotalCPU", "AllocTRES", "MaxRSS")
+"""Columns of sacct."""
+_WIDTH = len(ACCOUNTED)
+TOO_MANY = "MaxSubmitJob"
+"""In errors of sbatch: SLURM takes no more jobs of this user, account or QOS now."""
 SECONDS = 60.0
 """The timeout of a command."""
+
+
+class TooMany(UserError):
+    """SLURM takes fewer jobs at once than were submitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +113,18 @@ class Slurm:
             return False
 
     def submit(self, script: Path) -> int:
-        """Submit a script; its job id. UserError if SLURM rejects it, StageFailed if it is unknown
-        whether SLURM accepted it.
+        """Submit a script; its job id. UserError if SLURM rejects it, TooMany for a limit of jobs,
+        StageFailed if it is unknown whether SLURM accepted it.
         """
         done = self._run("sbatch", "--parsable", str(script))
         if done.returncode != 0:
             if re.search(UNSURE, done.stderr, re.IGNORECASE):
                 raise StageFailed(f"sbatch {script.name}: {_errors_of(done)}; submit again.")
+            if TOO_MANY in done.stderr:
+                raise TooMany(
+                    f"SLURM takes no more jobs of yours now ({_errors_of(done)}); the same command "
+                    "submits the rest when some have ended."
+                )
             raise UserError(f"SLURM refuses {script.name}: {_errors_of(done)}.")
         return int(done.stdout.strip().split(";")[0])
 
@@ -170,6 +184,19 @@ class Slurm:
             for job in jobs
             if job in found or whole[job] in found
         }
+
+    def accounts(self, numbers: Sequence[int]) -> list[dict[str, str]]:
+        """What the accounting database has of every start of jobs and of its steps, by the names of
+        ACCOUNTED; [] without one.
+        """
+        if not numbers or shutil.which("sacct") is None:
+            return []
+        listed = ",".join(map(str, numbers))
+        done = self._run("sacct", "-n", "-P", "-D", "-j", listed, "-o", ",".join(ACCOUNTED))
+        if done.returncode != 0:
+            return []
+        lines = (line.split("|") for line in done.stdout.splitlines())
+        return [dict(zip(ACCOUNTED, line, strict=True)) for line in lines if len(line) == _WIDTH]
 
     def max_array_size(self) -> int:
         """How many tasks one array may have."""

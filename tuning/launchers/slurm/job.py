@@ -4,7 +4,7 @@
     python -m tuning.launchers.slurm.job tuning/run_sft.py ...  a stage that was submitted by hand
 
 A stage that has to stop before it is done is requeued. While SFT runs, the forks of a sweetspot are
-released as soon as its checkpoint is complete.
+released as soon as its checkpoint is complete. The report submits what is left of the plan.
 """
 
 from __future__ import annotations
@@ -19,9 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from tuning import config as site
-from tuning.launchers.processes import Placement, command, python_path, stage_words, this_job
+from tuning.launchers.processes import (
+    Placement,
+    command,
+    python_path,
+    signals_reach,
+    stage_words,
+    this_job,
+)
 from tuning.launchers.slurm.client import Slurm
 from tuning.launchers.slurm.ledger import Jobs
+from tuning.launchers.slurm.portions import submit_rest
 from tuning.launchers.supervisor import Here, Host, Supervisor
 from tuning.plan import Plan, Stage, require_format, sweetspot_ready
 from tuning.runs import atomic
@@ -137,6 +145,8 @@ def _submitted(tasks: Path) -> int:
     require_format(found, f"'{tasks}'")
     stage = Stage.from_json(found["stages"][int(os.environ["SLURM_ARRAY_TASK_ID"])])
     folder = Path(found["folder"])
+    if stage.role == "report":
+        submit_rest(folder)
     slurm = Slurm()
     job = slurm_job(os.environ) or ""
     forks = Forks(slurm, folder, stage.name) if stage.kind == "sft" else None
@@ -193,18 +203,19 @@ def _supervise(
     """Run a script with its arguments at a placement, which may use all cores of the job; None for
     a launcher, which gives its stages their own.
     """
+    start, joined = [sys.executable, *words], False
     if placement is not None:
         cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0)
         os.environ.update(placement.environment(cores))
-    placement = placement or Placement()
+        start, joined = command(words, placement), not signals_reach(placement)
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     ending = Supervisor(
-        command(words, placement),
+        start,
         record,
         log,
         progress,
         host=host,
-        joined=placement.joined,
+        joined=joined,
         continues=isinstance(host, Allocation) and restarts > 0,
     ).run()
     state = "to be continued" if ending.code == EXIT_AGAIN else ending.state

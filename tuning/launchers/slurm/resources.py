@@ -1,21 +1,23 @@
 """The resources that a stage asks SLURM for: slurm/cluster.yaml, read and validated, and overrides.
 
-A flag overrides an environment variable (sbatch's own: SBATCH_PARTITION, SBATCH_TIMELIMIT ...),
-which overrides the section of cluster.yaml for the kind of stage, which overrides its defaults.
-TUNING_CLUSTER names another file.
+What the command line says of one kind of stage (`--resources sft:time=8:00:00`) overrides what it
+says of all (`--time`), which overrides an environment variable (sbatch's own: SBATCH_PARTITION,
+SBATCH_TIMELIMIT ...), which overrides the section of cluster.yaml for the kind of stage, which
+overrides its defaults. TUNING_CLUSTER names another file.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tuning import config as site
-from tuning.flags import build, hints
+from tuning.flags import build, coerce, field_types, hints, settable
+from tuning.launchers.slurm import sbatch_options
 from tuning.plan import KINDS, Stage
 from tuning.runs.errors import UserError, choose
 from tuning.schema import from_mapping, read_yaml, typed
@@ -58,7 +60,15 @@ class Resources:
     throttle: int | None = None
     """Maximum number of tasks of one array that run at the same time."""
     python: str | None = None
-    """The Python of the jobs; by default the one that submits."""
+    """The Python of the jobs; by default the one that submits, and python3 in a container."""
+    container: str | None = None
+    """Image in which stages run, as the runtime takes it: a path, docker://..., registry#image."""
+    container_runtime: Literal["apptainer", "singularity", "pyxis"] = "apptainer"
+    """What runs the image; pyxis is enroot through srun."""
+    mounts: tuple[str, ...] = ()
+    """Folders that a container sees beside TUNING_HOME and the Hugging Face cache, PATH or
+    PATH:INSIDE.
+    """
     offline: bool = True
     """Jobs do not access the Hugging Face hub; `tuning prefetch` downloads beforehand."""
     setup: tuple[str, ...] = field(default=(), metadata=_FILE)
@@ -69,16 +79,29 @@ class Resources:
 
 _DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Resources)}
 _JOINS = ("nodes", "processes")
+LEAST_JOBS = 3
+"""The smallest limit within which a plan can be submitted in portions."""
 JOINED = ("pretrain", "sft")
 """Kinds of stages that several processes can train together; SFT only with the engine."""
-_REPORT = {"gres": None, "nodes": 1, "processes": 1, "cpus": 1, "time": "00:30:00"}
-"""Overrides the defaults for the report, which needs no GPU."""
+_REPORT = {
+    "gres": None,
+    "nodes": 1,
+    "processes": 1,
+    "cpus": 1,
+    "time": "00:30:00",
+    "container": None,
+}
+"""Overrides the defaults for the report, which needs no GPU, but SLURM's commands, which no
+container has.
+"""
 
 
 class Cluster:
     """The resources of each kind of stage for one submission.
 
-    `flags` are those of the command line; they apply to every kind but the report.
+    `flags` are those of the command line; those about size, time and container do not apply to the
+    report. `kinds` are the command line's settings for a kind of stage. `options` of either are
+    added to those of the file.
     """
 
     def __init__(
@@ -86,11 +109,17 @@ class Cluster:
         flags: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
         path: Path | None = None,
+        kinds: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.path = path or cluster_path()
         environ = os.environ if environ is None else environ
-        self._defaults, self._stages = _read(self.path)
+        file = _read(self.path)
+        self.max_submit = file.max_submit
+        """Jobs that may be queued or running at a time; None for no limit."""
+        self._defaults, self._stages = file.defaults, file.stages
         self._above = _from_environment(environ) | dict(flags or {})
+        self._added = tuple(self._above.pop("options", ()))
+        self._kinds = kinds or {}
         for kind in KINDS:
             self.resources(kind)
 
@@ -114,14 +143,16 @@ class Cluster:
         return found
 
     def _resources(self, kind: str, joined: bool) -> Resources:
-        own = self._stages.get(kind, {})
+        file = self._defaults | (_REPORT if kind == "report" else {}) | self._stages.get(kind, {})
+        left_out = _REPORT if kind == "report" else () if joined else _JOINS
+        above = {k: v for k, v in self._above.items() if k not in left_out}
+        own = self._kinds.get(kind, {})
+        options = (*file.get("options", ()), *self._added, *own.get("options", ()))
+        found = _at_home(build(Resources, file | above | dict(own) | {"options": options}))
         if kind == "report":
-            above = {k: v for k, v in self._above.items() if k not in _REPORT}
-            report = build(Resources, self._defaults | _REPORT | own | above)
-            limit = seconds(report.time) or 2 * report.signal_seconds
-            return _checked(replace(report, signal_seconds=min(report.signal_seconds, limit // 2)))
-        above = {k: v for k, v in self._above.items() if k not in _JOINS or joined}
-        return _checked(build(Resources, self._defaults | own | above))
+            limit = seconds(found.time) or 2 * found.signal_seconds
+            found = replace(found, signal_seconds=min(found.signal_seconds, limit // 2))
+        return _checked(found)
 
 
 def cluster_path() -> Path:
@@ -129,6 +160,54 @@ def cluster_path() -> Path:
     return site.expanded(
         os.environ.get("TUNING_CLUSTER") or str(site.CHECKOUT / "slurm" / "cluster.yaml")
     )
+
+
+_FOR_KIND = (*(entry.name for entry in settable(Resources)), "options")
+FOR_KINDS = (
+    "KIND:SETTING=VALUE, a setting for one kind of stage, for example sft:time=8:00:00 "
+    f"evaluation:gres=gpu:1. Kinds: {', '.join(KINDS)}. Settings: {', '.join(_FOR_KIND)} (of "
+    "sbatch, added to those of cluster.yaml)"
+)
+"""Help of --resources."""
+
+
+def for_kinds(words: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """{kind: {setting: value}} of `KIND:SETTING=VALUE`, as --resources takes it; an empty value
+    resets a setting, and one that is a list may be given several times.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for word in words:
+        kind, colon, rest = word.partition(":")
+        name, equals, value = rest.partition("=")
+        if not colon or not equals:
+            raise UserError(
+                f"--resources has '{word}'; write KIND:SETTING=VALUE, for example sft:time=8:00:00."
+            )
+        choose("kind of stage in --resources:", kind, KINDS)
+        choose(f"setting in --resources {kind}:", name, _FOR_KIND)
+        own = found.setdefault(kind, {})
+        several = field_types(Resources, name)[1]
+        if name in own and not several:
+            raise UserError(f"--resources gives {kind}:{name} twice; keep one.")
+        given = _for_kind(kind, name, value)
+        own[name] = (*own.get(name, ()), *given) if several else given
+    return found
+
+
+def _for_kind(kind: str, name: str, value: str) -> Any:
+    where = f"--resources {kind}:"
+    if not value:
+        return _DEFAULTS[name]
+    if name == "options":
+        return sbatch(value, where + name)
+    return coerce(Resources, name, value, where)
+
+
+def sbatch(line: str, where: str = "--sbatch") -> tuple[str, ...]:
+    """The options of sbatch in a line, checked."""
+    found = sbatch_options.parsed(line, where)
+    _refuse_secrets(found, where)
+    return found
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -147,17 +226,29 @@ class _File:
 
     defaults: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    max_submit: int | None = None
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Defaults and stages."""
+def _read(path: Path) -> _File:
+    """The file, its settings typed and checked."""
     file = from_mapping(_File, read_yaml(path) or {}, path.name)
     for kind in file.stages:
         choose(f"kind of stage in {path.name}:", kind, KINDS)
-    return _settings(file.defaults, f"{path.name}: defaults"), {
+    require_portions(file.max_submit, f"{path.name}: max_submit")
+    stages = {
         kind: _settings(values, f"{path.name}: stages: {kind}")
         for kind, values in file.stages.items()
     }
+    return replace(file, defaults=_settings(file.defaults, f"{path.name}: defaults"), stages=stages)
+
+
+def require_portions(max_submit: int | None, where: str) -> None:
+    """Raise UserError for a limit of jobs within which no plan can be submitted in portions."""
+    if max_submit is not None and max_submit < LEAST_JOBS:
+        raise UserError(
+            f"{where} is {max_submit}; it must be at least {LEAST_JOBS}: a stage, the report after "
+            "it, and the report before it, which submits them."
+        )
 
 
 def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -165,11 +256,12 @@ def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
     given = typed(hints(Resources), values, where, "setting")
     for name in ("setup", "options"):
         _refuse_secrets(given.get(name) or (), f"{where}: {name}")
+    sbatch_options.checked(given.get("options") or (), f"{where}: options")
     return {name: _DEFAULTS[name] if value is None else value for name, value in given.items()}
 
 
 _SECRET = re.compile(
-    r"\b(\w*(?:KEY|TOKEN|SECRET|PASSW\w*))\s*=\s*[^\s$]|(--token\b|\blogin\b)\s+(?!--)\S|\b(hf_)\w{8}",
+    r"\b(?!wckey\b)(\w*(?:KEY|TOKEN|SECRET|PASSW\w*))\s*=\s*[^\s$]|(--token\b|\blogin\b)\s+(?!--)\S|\b(hf_)\w{8}",
     re.IGNORECASE,
 )
 
@@ -202,6 +294,15 @@ def seconds(time: str | None) -> int | None:
     return parts[0] * 60 + (parts[1] if len(parts) > 1 else 0)
 
 
+def _at_home(found: Resources) -> Resources:
+    """`~` in the paths of a container is the home of who submits."""
+    image, *mounts = (
+        str(Path(path).expanduser()) if path.startswith("~") else path
+        for path in (found.container or "", *found.mounts)
+    )
+    return replace(found, container=image or None, mounts=tuple(mounts))
+
+
 def _checked(found: Resources) -> Resources:
     """Return it unchanged, or raise UserError."""
     for name in ("cpus", "nodes", "processes", "signal_seconds", "throttle"):
@@ -222,4 +323,9 @@ def _checked(found: Resources) -> Resources:
     for name in ("partition", "account", "qos", "gres", "constraint", "mem"):
         if re.search(r"[\s'\"]", getattr(found, name) or ""):
             raise UserError(f"{name} is '{getattr(found, name)}'; it must be one word.")
+    for mount in found.mounts:
+        if not re.fullmatch(r"[/~][^,\n]*", mount):
+            raise UserError(
+                f"mounts has '{mount}'; write a whole path, PATH or PATH:INSIDE, without commas."
+            )
     return found

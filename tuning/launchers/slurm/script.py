@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuning.launchers.slurm.resources import Resources
+from tuning.runs.interrupt import CONTAINER_VARIABLE
 
 COMMENT = "tuning:"
 """The comment of every job of ours is this and its token."""
@@ -29,14 +30,17 @@ class ArrayJob:
     """The file that lists the stages by task number."""
     output: Path
     """The folder for the output of the job itself; the stage has its own log."""
+    folders: tuple[str, ...] = ()
+    """What every container has to see."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def render(job: ArrayJob, resources: Resources) -> str:
     """The script of an array: #SBATCH lines, environment, set-up lines, the stage."""
     directives = "\n".join(f"#SBATCH {option}" for option in options(job, resources))
+    environment = {**job.environment, **_contained(job, resources)}
     exports = "\n".join(
-        f"export {name}={shlex.quote(value)}" for name, value in sorted(job.environment.items())
+        f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())
     )
     setup = "".join(f"{line}\n" for line in resources.setup)
     if setup:
@@ -45,6 +49,22 @@ def render(job: ArrayJob, resources: Resources) -> str:
         f"#!/usr/bin/env bash\n{directives}\nset -eo pipefail\n\n{exports}\n{setup}\n"
         f'exec bash "$TUNING_CODE/slurm/stage.sbatch" --tasks {shlex.quote(str(job.tasks))}\n'
     )
+
+
+def _contained(job: ArrayJob, resources: Resources) -> dict[str, str]:
+    """The variable that says how Python is started in the container of a stage. The supervisor
+    stays outside, where SLURM's commands are: it requeues the job and lets forks go.
+    """
+    if not resources.container:
+        return {}
+    mounts = [*job.folders, *resources.mounts]
+    if resources.container_runtime == "pyxis":
+        listed = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
+        start = ["srun", f"--container-image={resources.container}", f"--container-mounts={listed}"]
+    else:
+        binds = (word for mount in mounts for word in ("--bind", mount))
+        start = [resources.container_runtime, "exec", "--nv", *binds, resources.container]
+    return {CONTAINER_VARIABLE: shlex.join([*start, resources.python or "python3"])}
 
 
 def options(job: ArrayJob, resources: Resources) -> list[str]:
@@ -61,7 +81,7 @@ def options(job: ArrayJob, resources: Resources) -> list[str]:
     }
     output = str(job.output / f"{job.token}-%a.out")
     return [
-        f"--job-name={job.token}",
+        f"--job-name={_name(job.token)}",
         f"--comment={COMMENT}{job.token}",
         f"--array=0-{job.count - 1}{throttle}",
         f"--output={_quoted(_escaped(job.output, output))}",
@@ -76,6 +96,12 @@ def options(job: ArrayJob, resources: Resources) -> list[str]:
         *(f"--{name}={value}" for name, value in asked.items() if value),
         *resources.options,
     ]
+
+
+def _name(token: str) -> str:
+    """The name of an array, `sft-trial.1`: the kind first, since squeue shows eight letters."""
+    experiment, _, kind = token.rpartition(".")
+    return f"{kind}-{experiment}"
 
 
 def _escaped(folder: Path, path: str) -> str:

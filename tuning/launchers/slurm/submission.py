@@ -3,7 +3,8 @@
 Stages of one kind that ask for the same resources are one job array, submitted held; then each task
 gets its dependency (afterok on the task of its parent, none if that is done); then all arrays are
 released. Every array is recorded in jobs.json before it is submitted: the next submission finishes
-an interrupted one, and recognises its arrays by their tokens.
+an interrupted one, and recognises its arrays by their tokens. Of more stages than the cluster takes
+at once, the first are submitted (portions.py).
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from pathlib import Path
 from typing import Protocol
 
 from tuning import config as site
-from tuning.launchers.slurm import snapshot
-from tuning.launchers.slurm.client import WAITS, Job
+from tuning.launchers.slurm import portions, snapshot
+from tuning.launchers.slurm.client import WAITS, Job, TooMany
 from tuning.launchers.slurm.ledger import REPORT, Array, Jobs, Task
-from tuning.launchers.slurm.resources import Cluster, Resources
+from tuning.launchers.slurm.resources import Resources
 from tuning.launchers.slurm.script import ArrayJob, render
 from tuning.plan import KINDS, Plan, Stage, save_plan, standing, sweetspot_ready
 from tuning.runs import atomic
@@ -41,6 +42,12 @@ class Door(Protocol):
     def max_array_size(self) -> int: ...
 
 
+class Asked(Protocol):
+    """What stages ask for; `tuning.launchers.slurm.resources.Cluster` is one."""
+
+    def of(self, stage: Stage) -> Resources: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a plan is submitted."""
@@ -48,15 +55,24 @@ class Options:
     dependency: str | None = None
     """The dependency of the first stages, as sbatch takes it."""
     wandb: str = "off"
+    max_submit: int | None = None
+    """How many jobs may be queued or running at a time; the rest is submitted later."""
+    only: frozenset[str] | None = None
+    """Submit at most these stages, and of them those whose parents did not fail."""
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a submission did: new tasks, tasks that were queued already, and ended stages."""
+    """What a submission did: new tasks, tasks that were queued already, ended stages, and those
+    that are left for the next portion.
+    """
 
     new: dict[str, Task] = field(default_factory=dict)
     queued: dict[str, Task] = field(default_factory=dict)
     ended: dict[str, tuple[str, str]] = field(default_factory=dict)
+    left: list[Stage] = field(default_factory=list)
+    goes_on: bool = False
+    """Whether a job will submit what is left."""
 
 
 class Submission:
@@ -65,7 +81,7 @@ class Submission:
     def __init__(
         self,
         plan: Plan,
-        cluster: Cluster,
+        cluster: Asked,
         slurm: Door,
         options: Options | None = None,
     ) -> None:
@@ -86,17 +102,20 @@ class Submission:
             arrays = self._found()
             live = self._live(arrays)
             outcome = self._sorted(live)
-            missing = self._to_submit(outcome)
+            missing = self._portion(self._to_submit(outcome), live, outcome)
             broken = any(not array.released for array in arrays)
             if missing or (broken and REPORT.name not in live):
                 save_plan(self.folder, self.plan)
                 self._drop_report(live)
-                arrays = self._submit(arrays, missing)
+                arrays, missing = self._submit_what_fits(arrays, missing, outcome)
                 names = {stage.name for stage in missing}
                 latest = {task.stage: task for array in arrays for task in array.tasks}
                 outcome.new = {name: latest[name] for name in names}
                 live |= {REPORT.name: (latest[REPORT.name], _NEW)}
             self._connect(arrays, live, outcome)
+            outcome.goes_on = REPORT.name in live
+            options = {name: getattr(self.options, name) for name in _LASTING}
+            portions.write_rest(self.folder, outcome.left, self._asked, options)
             return outcome
 
     def preview(self, max_array_size: int) -> list[tuple[Array, str]]:
@@ -184,6 +203,37 @@ class Submission:
             if stage.name not in outcome.queued and stage.name not in outcome.ended
         ]
 
+    def _portion(
+        self, missing: list[Stage], live: Mapping[str, tuple[Task, Job]], outcome: Outcome
+    ) -> list[Stage]:
+        """The first of the missing stages that may be submitted now; the others are left."""
+        if self.options.only is not None:
+            going = outcome.queued.keys() | outcome.ended.keys()
+            chosen = portions.unblocked(self.plan.stages, self.options.only, going)
+            missing = [stage for stage in missing if stage.name in chosen]
+        if self.options.max_submit is None:
+            return missing
+        report = live.get(REPORT.name)
+        dropped = report is not None and report[1].state in WAITS
+        taken = sum(job.live for job in self.slurm.queue()) - dropped
+        room = max(0, self.options.max_submit - taken - 1)
+        outcome.left = missing[room:]
+        return missing[:room]
+
+    def _submit_what_fits(
+        self, arrays: list[Array], missing: list[Stage], outcome: Outcome
+    ) -> tuple[list[Array], list[Stage]]:
+        """All arrays, and the stages that were submitted: as many as SLURM takes, by halves."""
+        while True:
+            try:
+                return self._submit(arrays, missing), missing
+            except TooMany:
+                if len(missing) < 2:
+                    raise
+                half = len(missing) // 2
+                outcome.left = [*missing[half:], *outcome.left]
+                missing = missing[:half]
+
     def _drop_report(self, live: Mapping[str, tuple[Task, Job]]) -> None:
         """Cancel a queued report, which does not wait for the new stages."""
         if REPORT.name in live and live[REPORT.name][1].state in WAITS:
@@ -260,13 +310,13 @@ class Submission:
         return self.folder / "slurm" / f"{array.token}.json"
 
     def _script(self, array: Array, code: Path) -> str:
-        from tuning.launchers.prefetch import offline_environment
+        from tuning.launchers.prefetch import cache_folders, offline_environment
 
         resources = self._asked[array.stages[0]]
         environment = {
             "TUNING_HOME": str(site.home()),
             "TUNING_CODE": str(code),
-            "TUNING_PYTHON": resources.python or sys.executable,
+            "TUNING_PYTHON": (not resources.container and resources.python) or sys.executable,
             "TUNING_PROCESSES": str(resources.processes),
             **(offline_environment() if resources.offline else {}),
         }
@@ -276,6 +326,7 @@ class Submission:
             code=code,
             tasks=self._tasks_path(array),
             output=self.folder / "slurm",
+            folders=(str(site.home()), *cache_folders()),
             environment=environment,
         )
         return render(job, resources)
@@ -341,5 +392,7 @@ class Submission:
         return list(dict.fromkeys(found))
 
 
+_LASTING = ("dependency", "wandb", "max_submit")
+"""The options that hold for all portions."""
 _NEW = Job(id="0_0", state="PENDING")
 """SLURM's view of a task that was just submitted."""

@@ -1,0 +1,221 @@
+"""Plans that are larger than what a cluster takes at once: portions, parents first, the report when
+all are in, and nothing that stands below a failure.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.launchers.slurm.fake_cluster import FakeCluster, FakeStages
+from tests.launchers.slurm.test_random_plans import Graph
+from tests.small_site import use
+from tuning.launchers.slurm import portions, snapshot
+from tuning.launchers.slurm.client import TooMany
+from tuning.launchers.slurm.resources import Cluster
+from tuning.launchers.slurm.submission import Options, Outcome, Submission
+from tuning.plan import Plan, Stage, standing
+from tuning.runs import atomic
+from tuning.runs.errors import UserError
+from tuning.runs.identity import digest
+
+pytestmark = pytest.mark.unit
+
+
+class Limited(FakeCluster):
+    """A cluster that takes at most `most` jobs at a time."""
+
+    most = 1_000_000
+    peak = 0
+
+    def _submit(self, script: Path) -> int:
+        own = len(atomic.read_json(script.with_suffix(".json"))["stages"])
+        live = sum(task.live for task in self.tasks)
+        if live + own > self.most:
+            raise TooMany("SLURM takes no more jobs of yours now (QOSMaxSubmitJobPerUserLimit).")
+        self.peak = max(self.peak, live + own)
+        return super()._submit(script)
+
+
+class World:
+    """A plan on such a cluster."""
+
+    def __init__(self, home: Path, plan: Plan, settings: Cluster) -> None:
+        rng = random.Random(0)
+        self.home, self.plan, self.settings = home, plan, settings
+        self.stages = FakeStages(plan, home, rng)
+        self.cluster = Limited(self.stages, rng, slots=4, memory=1000)
+
+    def submit(self, **options) -> Outcome:
+        """As `tuning submit` does."""
+        return Submission(self.plan, self.settings, self.cluster, Options(**options)).run()
+
+    def go_on(self) -> int:
+        """Submit what is left whenever all has ended, as the report does; how often it was."""
+        rest = self.home / "outputs" / "reports" / "trial" / "slurm" / "rest.json"
+        count = 0
+        self.cluster.run_down()
+        while rest.exists():
+            assert portions.main([str(rest.parent.parent)]) == 0
+            self.cluster.run_down()
+            count += 1
+        return count
+
+    def states(self) -> list[str]:
+        return [standing(self.plan, s, self.home).state for s in self.plan.stages if s.has_work]
+
+
+def chains(count: int) -> Plan:
+    """SFT runs with two children each; the second child stands on a row without work."""
+    stages = []
+    for number in range(count):
+        top, row = f"top-{number}", f"row-{number}"
+        stages += [
+            _stage(top, "sft"),
+            Stage(name=row, role="base", hash="0", parents=(top,)),
+            _stage(f"one-{number}", "pt", top),
+            _stage(f"two-{number}", "pt", row),
+        ]
+    return Plan(experiment="trial", stages=tuple(stages))
+
+
+def _stage(name: str, role: str, *parents: str) -> Stage:
+    return Stage(name=name, role=role, hash=digest(name), parents=parents, script="run.py",
+                 phases=("train",), task="math")  # fmt: skip
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path) -> Callable[[Plan], World]:
+    """Makes the world of a plan, in which portions find its cluster."""
+    home = use(monkeypatch, tmp_path)
+    monkeypatch.setattr(snapshot, "take", lambda: Path("/code"))
+    (tmp_path / "cluster.yaml").write_text("stages: {pft: {throttle: 2}}\n")
+
+    def make(plan: Plan) -> World:
+        made = World(home, plan, Cluster({"processes": 1}, {}, tmp_path / "cluster.yaml"))
+        monkeypatch.setattr("tuning.launchers.slurm.client.Slurm", lambda: made.cluster)
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("most", [3, 4, 7, 100])
+def test_a_plan_is_submitted_in_portions(world, most):
+    one = world(chains(4))
+    one.cluster.most = most
+    outcome = one.submit(max_submit=most)
+    assert len(outcome.new) == min(12, most - 1)
+    assert len(outcome.new) + len(outcome.left) == 12
+    assert outcome.goes_on
+    one.go_on()
+    assert set(one.states()) == {"done"} and one.cluster.peak <= most
+    submitted = [name for name in one.cluster.submitted if name != "report"]
+    assert sorted(submitted) == sorted(set(submitted)), "a stage was submitted twice"
+    assert not one.cluster.refusals
+
+
+def test_a_limit_that_nobody_named_is_found_by_halves(world):
+    one = world(chains(4))
+    one.cluster.most = 5
+    outcome = one.submit()
+    assert (len(outcome.new), len(outcome.left)) == (3, 9)
+    one.go_on()
+    assert set(one.states()) == {"done"} and one.cluster.peak <= 5
+
+
+def test_where_not_even_one_stage_fits_nothing_is_left_behind(world):
+    one = world(chains(1))
+    one.cluster.most = 1
+    with pytest.raises(UserError, match="takes no more jobs of yours now"):
+        one.submit()
+    assert not [task for task in one.cluster.tasks if task.live]
+    one.cluster.most = 100
+    assert len(one.submit().new) == 3
+
+
+def test_the_same_command_submits_what_there_is_room_for(world):
+    one = world(chains(4))
+    first = one.submit(max_submit=4)
+    again = one.submit(max_submit=4)
+    assert (len(first.new), len(again.new), len(again.queued)) == (3, 0, 3)
+    assert again.goes_on and len(again.left) == 9
+    more = one.submit(max_submit=9)
+    assert (len(more.new), len(more.queued), len(more.left)) == (5, 3, 4)
+    assert sum(task.live for task in one.cluster.tasks) == 9
+    assert len(one.submit().new) == 4
+    assert one.go_on() == 0
+    assert set(one.states()) == {"done"}
+
+
+def test_no_portion_submits_what_failed_or_stands_below_it(world):
+    one = world(chains(3))
+    one.stages.faulty = {"top-1"}
+    one.submit(max_submit=3)
+    one.go_on()
+    assert one.cluster.submitted.count("top-1") == 1
+    below = {"one-1", "two-1"}
+    left = {s.name for s, state in zip(_work(one.plan), one.states(), strict=True)
+            if state != "done"}  # fmt: skip
+    assert left == {"top-1", *below} and not below & set(one.cluster.submitted)
+    one.stages.faulty = set()
+    assert set(one.submit().new) == left
+    one.go_on()
+    assert set(one.states()) == {"done"}
+
+
+def _work(plan: Plan) -> list[Stage]:
+    return [stage for stage in plan.stages if stage.has_work]
+
+
+def test_all_portions_ask_for_what_the_first_did(world, tmp_path):
+    one = world(chains(2))
+    one.submit(max_submit=3)
+    one.settings.path.write_text("not: read\n")
+    one.go_on()
+    assert {task.throttle for task in one.cluster.tasks if task.stage.kind == "pft"} <= {1, 2}
+    scripts = list((one.home / "outputs/reports/trial/slurm").glob("*pft*.sbatch"))
+    assert len(scripts) > 1
+    for script in scripts:
+        assert "%2\n" in script.read_text()
+
+
+def test_jobs_of_other_experiments_take_room(world):
+    one = world(chains(2))
+    other = Plan(experiment="other", stages=tuple(_stage(f"o{n}", "sft") for n in range(2)))
+    Submission(other, one.settings, one.cluster).run()
+    outcome = one.submit(max_submit=3)
+    assert (outcome.new, len(outcome.left), outcome.goes_on) == ({}, 6, False)
+    one.cluster.run_down()
+    assert len(one.submit(max_submit=3).new) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_plans_end_in_portions_of_any_size(world, seed):
+    """Some stages fail: what does not stand below them is done by portions alone, nothing is
+    submitted twice, and the same command finishes what was put right.
+    """
+    rng = random.Random(seed)
+    graph = Graph(rng)
+    one = world(graph.make())
+    one.stages.spots = graph.spots
+    one.cluster.most = rng.randint(3, 9)
+    one.stages.faulty = {s.name for s in _work(one.plan) if rng.random() < 0.15}
+    named = one.cluster.most if rng.random() < 0.5 else None
+    one.submit(max_submit=named)
+    one.go_on()
+    assert one.cluster.peak <= one.cluster.most
+    ran = [t.stage.name for t in one.cluster.tasks if t.state != "CANCELLED"]
+    ran = [name for name in ran if name != "report"]
+    assert sorted(ran) == sorted(set(ran)), "a stage ran twice"
+    stopped = set(one.stages.faulty)
+    for stage in one.plan.stages:
+        stopped |= {stage.name} if stopped & set(stage.parents) else set()
+    for stage, state in zip(_work(one.plan), one.states(), strict=True):
+        assert state != "pending" or stage.name in stopped, stage.name
+    one.stages.faulty = set()
+    one.submit(max_submit=named)
+    one.go_on()
+    assert set(one.states()) <= {"done", "skipped"}

@@ -1,0 +1,118 @@
+"""Submits a plan in portions, where a cluster limits how many jobs of a user it takes at once.
+
+    python -m tuning.launchers.slurm.portions REPORT_FOLDER
+
+submits what the last submission of an experiment left in slurm/rest.json. The report, the last job
+of a portion, runs this in the code and with the resources of the first portion. Stages below one
+that failed are left out: they wait for the user, who submits again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tuning.flags import restore
+from tuning.launchers.slurm.resources import Resources
+from tuning.plan import Plan, Stage, require_format
+from tuning.runs import atomic
+from tuning.runs.identity import FORMAT
+from tuning.runs.interrupt import CONTAINER_VARIABLE
+
+KEPT = ("SLURM_CONF", "SLURM_JWT")
+"""Variables of SLURM that do not come from the job."""
+
+
+def write_rest(
+    folder: Path, left: Sequence[Stage], asked: Mapping[str, Resources], options: Mapping[str, Any]
+) -> None:
+    """Write down which stages are still to be submitted and what for; nothing if there are none."""
+    path = _path(folder)
+    if not left:
+        path.unlink(missing_ok=True)
+        return
+    distinct = list(dict.fromkeys(asked.values()))
+    atomic.write_json(
+        path,
+        {
+            "format": FORMAT,
+            "stages": [stage.name for stage in left],
+            "options": dict(options),
+            "python": sys.executable,
+            "resources": [asdict(resources) for resources in distinct],
+            "asked": {name: distinct.index(resources) for name, resources in asked.items()},
+        },
+    )
+
+
+def _path(folder: Path) -> Path:
+    return folder / "slurm" / "rest.json"
+
+
+def unblocked(stages: Sequence[Stage], chosen: Collection[str], going: Collection[str]) -> set[str]:
+    """Those of `chosen` whose parents all go: are done or queued, or are chosen themselves."""
+    known: set[str] = set()
+    for stage in stages:
+        chosen_or_row = not stage.has_work or stage.name in chosen
+        goes = stage.has_work and stage.name in going
+        if goes or (chosen_or_row and known.issuperset(stage.parents)):
+            known.add(stage.name)
+    return known & set(chosen)
+
+
+class Settled:
+    """The resources that stages asked for when the first portion was submitted."""
+
+    def __init__(self, rest: Mapping[str, Any]) -> None:
+        self._resources = [restore(Resources, values) for values in rest["resources"]]
+        self._asked: dict[str, int] = rest["asked"]
+
+    def of(self, stage: Stage) -> Resources:
+        """The resources of a stage."""
+        return self._resources[self._asked[stage.name]]
+
+
+def submit_rest(folder: Path) -> None:
+    """Submit the next portion from within a job, if there is one; what goes wrong is printed."""
+    rest = atomic.read_json(_path(folder))
+    if rest is not None:
+        words = [rest["python"], "-P", "-m", "tuning.launchers.slurm.portions", str(folder)]
+        subprocess.run(words, env=_environment(), stdin=subprocess.DEVNULL, check=False)
+
+
+def _environment() -> dict[str, str]:
+    """The environment without what this job and its script put there: new jobs inherit it."""
+    from tuning.launchers.prefetch import offline_environment
+
+    own = {CONTAINER_VARIABLE, *offline_environment()}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in own and (name in KEPT or not name.startswith("SLURM_"))
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Submit the next portion; exit code 0."""
+    from tuning.launchers.slurm.client import Slurm
+    from tuning.launchers.slurm.submission import Options, Submission
+
+    folder = Path((sys.argv[1:] if argv is None else argv)[0])
+    rest: dict[str, Any] = atomic.read_json(_path(folder)) or {}
+    require_format(rest, f"'{_path(folder)}'")
+    plan = Plan.from_json(atomic.read_json(folder / "plan.json") or {})
+    options = Options(**rest["options"], only=frozenset(rest["stages"]))
+    outcome = Submission(plan, Settled(rest), Slurm(), options).run()
+    print(f"next portion: {len(outcome.new)} stages submitted, {len(outcome.left)} remain")
+    return 0
+
+
+if __name__ == "__main__":
+    from tuning.entry import run
+
+    run(main)
