@@ -94,9 +94,20 @@ def launch(plan: Plan, options: Launch) -> int:
     if options.dry_run:
         return _dry_run(plan, launcher, options)
     site.require_writable_home()
+    _require_successor(plan)
     if launcher == "slurm":
         return _submit(plan, options)
     return _run_here(plan, options)
+
+
+def _require_successor(plan: Plan) -> None:
+    """UserError if the plan would hide another one of its name; a note on what it leaves out."""
+    from tuning.manage.succession import require_successor
+
+    for name in require_successor(plan, site.home()):
+        _to_stderr(
+            f"note: experiment {plan.experiment} no longer has {name}, which is not finished"
+        )
 
 
 def _launcher() -> str:
@@ -141,11 +152,12 @@ def _run_here(plan: Plan, options: Launch) -> int:
 def _submit(plan: Plan, options: Launch) -> int:
     """Submit what is not done; 0 when everything is done or in the queue."""
     from tuning.launchers import prefetch
-    from tuning.launchers.slurm import submission
+    from tuning.launchers.slurm import feasible, submission
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
 
     cluster = Cluster(options.resources)
+    slurm = Slurm()
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
         raise UserError(
             f"TUNING_HOME '{site.home()}' contains {' '.join(map(repr, odd))}, which job "
@@ -161,10 +173,12 @@ def _submit(plan: Plan, options: Launch) -> int:
     outcome = submission.Submission(
         plan,
         cluster,
-        Slurm(),
+        slurm,
         submission.Options(dependency=options.dependency, wandb=options.wandb),
     ).run()
     _print_submitted(plan, cluster, outcome)
+    for line in feasible.warnings(slurm, [*outcome.new.values(), *outcome.queued.values()]):
+        _to_stderr(f"warning: {line}")
     return 0
 
 
@@ -172,15 +186,13 @@ def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
     from tuning.launchers import footprint
     from tuning.report.build import write_report
 
-    if not outcome.new and not outcome.queued:
+    if not outcome.new and not outcome.queued and not outcome.shared:
         _to_stderr(f"experiment {plan.experiment}: all stages are done, nothing to submit")
         print(write_report(plan, site.home()))
         return
     print(f"experiment {plan.experiment}")
     for stage in (stage for stage in plan.stages if stage.has_work):
-        task = outcome.new.get(stage.name) or outcome.queued.get(stage.name)
-        state = "submitted" if stage.name in outcome.new else "queued" if task else "done"
-        print(f"  {state:>9}  {task.id if task else '':>8}  {stage.name}")
+        _print_stage(stage.name, outcome)
     if outcome.new:
         new = [plan.stage(name) for name in outcome.new]
         asked = dict.fromkeys((stage.kind, cluster.of(stage)) for stage in new)
@@ -189,6 +201,21 @@ def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
         cuda = any("gpu" in (resources.gres or "") for _, resources in asked) or None
         print(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
     print(f"follow with: tuning status {plan.experiment} --watch")
+
+
+def _print_stage(name: str, outcome: Any) -> None:
+    """What was done about a stage, its job, and what is to be said of it."""
+    task = outcome.new.get(name) or outcome.queued.get(name)
+    state = "submitted" if name in outcome.new else "queued" if task else "done"
+    note = ""
+    if name in outcome.shared:
+        task, state = outcome.shared[name].task, "queued"
+        note = f"  (by experiment {outcome.shared[name].experiment})"
+    elif name in outcome.replaced:
+        note = f"  (replaces {outcome.replaced[name].id}, which asked for other resources)"
+    elif name in outcome.outdated:
+        note = "  (runs on with the resources that it has)"
+    print(f"  {state:>9}  {task.id if task else '':>8}  {name}{note}")
 
 
 def describe(resources: Any) -> str:

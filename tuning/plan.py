@@ -89,6 +89,11 @@ class Stage:
         """Hash over all fields of the stage, as 12 hexadecimal digits."""
         return digest(asdict(self))[:12]
 
+    @property
+    def place(self) -> str:
+        """What it writes to: equal for two stages that would wait for each other's lock."""
+        return self.hash if self.trains else f"{self.hash}:{self.evaluation_hash}"
+
 
 _KINDS = {
     "pretrain": "pretrain",

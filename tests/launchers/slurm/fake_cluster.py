@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuning.launchers.slurm.client import Job
+from tuning.launchers.slurm.client import Job, Node
 from tuning.launchers.slurm.job import Forks
 from tuning.launchers.slurm.ledger import REPORT
 from tuning.plan import Plan, Stage, standing, sweetspot_ready
@@ -120,9 +120,24 @@ class FakeCluster:
         """
         self.refusals: list[int] = []
         """The calls of submit, counted from here, that are refused."""
+        self.impossible: list[str] = []
+        """Options of scripts that no node could satisfy."""
+        self.unchangeable: list[str] = []
+        """The same, where only what changes a job says so."""
         self._next = 1
 
     # -- what a submission asks
+
+    def refusal(self, script: str) -> str:
+        """Why a script could never run: the `impossible` that it asks for."""
+        self._call("refusal", lambda: None)
+        options = [line for line in script.splitlines() if line.startswith("#SBATCH")]
+        asks = [text for text in self.impossible if any(text in line for line in options)]
+        return "Requested node configuration is not available" if asks else ""
+
+    def nodes(self) -> list[Node]:
+        """One node of one core."""
+        return [Node(partition="low", default=True, cpus=1, mem=4000, gres="(null)", up=True)]
 
     def submit(self, script: Path) -> int:
         """Take a script into the queue."""
@@ -142,23 +157,25 @@ class FakeCluster:
             lambda: self.change(number, half, condition),
         )  # fmt: skip
 
-    def release(self, numbers: Iterable[int]) -> None:
+    def release(self, jobs: Iterable[int | str]) -> None:
         """Let held arrays go."""
-        listed = list(numbers)
+        listed = [int(job) for job in jobs]
+        if not listed:
+            return
         self._call(
             "release", lambda: self._release(listed),
             lambda: self._release(listed[: len(listed) // 2]),
         )  # fmt: skip
 
-    def cancel(self, jobs: Sequence[str]) -> None:
+    def cancel(self, jobs: Sequence[str], *, waiting: bool = False) -> None:
         """Cancel tasks or arrays; what has ended is no error."""
         listed = list(jobs)
         self._call(
-            "cancel", lambda: self.end_by_force(listed),
-            lambda: self.end_by_force(listed[: len(listed) // 2]),
+            "cancel", lambda: self.end_by_force(listed, waiting=waiting),
+            lambda: self.end_by_force(listed[: len(listed) // 2], waiting=waiting),
         )  # fmt: skip
 
-    def queue(self) -> list[Job]:
+    def queue(self, users: Iterable[int] = ()) -> list[Job]:
         """Every task that is remembered, in no order."""
         return list(self._call("queue", self._queue))
 
@@ -258,11 +275,13 @@ class FakeCluster:
                 if task.number == number:
                     task.held = False
 
-    def end_by_force(self, jobs: Iterable[str]) -> None:
-        """Cancel, as anybody may."""
+    def end_by_force(self, jobs: Iterable[str], *, waiting: bool = False) -> None:
+        """Cancel, as anybody may; or only what waits."""
         for job in jobs:
             self._note(f"cancel {job}")
             for task in [t for t in self.tasks if job in (t.id, str(t.number)) and t.live]:
+                if waiting and task.state != "PENDING":
+                    continue
                 task.apart = task.apart or job == str(task.number)
                 self._cancel(task)
 

@@ -6,7 +6,9 @@ After a wanted change: TUNING_GOLDEN=write python -m pytest tests/pipeline/test_
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from tests.launchers.slurm.fake_cluster import read_script
 from tests.small_site import use
 from tuning.launchers.slurm.resources import Cluster, Resources
-from tuning.launchers.slurm.script import ArrayJob, options, render
+from tuning.launchers.slurm.script import STOPPED_IN_SETUP, ArrayJob, options, render
 from tuning.launchers.slurm.submission import Submission
 from tuning.plan import Plan, Stage
 
@@ -167,3 +169,14 @@ def test_a_preview_names_what_jobs_run_with(monkeypatch, tmp_path):
     assert "export TUNING_PYTHON=/opt/python\n" in found["pft"]
     assert "export HF_HUB_OFFLINE=1\n" in found["pft"]
     assert "HF_HUB_OFFLINE" not in found["sft"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_during_the_set_up_lines_is_answered_in_one_line(tmp_path, number):
+    script = render(job(), Resources(setup=(f"touch {tmp_path}/began", "sleep 1", "false")))
+    with subprocess.Popen(["bash", "-c", script], stderr=subprocess.PIPE, text=True) as running:
+        while not (tmp_path / "began").exists():
+            time.sleep(0.01)
+        running.send_signal(number)
+        _, said = running.communicate(timeout=20)
+    assert (running.returncode, said) == (1, f"error: {STOPPED_IN_SETUP}\n")

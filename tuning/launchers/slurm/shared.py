@@ -1,0 +1,102 @@
+"""Stages whose run is a live job of another experiment in the same TUNING_HOME.
+
+Two experiments often share an SFT run. The second one submits no job that would only wait for the
+lock of the run in its own allocation: what needs the run waits for the job of the first. The first
+is told of its followers, so that its SFT job also releases their forks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuning.launchers.slurm.client import Job
+from tuning.launchers.slurm.ledger import Array, Jobs, Task
+from tuning.plan import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """A live task of another experiment."""
+
+    task: Task
+    job: Job
+    folder: Path
+    """The folder of the report of its experiment."""
+    same: bool
+    """Whether it does all that the stage is to do; otherwise it only writes to the same run."""
+    alone: bool
+    """Whether it is the only task of its array."""
+
+    @property
+    def experiment(self) -> str:
+        """The name of its experiment."""
+        return self.folder.name
+
+    @property
+    def condition(self) -> str:
+        """The job that a dependency names."""
+        return str(self.task.number) if self.alone else self.task.id
+
+
+def elsewhere(
+    stages: Iterable[Stage], folder: Path, queue: Callable[[Iterable[int]], Sequence[Job]]
+) -> dict[str, Elsewhere]:
+    """{stage: the live task of another experiment than that of `folder` that has its run}.
+
+    Only tasks that were released count: what they wait for is settled, so that no two experiments
+    can wait for each other. SLURM is asked only if another experiment ever had such a task.
+    """
+    wanted = {stage.place: stage for stage in stages if stage.has_work}
+    candidates = [
+        (where, array, task, wanted[place])
+        for where, array in _others(folder)
+        for task, place in zip(array.tasks, array.places, strict=False)
+        if place in wanted
+    ]
+    if not candidates:
+        return {}
+    users = {array.user for _, array, *_ in candidates if array.user is not None}
+    live = {(job.id, job.token): job for job in queue(users) if job.live}
+    found: dict[str, Elsewhere] = {}
+    for where, array, task, stage in candidates:
+        job = live.get((task.id, task.token))
+        if job is None or (stage.name in found and found[stage.name].same):
+            continue
+        found[stage.name] = Elsewhere(
+            task=task,
+            job=job,
+            folder=where,
+            same=task.key == stage.key,
+            alone=len(array.stages) == 1,
+        )
+    return found
+
+
+def _others(folder: Path) -> list[tuple[Path, Array]]:
+    """The released arrays of all other experiments."""
+    places = sorted(path.parent.parent for path in folder.parent.glob("*/slurm/jobs.json"))
+    return [
+        (where, array)
+        for where in places
+        if where != folder
+        for array in Jobs(where).arrays()
+        if array.released
+    ]
+
+
+def follow(leader: Path, folder: Path) -> None:
+    """Tell the experiment at `leader` that stages of the one at `folder` wait for its job."""
+    with contextlib.suppress(OSError):
+        place = leader / "slurm" / "followers" / folder.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+
+
+def followers(leader: Path) -> list[Path]:
+    """The folders of the experiments that follow the one at `leader`."""
+    with contextlib.suppress(OSError):
+        return [leader.parent / path.name for path in (leader / "slurm" / "followers").iterdir()]
+    return []
