@@ -90,9 +90,13 @@ class Stage:
         return digest(asdict(self))[:12]
 
     @property
-    def place(self) -> str:
-        """What it writes to: equal for two stages that would wait for each other's lock."""
-        return self.hash if self.trains else f"{self.hash}:{self.evaluation_hash}"
+    def work(self) -> tuple[str, ...]:
+        """What it does, phase by phase and run by run: what two stages have in common, one of them
+        would do and the other wait for.
+        """
+        of = {"train": self.hash}
+        evaluation = f"{self.hash}:{self.evaluation_hash}"
+        return tuple(f"{phase}:{of.get(phase, evaluation)}" for phase in self.phases)
 
 
 _KINDS = {

@@ -47,6 +47,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 GresTypes=gpu
+Prolog={folder}/prolog
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/jobcomp.txt
 {accounting}
@@ -135,6 +136,19 @@ class Cluster:
         """Start (or start again) the daemon of a node."""
         self._start(node, "slurmd", "-D", "-N", node)
 
+    @contextlib.contextmanager
+    def failing_starts(self) -> Iterator[None]:
+        """A block in which no job can be started: SLURM holds it and drains its node."""
+        fails = self.folder / "prolog.fails"
+        fails.touch()
+        try:
+            yield
+        finally:
+            fails.unlink()
+            drained = self.run("sinfo", "-h", "-N", "-p", "low", "-t", "drain", "-o", "%N").split()
+            for node in drained:
+                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
     def kill_node(self, node: str, job: str) -> None:
         """What a power failure does: the daemon of a node, and all of a job there, gone at once."""
         self.daemons.pop(node).kill()
@@ -214,6 +228,9 @@ class Cluster:
                 f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={ports[3]}\n"
                 f"AccountingStoragePass={self.folder}/munge.socket"
             )
+        prolog = self.folder / "prolog"
+        prolog.write_text(f"#!/bin/sh\n[ ! -e {self.folder}/prolog.fails ]\n")
+        prolog.chmod(0o755)
         text = SLURM_CONF.format(
             host=socket.gethostname(), folder=self.folder, ctld_port=ports[0], accounting=storage,
             node_ports=f"{ports[1]}-{ports[2]}", largest_array=self.largest_array,

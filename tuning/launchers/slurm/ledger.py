@@ -51,8 +51,8 @@ class Array:
     time: float = 0.0
     asked: str = ""
     """Digest of the resources that it asks for."""
-    places: list[str] = field(default_factory=list)
-    """What each of its stages writes to (`Stage.place`)."""
+    works: list[list[str]] = field(default_factory=list)
+    """What each of its stages does (`Stage.work`)."""
     user: int | None = None
     """Who submitted it."""
 

@@ -26,7 +26,7 @@ class Elsewhere:
     folder: Path
     """The folder of the report of its experiment."""
     same: bool
-    """Whether it does all that the stage is to do; otherwise it only writes to the same run."""
+    """Whether it does all that the stage is to do, and not only a part."""
     alone: bool
     """Whether it is the only task of its array."""
 
@@ -44,34 +44,30 @@ class Elsewhere:
 def elsewhere(
     stages: Iterable[Stage], folder: Path, queue: Callable[[Iterable[int]], Sequence[Job]]
 ) -> dict[str, Elsewhere]:
-    """{stage: the live task of another experiment than that of `folder` that has its run}.
+    """{stage: the live task of another experiment than that of `folder` that does its work}.
 
     Only tasks that were released count: what they wait for is settled, so that no two experiments
     can wait for each other. SLURM is asked only if another experiment ever had such a task.
     """
-    wanted = {stage.place: stage for stage in stages if stage.has_work}
+    wanted = [stage for stage in stages if stage.has_work]
     candidates = [
-        (where, array, task, wanted[place])
+        (where, array, task, stage, set(stage.work) <= set(work))
         for where, array in _others(folder)
-        for task, place in zip(array.tasks, array.places, strict=False)
-        if place in wanted
+        for task, work in zip(array.tasks, array.works, strict=False)
+        for stage in wanted
+        if not set(work).isdisjoint(stage.work)
     ]
     if not candidates:
         return {}
     users = {array.user for _, array, *_ in candidates if array.user is not None}
     live = {(job.id, job.token): job for job in queue(users) if job.live}
     found: dict[str, Elsewhere] = {}
-    for where, array, task, stage in candidates:
+    for where, array, task, stage, same in candidates:
         job = live.get((task.id, task.token))
         if job is None or (stage.name in found and found[stage.name].same):
             continue
-        found[stage.name] = Elsewhere(
-            task=task,
-            job=job,
-            folder=where,
-            same=task.key == stage.key,
-            alone=len(array.stages) == 1,
-        )
+        alone = len(array.stages) == 1
+        found[stage.name] = Elsewhere(task=task, job=job, folder=where, same=same, alone=alone)
     return found
 
 

@@ -306,7 +306,7 @@ class Submission:
                         kind=kind,
                         stages=[stage.name for stage in own],
                         keys=[stage.key for stage in own],
-                        places=[stage.place for stage in own],
+                        works=[list(stage.work) for stage in own],
                         asked=_digest(self._asked[own[0].name]),
                         user=os.getuid(),
                     )
