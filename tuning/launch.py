@@ -102,12 +102,10 @@ def launch(plan: Plan, options: Launch) -> int:
 
 def _require_successor(plan: Plan) -> None:
     """UserError if the plan would hide another one of its name; a note on what it leaves out."""
-    from tuning.manage.succession import require_successor
+    from tuning.manage.succession import require_successor, some
 
-    for name in require_successor(plan, site.home()):
-        _to_stderr(
-            f"note: experiment {plan.experiment} no longer has {name}, which is not finished"
-        )
+    if left := require_successor(plan, site.home()):
+        _to_stderr(f"note: experiment {plan.experiment} leaves out {some(left)}, not finished yet")
 
 
 def _launcher() -> str:

@@ -64,25 +64,39 @@ def test_a_run_that_a_process_here_holds_counts_as_a_job_does(experiment):
 def test_held_tasks_of_an_interrupted_submission_are_no_obstacle(experiment):
     experiment.submit(released=False)
     experiment.task(0, "PENDING", "JobHeldUser")
-    assert asked(experiment, OTHER) == []
+    assert asked(experiment, CHANGED) == ["a", "b", "c"]
 
 
-def test_another_plan_does_not_replace_one_that_has_begun_and_is_not_finished(experiment):
-    assert asked(experiment, OTHER) == []
+def test_another_plan_does_not_replace_one_that_is_not_finished(experiment):
     experiment.run("a", "done", train=1)
-    assert asked(experiment, OTHER) == []
     experiment.run("b", "failed")
-    with pytest.raises(UserError, match=r"of which 'b' is not finished\. Choose another --exp"):
+    with pytest.raises(UserError) as error:
         asked(experiment, OTHER)
+    assert str(error.value) == (
+        "experiment 'trial' is another plan, of which 'b' (and 1 more) is not finished. Choose "
+        "another --experiment name; to give the other plan up, delete "
+        f"'{experiment.folder}' (its runs stay)."
+    )
     assert asked(experiment, LARGER) == []
-    assert asked(experiment, CHANGED) == ["b"]
+    assert asked(experiment, CHANGED) == ["b", "c"]
+    for name in "bc":
+        experiment.run(name, "done", train=1)
+    assert asked(experiment, OTHER) == []
+
+
+def test_an_experiment_that_was_cancelled_is_given_up(experiment):
+    experiment.submit()
+    for index in range(3):
+        experiment.task(index, "CANCELLED")
+    assert asked(experiment, OTHER) == ["a", "b", "c"]
 
 
 def test_more_or_fewer_phases_are_the_same_plan(experiment):
     experiment.submit()
     experiment.task(0, "RUNNING")
     evaluated = stage("a", phases=("train", "evaluate"), task="math", evaluation_hash="e" * 64)
-    assert asked(experiment, Plan(experiment="trial", stages=(evaluated,), about=OTHER.about)) == []
+    same = (evaluated, *PLAN.stages[1:])
+    assert asked(experiment, Plan(experiment="trial", stages=same, about=OTHER.about)) == []
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 An experiment has one plan.json. A plan that leaves out stages of the one before hides them: their
 jobs would run unseen, their runs would be in no report. So it is refused while such stages are
-queued or running, and also when they have begun unless the new plan is the same experiment
-extended: its choices cover those of the other.
+queued or running. It is also refused while they are not finished, unless the other experiment was
+cancelled, or the new plan is the same experiment extended: its choices cover those of the other.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 from tuning.launchers.slurm.client import Slurm
 from tuning.launchers.slurm.ledger import Jobs
 from tuning.manage.status import StageStatus, stages_of
-from tuning.plan import Plan, Stage, standing
+from tuning.plan import Plan, Stage
 from tuning.runs import atomic
 from tuning.runs.errors import UserError
 from tuning.runs.identity import FORMAT
 
 LIVE = ("running", "waiting")
+ENDED_WELL = ("done", "skipped")
 CHOICES = (
     "dataset", "task", "models", "train_sizes", "sft_ratios", "sft_data", "rules", "methods",
     "seeds",
@@ -29,33 +30,33 @@ CHOICES = (
 
 
 def require_successor(plan: Plan, home: Path, slurm: Slurm | None = None) -> list[str]:
-    """The stages that have begun and that `plan` leaves out of the experiment of its name;
-    UserError if it may not leave them out.
+    """The unfinished stages that `plan` leaves out of the experiment of its name; UserError if it
+    may not leave them out.
     """
     folder = home / "outputs" / "reports" / plan.experiment
     found = atomic.read_json(folder / "plan.json")
     if found is None or found.get("format") != FORMAT:
         return []  # save_plan() refuses another format
     former = Plan.from_json(found)
-    gone = [stage for stage in former.stages if stage.has_work and not _kept(stage, plan)]
+    gone = {stage.name for stage in former.stages if stage.has_work and not _kept(stage, plan)}
     if not gone:
         return []
-    names = {stage.name for stage in gone}
-    told = [entry for entry in stages_of(former, home, slurm) if entry.stage in names]
-    if live := _live(told, folder):
+    told = stages_of(former, home, slurm)
+    if live := _live([entry for entry in told if entry.stage in gone], folder):
         raise UserError(
-            f"experiment '{plan.experiment}' is another plan, and {_some(live)}, which this one "
+            f"experiment '{plan.experiment}' is another plan, and {some(live)}, which this one "
             "leaves out, would go on unseen. Choose another --experiment name, or cancel it first: "
             f"tuning cancel {plan.experiment}"
         )
-    begun = [stage.name for stage in gone if _begun(former, stage, home)]
-    if begun and not covers(plan.about, former.about):
+    left = [entry.stage for entry in told if entry.stage in gone and entry.state not in ENDED_WELL]
+    given_up = any(entry.state == "cancelled" for entry in told)
+    if left and not given_up and not covers(plan.about, former.about):
         raise UserError(
-            f"experiment '{plan.experiment}' is another plan, of which {_some(begun)} is not "
+            f"experiment '{plan.experiment}' is another plan, of which {some(left)} is not "
             "finished. Choose another --experiment name; to give the other plan up, delete "
             f"'{folder}' (its runs stay)."
         )
-    return begun
+    return left
 
 
 def covers(choices: Mapping[str, Any], former: Mapping[str, Any]) -> bool:
@@ -88,14 +89,7 @@ def _live(told: Sequence[StageStatus], folder: Path) -> list[str]:
     return [e.stage for e in told if e.state in LIVE and (not e.job or e.job in ours)]
 
 
-def _begun(plan: Plan, stage: Stage, home: Path) -> bool:
-    """Whether a stage has a directory and is not done."""
-    found = standing(plan, stage, home)
-    places = [place for place in (found.run, found.evaluation) if place is not None]
-    return found.state == "pending" and any(place.config is not None for place in places)
-
-
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     return f"'{names[0]}'{more}"

@@ -41,9 +41,9 @@ _AS_ASKED = (
 """Reasons that stay as long as the job asks for what it does: pattern, words, settings."""
 
 _REFUSALS = (
+    (r"account", "account"),
     (r"partition", "partition"),
     (r"qos", "qos"),
-    (r"account", "account"),
     (r"gres|generic resource", "gres"),
     (r"feature", "constraint"),
     (r"memory", "mem"),

@@ -8,6 +8,7 @@ is told of its followers, so that its SFT job also releases their forks.
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +50,16 @@ def elsewhere(
     Only tasks that were released count: what they wait for is settled, so that no two experiments
     can wait for each other. SLURM is asked only if another experiment ever had such a task.
     """
-    wanted = [stage for stage in stages if stage.has_work]
+    wanted: dict[str, list[Stage]] = defaultdict(list)
+    for stage in stages:
+        for part in stage.work:
+            wanted[part].append(stage)
     candidates = [
         (where, array, task, stage, set(stage.work) <= set(work))
         for where, array in _others(folder)
         for task, work in zip(array.tasks, array.works, strict=False)
-        for stage in wanted
-        if not set(work).isdisjoint(stage.work)
+        for part in work
+        for stage in wanted.get(part, ())
     ]
     if not candidates:
         return {}
