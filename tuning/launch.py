@@ -182,6 +182,7 @@ def _submit(plan: Plan, options: Launch) -> int:
 
 def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
     from tuning.launchers import footprint
+    from tuning.launchers.slurm.shared import told_to_followers
     from tuning.report.build import write_report
 
     if not outcome.new and not outcome.queued and not outcome.shared:
@@ -198,6 +199,8 @@ def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
             print(f"  {kind}: {describe(resources)}")
         cuda = any("gpu" in (resources.gres or "") for _, resources in asked) or None
         print(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
+    if outcome.replaced and (note := told_to_followers(site.reports_dir() / plan.experiment)):
+        print(note)
     print(f"follow with: tuning status {plan.experiment} --watch")
 
 

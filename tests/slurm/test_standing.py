@@ -177,7 +177,8 @@ def test_a_second_experiment_waits_for_the_run_that_the_first_has_in_the_queue(u
     user.tuning(*flags, "--train_sizes", "32", "48", "--experiment", "one")
     assert user.status("one").keys() == {*first, "tiny_sft-arith-48"}
 
-    user.tuning("cancel", "one")
+    said = user.tuning("cancel", "one")
+    assert said.endswith("submit these too if they are not done, they share its jobs: two\n")
     wait_for(lambda: user.status("two")[fork]["state"] in ("cancelled", "blocked"), 30, user.queue)
     assert user.status("two")[sft]["state"] == "pending"
     user.tuning(*RUN, *pft, "--experiment", "two", "--dependency", f"afterok:{blocker}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from tuning import config as site
 from tuning.launchers.slurm.client import Job, Slurm
 from tuning.launchers.slurm.ledger import REPORT, Jobs
+from tuning.launchers.slurm.shared import told_to_followers
 from tuning.manage.status import ENDED, StageStatus, stages_of, table
 from tuning.plan import Plan, descendants
 from tuning.runs.errors import EXIT_FAILED, StageFailed, UserError, nearest
@@ -140,6 +141,8 @@ def _cancel(plan: Plan, folder: Path, stage: str | None) -> int:
     if kept := [task.id for task in live if task.id in left and left[task.id].state == "PENDING"]:
         raise StageFailed(f"SLURM did not cancel {', '.join(kept)}.")
     print("running stages save their state; `tuning submit` with the same flags resumes them")
+    if note := told_to_followers(folder):
+        print(note)
     return 0
 
 

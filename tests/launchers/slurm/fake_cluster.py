@@ -251,8 +251,11 @@ class FakeCluster:
         return number
 
     def _require_once(self, stage: Stage) -> None:
-        """Fail where a stage is in the queue already; a report that runs may stay."""
-        there = [t.id for t in self.tasks if t.live and t.stage.name == stage.name]
+        """Fail where a stage is in the queue already; a report that runs may stay, and so may what
+        will never start.
+        """
+        named = [t for t in self.tasks if t.stage.name == stage.name]
+        there = [t.id for t in named if t.live and not t.doomed]
         assert stage.name == REPORT.name or not there, f"{stage.name} is in the queue as {there}"
 
     def change(self, number: int, indices: Iterable[int], condition: str) -> None:

@@ -7,6 +7,7 @@ SLURM 22.05.
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 from pathlib import Path
 
@@ -99,13 +100,14 @@ def test_squeue_tells_of_our_tasks_only(commands):
     assert [job.live for job in found] == [True, True, False, True, False, False, True]
     assert [job.doomed for job in found] == [False, False, True, False, False, False, False]
     assert [job.held for job in found] == [False, False, False, True, False, False, False]
-    assert commands.calls == [f"squeue -u {os.getuid()} -h -r -t all -o %i|%T|%r|%k|%M|%N|%u"]
+    assert commands.calls == ["squeue --me -h -r -t all -o %i|%T|%r|%k|%M|%N|%u"]
 
 
 def test_squeue_is_asked_of_everybody_who_submitted_a_part(commands):
     commands.answer("squeue", SQUEUE)
-    Slurm().queue([77_001, os.getuid()])
-    whose = ",".join(map(str, sorted({os.getuid(), 77_001})))
+    other = next(entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid != os.getuid())
+    Slurm().queue([other, os.getuid(), 4_000_000_001])
+    whose = ",".join(map(str, sorted({os.getuid(), other})))
     assert commands.calls[0].startswith(f"squeue -u {whose} -h ")
 
 

@@ -306,6 +306,46 @@ def test_whatever_happens_submitting_again_finishes_an_experiment(
         shutil.rmtree(one.home)
 
 
+PAIRS = 200
+
+
+def part(plan: Plan, name: str, rng: random.Random) -> Plan:
+    """An experiment of some stages of a plan and all that they stand on."""
+    wanted: set[str] = set()
+    for each in reversed(plan.stages):
+        if each.name in wanted or rng.random() < 0.4:
+            wanted |= {each.name, *each.parents}
+    return Plan(experiment=name, stages=tuple(s for s in plan.stages if s.name in wanted))
+
+
+def test_experiments_that_share_runs_queue_each_of_them_once(memory, settings, monkeypatch):
+    """Two people, in turns, at any moment; the cluster refuses to have a stage twice."""
+    for seed in range(PAIRS):
+        one = world(seed, memory, settings, monkeypatch)
+        one.stages.lifts = False
+        one.cluster.busy = 0.0
+        plans = [part(one.plan, name, one.rng) for name in ("first", "second")]
+        try:
+            for _ in range(one.rng.randint(2, 6)):
+                Submission(one.rng.choice(plans), settings, one.cluster).run()
+                one.disturb()
+            one.stages.faulty, one.stages.events = set(), {}
+            for _ in range(4):
+                one.cluster.run_down()
+                one._forget_late_ends()
+                for plan in plans:
+                    Submission(plan, settings, one.cluster).run()
+            one.cluster.run_down()
+            names = {s.name for plan in plans for s in plan.stages if s.has_work}
+            assert {one.stands(name) for name in names} <= {*ENDED}
+            assert not one.cluster.live
+        except Exception as error:
+            lists = "\n".join(f"{p.experiment}: {[s.name for s in p.stages]}" for p in plans)
+            history = "\n".join(one.cluster.history)
+            pytest.fail(f"seed {seed}: {type(error).__name__}: {error}\n{lists}\n{history}")
+        shutil.rmtree(one.home)
+
+
 MIXED = (
     stage("a", role="pretrain"), stage("b", "a", role="sft"), stage("d", "a", "b"),
     stage("row", "b", script="", phases=(), trains=False), stage("c", "row"),

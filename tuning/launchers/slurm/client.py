@@ -6,6 +6,7 @@ Returns plain values and knows nothing of stages. Tasks of arrays are written `1
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -199,10 +200,9 @@ class Slurm:
         """The tasks of ours, and of these other users, that SLURM still lists, for some minutes
         also those that have ended.
         """
-        whose = ",".join(map(str, sorted({os.getuid(), *users})))
-        done = self._run(
-            "squeue", "-u", whose, "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%k|%M|%N|%u"
-        )
+        everybody = sorted({os.getuid(), *filter(_exists, users)})
+        whose = ["-u", ",".join(map(str, everybody))] if len(everybody) > 1 else ["--me"]
+        done = self._run("squeue", *whose, "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%k|%M|%N|%u")
         if done.returncode != 0:
             raise StageFailed(f"squeue does not answer: {_errors_of(done)}.")
         return [job for line in done.stdout.splitlines() if (job := _job(line)) is not None]
@@ -300,6 +300,14 @@ def _environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in left_out and not name.startswith(FILTERS)
     }
+
+
+def _exists(user: int) -> bool:
+    """Whether this machine knows a user; squeue refuses to look for others."""
+    try:
+        return bool(pwd.getpwuid(user))
+    except KeyError:
+        return False
 
 
 def tasks(number: int, indices: Sequence[int]) -> str:

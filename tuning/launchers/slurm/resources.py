@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tuning import config as site
 from tuning.flags import build, hints
 from tuning.plan import KINDS, Stage
 from tuning.runs.errors import UserError, choose
+from tuning.runs.identity import digest
 from tuning.schema import from_mapping, read_yaml, typed
 
 _FILE: dict[str, Any] = {"flag": False}
@@ -65,6 +66,11 @@ class Resources:
     """Lines of bash to run before the stage: modules, a virtual environment."""
     options: tuple[str, ...] = field(default=(), metadata=_FILE)
     """Further options of sbatch, for example --exclusive."""
+
+    @property
+    def digest(self) -> str:
+        """Recognises a submission that asks for the same."""
+        return digest(asdict(self))[:12]
 
 
 _DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Resources)}

@@ -95,6 +95,12 @@ def follow(leader: Path, folder: Path) -> None:
         place.touch()
 
 
+def told_to_followers(leader: Path) -> str:
+    """What to do about the experiments that may wait for cancelled jobs of one; "" for none."""
+    names = ", ".join(sorted(folder.name for folder in followers(leader)))
+    return f"submit these too if they are not done, they share its jobs: {names}" if names else ""
+
+
 def followers(leader: Path) -> list[Path]:
     """The folders of the experiments that follow the one at `leader`."""
     with contextlib.suppress(OSError):

@@ -16,37 +16,24 @@ import secrets
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 from tuning import config as site
 from tuning.launchers.slurm import feasible, snapshot
-from tuning.launchers.slurm.client import WAITS, Job, Node, Refused
+from tuning.launchers.slurm.client import WAITS, Job, Refused
 from tuning.launchers.slurm.dependencies import Dependencies
 from tuning.launchers.slurm.ledger import REPORT, Array, Jobs, Task
+from tuning.launchers.slurm.outcome import Door, Outcome
 from tuning.launchers.slurm.resources import Cluster, Resources
 from tuning.launchers.slurm.script import ArrayJob, render
 from tuning.launchers.slurm.shared import Elsewhere, elsewhere, follow
 from tuning.plan import KINDS, Plan, Stage, save_plan, standing, sweetspot_ready
 from tuning.runs import atomic
 from tuning.runs.errors import StageFailed, UserError
-from tuning.runs.identity import FORMAT, digest
+from tuning.runs.identity import FORMAT
 from tuning.runs.lock import Lock
-
-
-class Door(Protocol):
-    """What a submission needs of SLURM; `tuning.launchers.slurm.client.Slurm` is one."""
-
-    def refusal(self, script: str) -> str: ...
-    def nodes(self) -> list[Node]: ...
-    def submit(self, script: Path) -> int: ...
-    def depend(self, number: int, indices: Sequence[int], condition: str) -> None: ...
-    def release(self, jobs: Iterable[int | str]) -> None: ...
-    def cancel(self, jobs: Sequence[str], *, waiting: bool = False) -> None: ...
-    def queue(self, users: Iterable[int] = ()) -> list[Job]: ...
-    def max_array_size(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +43,6 @@ class Options:
     dependency: str | None = None
     """The dependency of the first stages, as sbatch takes it."""
     wandb: str = "off"
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What a submission did."""
-
-    new: dict[str, Task] = field(default_factory=dict)
-    """Tasks that it submitted."""
-    queued: dict[str, Task] = field(default_factory=dict)
-    """Tasks that were queued already."""
-    ended: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """State and reason of stages that have ended."""
-    shared: dict[str, Elsewhere] = field(default_factory=dict)
-    """Stages whose work is a live task of another experiment."""
-    dropped: dict[str, Task] = field(default_factory=dict)
-    """Waiting tasks to cancel: they ask for other resources, or depend on a job that is gone."""
-    replaced: dict[str, Task] = field(default_factory=dict)
-    """Tasks that were cancelled because their stages now ask for other resources."""
-    outdated: dict[str, Task] = field(default_factory=dict)
-    """Tasks that run with other resources than their stages now ask for."""
 
 
 class Submission:
@@ -100,14 +67,14 @@ class Submission:
         }
         self._dependencies = Dependencies(plan, self.options.dependency)
         self._elsewhere: dict[str, Elsewhere] = {}
-        self._recorded: dict[str, str] = {}
-        """What each array asked for, by its token."""
+        self._recorded: dict[str, Array] = {}
+        """Every array that was submitted before, by its token."""
 
     def run(self) -> Outcome:
         """Submit what is neither done nor queued."""
         with Lock(self.folder).holding():
             arrays = self._found()
-            self._recorded = {array.token: array.asked for array in arrays}
+            self._recorded = {array.token: array for array in arrays}
             self._elsewhere = elsewhere(self.plan.stages, self.folder, self.slurm.queue)
             live, outcome = self._settled(arrays)
             missing = self._to_submit(outcome)
@@ -183,7 +150,8 @@ class Submission:
         doomed = [job.id for job in seen.values() if job.doomed]
         if doomed:
             self.slurm.cancel(doomed)
-        self.slurm.release([job.id for job in seen.values() if job.held_by_slurm])
+        stuck = [job for job in seen.values() if job.held_by_slurm and self._is_ours(job.token)]
+        self.slurm.release([job.id for job in stuck])
         found = {}
         for array in arrays:
             for task in array.tasks:
@@ -198,7 +166,7 @@ class Submission:
         """
         for array in arrays:
             held = [job for task in array.tasks if (job := seen.get(task.id)) and job.held]
-            if held and not array.released and array.user not in (None, os.getuid()):
+            if held and not array.released and not self._is_ours(array.token):
                 user = held[0].user
                 raise UserError(
                     f"the submission of '{self.plan.experiment}' by {user} was interrupted; {user} "
@@ -216,7 +184,8 @@ class Submission:
                 self._require_same(stage, task)
                 differs = self._differs(stage.name, task)
                 can_start = self._can_start(stage, job, outcome)
-                if job.state not in WAITS or (can_start and not differs):
+                stays = job.state not in WAITS or not self._is_ours(task.token)
+                if stays or (can_start and not differs):
                     outcome.queued[stage.name] = task
                     outcome.outdated |= {stage.name: task} if differs else {}
                     continue
@@ -233,8 +202,12 @@ class Submission:
 
     def _differs(self, name: str, task: Task) -> bool:
         """Whether a task asks for other resources than its stage does now."""
-        recorded = self._recorded.get(task.token)
-        return bool(recorded) and recorded != _digest(self._asked[name])
+        recorded = self._recorded[task.token].asked
+        return bool(recorded) and recorded != self._asked[name].digest
+
+    def _is_ours(self, token: str) -> bool:
+        """Whether this user submitted an array, and so may change its jobs."""
+        return self._recorded[token].user in (None, os.getuid())
 
     def _require_same(self, stage: Stage, task: Task) -> None:
         if task.key != stage.key:
@@ -307,7 +280,7 @@ class Submission:
                         stages=[stage.name for stage in own],
                         keys=[stage.key for stage in own],
                         works=[list(stage.work) for stage in own],
-                        asked=_digest(self._asked[own[0].name]),
+                        asked=self._asked[own[0].name].digest,
                         user=os.getuid(),
                     )
                 )
@@ -394,7 +367,7 @@ class Submission:
             held = [a for a in unreleased if any(task.id in going for task in a.tasks)]
             self.slurm.release([array.number or 0 for array in held])
         except Refused as refusal:
-            self._take_back(arrays, going, under_way)
+            self._take_back(arrays, going & {t.id for a in unreleased for t in a.tasks}, under_way)
             raise Refused(
                 f"SLURM refuses the jobs of '{self.plan.experiment}': {refusal} They were "
                 "cancelled; change what they ask for (flags, or cluster.yaml) and submit again."
@@ -418,11 +391,6 @@ class Submission:
         left = [task.id for task, job in live.values() if job.held and task.id not in going]
         if left:
             self.slurm.cancel(left)
-
-
-def _digest(resources: Resources) -> str:
-    """What an array asks for, to recognise a submission that asks for something else."""
-    return digest(asdict(resources))[:12]
 
 
 TRIES = 5
