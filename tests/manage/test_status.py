@@ -175,7 +175,7 @@ def test_a_run_directory_has_the_last_word(submitted):
         ("JobArrayTaskLimit", "limit of tasks that run at the same time"),
         ("QOSMaxJobsPerUserLimit", "limit of the QOS"),
         ("JobHeldUser", "held by a person; it goes on after: scontrol release 7_0"),
-        ("JobHeldAdmin", "held by an administrator of the cluster: ask them to release it"),
+        ("JobHeldAdmin", "held by an administrator, who can release it: scontrol release 7_0"),
         (
             "launch failed requeued held",
             "SLURM could not start it and holds it: submit again to free it",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tuning.launchers.slurm import client as slurm
-from tuning.launchers.slurm.client import Job, Refused, Slurm, tasks
+from tuning.launchers.slurm.client import Job, Node, Refused, Slurm, tasks
 from tuning.runs.errors import StageFailed, UserError
 
 pytestmark = pytest.mark.unit
@@ -148,6 +148,51 @@ def test_a_refusal_is_said_in_one_line(commands):
         "SLURM refuses trial.1.sft.sbatch: invalid partition specified: gpu; Batch job submission "
         "failed: Invalid partition name specified."
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "refusal"),
+    [
+        ("allocation failure: Requested node configuration is not available",
+         "Requested node configuration is not available"),
+        ("sbatch: error: Invalid generic resource (gres) specification",
+         "Invalid generic resource (gres) specification"),
+        ("allocation failure: Requested nodes are busy", ""),
+        ("allocation failure: Required node not available (down, drained or reserved)", ""),
+        ("allocation failure: Job violates accounting/QOS policy (job submit limit, user's size "
+         "and/or time limits)", ""),
+        ("allocation failure: Unable to contact slurm controller (connect failure)", ""),
+    ],
+)  # fmt: skip
+def test_a_script_is_tried_and_only_what_never_passes_is_a_refusal(commands, said, refusal):
+    commands.answer("sbatch", error=said, code=1)
+    assert Slurm().refusal("#!/bin/sh\n") == refusal
+    assert commands.calls == ["sbatch --test-only --array=0-0"]
+    commands.answer("sbatch", error="sbatch: Job 7 to start at 2026-01-01T00:00:00 using 1 ...")
+    assert Slurm().refusal("#!/bin/sh\n") == ""
+
+
+def test_the_nodes_of_a_cluster(commands):
+    commands.answer("sinfo", "low*|8|64000|gpu:a100:4(S:0-1)|idle\nbig|64|1000000+|(null)|drained\n"
+                             "low*|8|64000|(null)|mixed*\nlow*|8|64000|(null)|idle~\n")  # fmt: skip
+    found = Slurm().nodes()
+    assert found[0] == Node(partition="low", default=True, cpus=8, mem=64_000,
+                            gres="gpu:a100:4(S:0-1)", up=True)  # fmt: skip
+    assert [(node.partition, node.mem) for node in found[:2]] == [
+        ("low", 64_000),
+        ("big", 1_000_000),
+    ]
+    assert [node.up for node in found] == [True, False, False, True]
+
+
+def test_a_change_that_will_never_be_made_is_a_refusal(commands):
+    said = "12_0-1: Requested partition configuration not available now\n"
+    commands.answer("scontrol", error=said, code=1)
+    with pytest.raises(Refused, match="partition configuration not available now"):
+        Slurm().depend(12, [0, 1], "")
+    commands.answer("scontrol", error="Unable to contact slurm controller\n", code=1)
+    with pytest.raises(StageFailed, match="Unable to contact"):
+        Slurm().depend(12, [0, 1], "")
 
 
 def test_a_command_that_fails_without_a_word_is_named_by_its_exit_code(commands):

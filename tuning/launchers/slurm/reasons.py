@@ -12,7 +12,6 @@ WAITING = {
     "BeginTime": "requeued; SLURM restarts it soon",
     "None": "",
     "JobArrayTaskLimit": "limit of tasks that run at the same time",
-    "JobHeldAdmin": "held by an administrator of the cluster: ask them to release it",
     "Licenses": "waits for licenses",
     "ReqNodeNotAvail": "nodes not available",
 }
@@ -59,6 +58,8 @@ def words(job: Job, *, released: bool = True) -> str:
         return "held; its submission was interrupted: submit again"
     if job.held:
         return f"held by a person; it goes on after: scontrol release {job.id}"
+    if job.reason == "JobHeldAdmin":
+        return f"held by an administrator, who can release it: scontrol release {job.id}"
     if job.held_by_slurm:
         return "SLURM could not start it and holds it: submit again to free it"
     if problem := needs_change(job):
