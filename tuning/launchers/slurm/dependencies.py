@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from tuning import config as site
@@ -30,16 +31,30 @@ class Dependencies:
         spot = ", or as soon as its checkpoint exists" if stage.sweetspot else ""
         return f"afterok {', '.join(above)}{spot}"
 
-    def condition(
+    def conditions(
+        self,
+        tasks: Sequence[Task],
+        waiting: Mapping[str, Task],
+        arrays: Sequence[Array],
+        others: Mapping[str, Elsewhere],
+    ) -> dict[str, list[int]]:
+        """{dependency as SLURM writes it, "" for none: the tasks of an array that have it}.
+        `waiting` are the tasks of this experiment, `others` those of other experiments that have a
+        stage's run.
+        """
+        found: dict[str, list[int]] = defaultdict(list)
+        for task in tasks:
+            found[self._condition(task, waiting, arrays, others)].append(task.index)
+        return found
+
+    def _condition(
         self,
         task: Task,
         waiting: Mapping[str, Task],
         arrays: Sequence[Array],
         others: Mapping[str, Elsewhere],
     ) -> str:
-        """The dependency of a task as SLURM writes it; "" for none. `waiting` are the tasks of this
-        experiment, `others` those of other experiments that have a stage's run.
-        """
+        """The dependency of one task."""
         if task.stage == REPORT.name:
             return self._all(waiting, others)
         stage = self.plan.stage(task.stage)

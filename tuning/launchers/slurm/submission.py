@@ -357,11 +357,8 @@ class Submission:
         self._cancel_strangers(live, going)
         try:
             for array in unreleased:
-                conditions: dict[str, list[int]] = defaultdict(list)
-                for task in array.tasks:
-                    if task.id in going:
-                        condition = self._dependencies.condition(task, waiting, arrays, others)
-                        conditions[condition].append(task.index)
+                tasks = [task for task in array.tasks if task.id in going]
+                conditions = self._dependencies.conditions(tasks, waiting, arrays, others)
                 for condition, indices in conditions.items():
                     self.slurm.depend(array.number or 0, indices, condition)
             held = [a for a in unreleased if any(task.id in going for task in a.tasks)]
