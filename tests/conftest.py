@@ -34,20 +34,25 @@ MEMORY = Path("/dev/shm")
 ENOUGH = 4 << 30
 
 
-def environment(home: Path) -> dict[str, str]:
+def environment(home: Path, collections: Path = COLLECTIONS) -> dict[str, str]:
     """The environment of a command at test size under `home`, without what a library has left."""
     return {k: v for k, v in os.environ.items() if not k.startswith(LEFT)} | {
         "TUNING_HOME": str(home),
-        "TUNING_COLLECTIONS": str(COLLECTIONS),
+        "TUNING_COLLECTIONS": str(collections),
         "OMP_NUM_THREADS": "1",
     }
 
 
 def run_entry(
-    home: Path, script: str, *flags: object, timeout: float = 600
+    home: Path,
+    script: str,
+    *flags: object,
+    timeout: float = 600,
+    collections: Path = COLLECTIONS,
 ) -> subprocess.CompletedProcess[str]:
     """Run an entry point of tuning/ to its end."""
-    return run_script(home, PACKAGE / script, *flags, cwd=home.anchor, timeout=timeout)
+    words = [str(PACKAGE / script), *map(str, flags)]
+    return warm.run(words, environment(home, collections), home.anchor, timeout)
 
 
 def run_script(

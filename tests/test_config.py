@@ -162,7 +162,7 @@ def test_a_file_that_is_not_there(monkeypatch, tmp_path):
         (
             changed(datasets={"arith": {"loader": "jsonl", "tset": "x"}}),
             "unknown key in collections.yaml: datasets: arith: 'tset'; choose from: loader, "
-            "preference, sft, test, validation. Did you mean 'test'?",
+            "preference, sft, system_message, test, validation. Did you mean 'test'?",
         ),
         (
             changed(tasks={"math": {"datasets": ["arit"]}}),
@@ -258,5 +258,16 @@ def test_an_edited_file_under_another_name_is_read_anew(monkeypatch, tmp_path):
 )
 def test_the_home_of_an_unknown_user_is_one_line(monkeypatch, make):
     monkeypatch.setenv("TUNING_HOME", "~nobody-here/x")
-    with pytest.raises(UserError, match="'~nobody-here/x' is not a path here"):
+    with pytest.raises(UserError, match=r"'~nobody-here/x' is not a path here"):
         make()
+
+
+def test_a_pool_may_lie_below_ones_own_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    use(monkeypatch, tmp_path, COLLECTIONS.replace("te.jsonl", "~/te.jsonl"))
+    files = config.collections().datasets["mine"].files
+    assert files["test"] == str(tmp_path / "me" / "te.jsonl")
+    use(monkeypatch, tmp_path, COLLECTIONS.replace("te.jsonl", "~nobody-here/te.jsonl"))
+    config._load.cache_clear()
+    with pytest.raises(UserError, match=r"'~nobody-here/te.jsonl' is not a path here"):
+        config.collections()

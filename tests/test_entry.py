@@ -25,8 +25,13 @@ pytestmark = pytest.mark.unit
         (KeyboardInterrupt(), 130, "stopped at once; the same command resumes from the last "
                                    "checkpoint\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 1,
-         "error: No space left on device '/x'; fix that and run again; half-written files are "
+         "error: No space left on device '/x'; free space and run again; half-written files are "
          "ignored\n"),
+        (OSError(errno.ENOLCK, "No locks available"), 1,
+         "error: No locks available; put TUNING_HOME on another file system and run again; "
+         "half-written files are ignored\n"),
+        (OSError(errno.ENXIO, "No such device", "/x"), 1,
+         "error: No such device '/x'; fix that and run again; half-written files are ignored\n"),
     ],
 )  # fmt: skip
 def test_known_ends_are_one_line(capsys, error, code, line):
@@ -50,7 +55,7 @@ def test_what_main_returns_is_the_code(value, code):
     assert exit_code(lambda: value) == code
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), OSError(errno.ENOENT, "gone", "/x")])
+@pytest.mark.parametrize("error", [ValueError("ours"), OSError(errno.EINVAL, "ours"), OSError("x")])
 def test_our_own_mistakes_keep_their_traceback(error):
     def main() -> int:
         raise error
@@ -130,3 +135,53 @@ def test_choose_names_the_nearest_and_the_hint():
     )
     with pytest.raises(UserError, match=r"choose from: apple, pear\.$"):
         choose("fruit", "zzzzzz", ["apple", "pear"])
+
+
+PRINTS = """
+from tuning.entry import run
+from tuning.runs.errors import UserError
+from tuning.runs.log import logger
+def main():
+    print("┌─ pass@1 ± 0.1 ─┐ \\udc80")
+    logger.info("├ é ┤")
+    logger.warning("├ é ┤")
+    raise UserError("model 'größe' ✗")
+run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "kept"), [("ascii", ""), ("latin-1", "±é ö ß"), ("utf-8", "┌─┐├┤±éöß✗")]
+)
+def test_a_terminal_shows_what_it_can_and_nothing_fails(encoding, kept):
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS],
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    lines = (done.stdout + done.stderr).decode(encoding).splitlines()
+    assert len(lines) == 4
+    assert "pass@1" in lines[0] and lines[-1].startswith("error: model 'gr")
+    assert all(letter in "".join(lines) for letter in kept)
+
+
+FULL = """
+import errno, os
+from tuning.entry import run
+def main():
+    folder = os.environ["FOLDER"]
+    open(f"{folder}/{'n' * 300}", "w")
+run(main)
+"""
+
+
+def test_whatever_a_file_system_refuses_is_one_line_with_the_place(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL], env=os.environ | {"FOLDER": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: File name too long '{tmp_path}/nnn")
+    assert "choose shorter names and run again" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -22,7 +22,7 @@ from typing import Any
 from tuning import config as site
 from tuning.flags import Parser
 from tuning.plan import Plan
-from tuning.runs.atomic import read_json
+from tuning.runs.atomic import read_object
 from tuning.runs.errors import UserError, choose
 from tuning.runs.identity import FORMAT
 
@@ -88,7 +88,7 @@ def _written() -> dict[str, dict[str, Any]]:
     """plan.json of every experiment by its name, the newest last."""
     paths = site.reports_dir().glob("*/plan.json")
     newest_last = sorted(paths, key=lambda path: path.stat().st_mtime)
-    return {path.parent.name: read_json(path) or {} for path in newest_last}
+    return {path.parent.name: read_object(path) or {} for path in newest_last}
 
 
 def _plans() -> dict[str, Plan]:

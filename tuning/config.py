@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tuning.methods import METHODS
 from tuning.runs.errors import UserError, choose
+from tuning.runs.names import require_distinct, require_name
 from tuning.schema import KEY, from_mapping, read_yaml
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
+HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+"""Ids of the hub."""
 CHAT_TEMPLATES = PACKAGE / "data" / "chat_templates"
 
 
@@ -49,6 +52,12 @@ def outputs_dir(task: str) -> Path:
 def reports_dir() -> Path:
     """One folder an experiment: plan.json, results.csv and report.html."""
     return home() / "outputs" / "reports"
+
+
+def chat_template(name: str) -> Path:
+    """The file of a chat template; UserError for an unknown one."""
+    known = sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja"))
+    return CHAT_TEMPLATES / f"{choose('chat template', name, known)}.jinja"
 
 
 def require_writable_home() -> None:
@@ -94,6 +103,8 @@ class DatasetEntry:
     name: str
     loader: str
     files: dict[str, str] = field(default_factory=dict)
+    system_message: str | None = None
+    """The system message of prompts that have none, in every pool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +148,7 @@ class Collections:
             # A run's folder has its model in model/, which names nothing.
             named = path.parent if path.name == "model" else path
             return ModelEntry(name=named.name, path=str(path))
-        if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        if "/" in name and HUB.fullmatch(name):
             return ModelEntry(name=name.replace("/", "--"), hub=name)
         choose("model", name, self.models, "A hub id (org/name) or a folder (./name) works too.")
         raise AssertionError("choose() raises for what is not listed")
@@ -170,6 +181,7 @@ class _Dataset:
     """A dataset in collections.yaml: its loader, and the file of each pool."""
 
     loader: str
+    system_message: str | None = None
     sft: str | None = None
     preference: str | None = None
     validation: str | None = None
@@ -191,6 +203,7 @@ class _File:
 @lru_cache(maxsize=8)
 def _load(path: Path) -> Collections:
     file = from_mapping(_File, read_yaml(path), path.name)
+    _check_names(file, path.name)
     for name, task in file.tasks.items():
         for dataset in task.datasets:
             choose(f"dataset in {path.name}: tasks: {name}:", dataset, file.datasets)
@@ -208,15 +221,44 @@ def _load(path: Path) -> Collections:
     )
 
 
+def _check_names(file: _File, where: str) -> None:
+    """Raise UserError for names that cannot be folders, or that are not told apart as such."""
+    aliases = [alias for name, task in file.tasks.items() for alias in {*task.aliases} - {name}]
+    for alias in aliases:
+        if alias in file.tasks or aliases.count(alias) > 1:
+            raise UserError(f"{where}: the alias '{alias}' names two tasks.")
+    runs = [entry.from_run for entry in file.models.values() if entry.from_run is not None]
+    for kind, names in (
+        ("task", [*file.tasks, *aliases]),
+        ("dataset", list(file.datasets)),
+        ("model", [name.replace("/", "--") for name in file.models]),
+        ("from_run", runs),
+    ):
+        for name in names:
+            require_name(f"{where}: {kind}", name)
+        require_distinct(f"{where}: {kind}", names)
+
+
 def _dataset(name: str, entry: _Dataset, path: Path) -> DatasetEntry:
-    pools = ((f.name, getattr(entry, f.name)) for f in fields(entry) if f.name != "loader")
-    files = {pool: _beside(path, file) for pool, file in pools if file is not None}
-    return DatasetEntry(name=name, loader=entry.loader, files=files)
+    files = {pool: getattr(entry, pool) for pool in ("sft", "preference", "validation", "test")}
+    return DatasetEntry(
+        name=name,
+        loader=entry.loader,
+        files={pool: _beside(path, file) for pool, file in files.items() if file is not None},
+        system_message=entry.system_message,
+    )
 
 
 def _model(entry: ModelEntry, path: Path) -> ModelEntry:
     if sum(source is not None for source in (entry.hub, entry.from_run, entry.path)) != 1:
         raise UserError(f"{path.name}: models: {entry.name} needs one of hub, from_run and path.")
+    if entry.hub is not None and not HUB.fullmatch(entry.hub):
+        raise UserError(
+            f"{path.name}: models: {entry.name}: hub is {entry.hub!r:.80}; it must be an id of the "
+            "hub (org/name), or give a folder as path."
+        )
+    if entry.chat_template is not None:
+        chat_template(entry.chat_template)
     # pft is for all preference methods.
     sections = ("pretrain", "sft", "pft", *METHODS, "evaluation")
     for section in entry.settings:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -38,6 +39,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Call `main`, record its outcome for a supervisor, and exit with its code."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    _print_whatever()
     own_folder = Path(__file__).resolve().parent
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != own_folder]
     log.configure()
@@ -53,6 +55,14 @@ def run(main: Callable[[], int | None]) -> None:
     if path:
         outcome.record(path, found)
     sys.exit(found.code)
+
+
+def _print_whatever() -> None:
+    """Let the terminal show `?` for a character that it does not have, instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(errors="replace")
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
@@ -80,10 +90,11 @@ def ending(main: Callable[[], int | None]) -> Outcome:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Outcome(code=EXIT_FAILED)
     except OSError as error:
-        if error.errno not in (*disk.ERRORS, errno.EROFS, errno.EACCES):
+        if not error.strerror or (error.filename is None and error.errno not in disk.REFUSALS):
             raise
-        where = f" '{error.filename}'" if error.filename else ""
-        text = f"{error.strerror}{where}; fix that and run again; half-written files are ignored"
+        where = f" '{error.filename}'" if error.filename is not None else ""
+        todo = disk.REFUSALS.get(error.errno or 0, "fix that")
+        text = f"{error.strerror}{where}; {todo} and run again; half-written files are ignored"
         return _ended(text, EXIT_FAILED)
 
 

@@ -208,8 +208,11 @@ def build(config: type[T], values: Mapping[str, Any], **fixed: Any) -> T:
 
 def restore(config: type[T], values: Mapping[str, Any]) -> T:
     """A config from what `plain()` made of it; a setting that was added since has the value that
-    describes configs from before it existed.
+    describes configs from before it existed. UserError for values that `plain()` never makes.
     """
+    name = config.__name__
+    if not isinstance(values, Mapping):
+        raise UserError(f"{name} is {values!r:.60}, not a mapping; the file was edited.")
     types_of = hints(typing.cast(type, config))
     arguments = {}
     for entry in fields(config):  # type: ignore[arg-type]
@@ -224,8 +227,37 @@ def restore(config: type[T], values: Mapping[str, Any]) -> T:
             value = restore(nested, value)
         elif isinstance(value, list):
             value = tuple(value)
+        if not fits(hint, value):
+            raise UserError(f"{name}: {entry.name} is {value!r:.60}; the file was edited.")
         arguments[entry.name] = value
-    return config(**arguments)
+    try:
+        return config(**arguments)
+    except TypeError as error:
+        if lacking := _lacking(config, arguments):
+            raise UserError(f"{name} lacks {', '.join(lacking)}; the file was edited.") from error
+        raise
+
+
+def _lacking(config: type, arguments: Mapping[str, Any]) -> list[str]:
+    """The fields without a default that have no argument."""
+    needed = (f for f in fields(config) if f.default is f.default_factory is MISSING)
+    return [entry.name for entry in needed if entry.name not in arguments]
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of the type of a field; whole numbers are numbers, true is none."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(arm, value) for arm in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(inner[0], entry) for entry in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(inner[1], entry) for entry in value.values())
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return hint is Any or isinstance(value, hint)
 
 
 def plain(config: Any) -> Any:

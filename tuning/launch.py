@@ -15,6 +15,7 @@ from tuning import config as site
 from tuning.flags import Parser, add_flags, given
 from tuning.plan import Plan, save_plan, standing
 from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError, choose
+from tuning.runs.names import require_fits
 
 LAUNCHERS = ("local", "slurm")
 _ONE = r"(?:after\w*(?::\d+(?:_(?:\d+|\*))?(?:\+\d+)?)+|singleton)"
@@ -90,6 +91,9 @@ def launch_options(args: argparse.Namespace) -> Launch:
 
 def launch(plan: Plan, options: Launch) -> int:
     """Launch a plan; the exit code of the command."""
+    require_fits("experiment", plan.experiment)
+    for stage in plan.stages:
+        require_fits("run", stage.name)
     launcher = options.launcher or _launcher()
     if options.dry_run:
         return _dry_run(plan, launcher, options)

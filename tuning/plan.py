@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuning.flags import restore
 from tuning.runs import atomic
-from tuning.runs.errors import Skipped, StageFailed, UserError
+from tuning.runs.errors import Skipped, StageFailed, UserError, choose
 from tuning.runs.identity import FORMAT, digest
+from tuning.runs.json_text import NotJSON
 from tuning.runs.rundir import RunDirectory, locate
 from tuning.sweetspots.store import find_sweetspot
 
@@ -67,12 +69,10 @@ class Stage:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Stage:
-        """Parse a stage from JSON; unknown fields are ignored."""
-        known = {entry.name for entry in fields(cls)}
-        values: Any = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known
-        }
-        return cls(**values)
+        """Parse a stage from JSON; unknown fields are ignored. UserError for what is no stage."""
+        stage = restore(cls, value)
+        choose(f"role of stage '{stage.name}':", stage.role, _KINDS)
+        return stage
 
     @property
     def has_work(self) -> bool:
@@ -150,16 +150,23 @@ class Plan:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:
-        """Parse the content of plan.json; UserError if it has another format."""
-        require_format(value, f"experiment '{value.get('experiment')}'")
-        stages = [Stage.from_json(entry) for entry in value["stages"]]
-        return cls(experiment=value["experiment"], stages=tuple(stages), about=dict(value["about"]))
+        """Parse the content of plan.json; UserError if it has another format, or is no plan."""
+        name = value.get("experiment")
+        require_format(value, f"experiment '{name}'")
+        stages, about = value.get("stages"), value.get("about")
+        if not (isinstance(name, str) and isinstance(stages, list) and isinstance(about, dict)):
+            raise UserError(
+                f"plan.json of experiment '{name}' was edited: it needs experiment, stages and "
+                "about. Submit the experiment again under another --experiment name."
+            )
+        made = tuple(Stage.from_json(entry) for entry in stages)
+        return cls(experiment=name, stages=made, about=about)
 
 
 def save_plan(folder: Path, plan: Plan) -> None:
     """Write plan.json; UserError if a plan of another format is in its place."""
     path = folder / "plan.json"
-    if (existing := atomic.read_json(path)) is not None:
+    if (existing := atomic.read_object(path)) is not None:
         require_format(existing, f"experiment '{plan.experiment}'")
     atomic.write_json(path, plan.to_json())
 
@@ -182,15 +189,15 @@ def write_stage(path: Path, stage: Stage) -> None:
 def read_stage(path: Path) -> Stage:
     """Read a stage file that `write_stage` wrote; UserError for any other file."""
     try:
-        content = atomic.read_json(path)
-    except (OSError, ValueError) as error:
+        content = atomic.read_object(path)
+    except (OSError, NotJSON) as error:
         raise UserError(f"'{path}' is not a stage file ({error}).") from None
-    if not isinstance(content, dict) or "stage" not in content:
+    if content is None or "stage" not in content:
         raise UserError(f"'{path}' is not a stage file; launchers write those.")
     require_format(content, f"'{path}'")
     try:
         return Stage.from_json(content["stage"])
-    except (TypeError, AttributeError) as error:
+    except UserError as error:
         raise UserError(f"'{path}' is not a stage file ({error}).") from None
 
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.training.start import start_of
     from tuning.weights.base import require_base
 
-    work = planned(argv) or described(parser().parse_args(argv))
+    work = planned(argv, "pft") or described(parser().parse_args(argv))
     config, options = work.run, work.options
     require_base(config.model)
     if work.evaluation:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
     from tuning.phases.work import planned
 
-    work = planned(argv) or described(parser().parse_args(argv))
+    work = planned(argv, "evaluation") or described(parser().parse_args(argv))
     return evaluate(work)
 
 

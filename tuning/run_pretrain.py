@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.phases.work import planned
     from tuning.runs import interrupt
 
-    work = planned(argv) or described(parser().parse_args(argv))
+    work = planned(argv, "pretrain") or described(parser().parse_args(argv))
     config = work.run
     check_place(config.compute)
     config.training.own_function()

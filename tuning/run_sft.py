@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.training.render import sft_command
     from tuning.weights.base import require_base
 
-    work = planned(argv) or described(parser().parse_args(argv))
+    work = planned(argv, "sft") or described(parser().parse_args(argv))
     config, options = work.run, work.options
     if work.evaluation:
         check_test_pool(work.evaluation)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.weights.artifact import artifact_of
 
     bar = tqdm(rows, desc="tokenizing", unit="row", mininterval=1.0, delay=2.0)
-    encoded = encode(loading.open_tokenizer(artifact_of(model)), bar, model.max_seq_length)
+    tokenizer = loading.open_tokenizer(artifact_of(model))
+    where = partial(train_dataset.where, entry, pool)
+    encoded = encode(tokenizer, bar, model.max_seq_length, where)
     lines = [labelled(row) for row in encoded]
     atomic.write_text(output, "".join(json.dumps(row) + "\n" for row in lines))
     print(f"{output}: {_counts(lines)}")

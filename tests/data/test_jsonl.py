@@ -27,11 +27,12 @@ def write(root: Path, pool: str, rows: list[Any]) -> None:
     (root / f"{pool}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def loader(root: Path, **pools: list[Any]) -> JsonLines:
+def loader(root: Path, system_message: str | None = None, **pools: list[Any]) -> JsonLines:
     for pool, rows in (GOOD | pools).items():
         write(root, pool, rows)
     files = {pool: str(root / f"{pool}.jsonl") for pool in GOOD}
-    return JsonLines(DatasetEntry(name="mine", loader="jsonl", files=files))
+    entry = DatasetEntry(name="mine", loader="jsonl", files=files, system_message=system_message)
+    return JsonLines(entry)
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -67,6 +68,17 @@ def test_messages_stay_as_they_are(tmp_path):
     prompt = [{"role": "system", "content": "brief"}, *user("2+3?")]
     made = loader(tmp_path, sft=[{"prompt": prompt, "completion": assistant("5")}])
     assert made.pool("sft") == [{"prompt": prompt, "completion": assistant("5")}]
+
+
+def test_a_system_message_is_that_of_prompts_without_one_in_every_pool(tmp_path):
+    asks = {"role": "system", "content": "End with #### NUMBER."}
+    own = [{"role": "system", "content": "brief"}, *user("2+3?")]
+    sft = [{"prompt": own, "completion": "5"}, {"prompt": "s", "completion": "c"}]
+    plain, made = loader(tmp_path, sft=sft), loader(tmp_path, asks["content"], sft=sft)
+    assert [row["prompt"] for row in made.pool("sft")] == [own, [asks, *user("s")]]
+    for pool in ("validation", "preference", "test"):
+        assert made.pool(pool)[0]["prompt"] == [asks, *plain.pool(pool)[0]["prompt"]]
+        assert made.version((pool,)) != plain.version((pool,))
 
 
 @pytest.mark.parametrize("text", ["ä 🙂", "two\nlines", "a\u2028b", "a\u0085b", "a\x1db"])

@@ -239,9 +239,9 @@ GOOD = {"input_ids": [1, 2], "labels": [1, 2]}
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", "is not JSON"),
-        ("9" * 5000, "is not JSON"),
-        ("[1]", r"is \[1\]; give a JSON object a line"),
+        ("{", "is not valid JSON"),
+        ("9" * 5000, "is not valid JSON: a number is too long"),
+        ("[1]", r"is \[1\], not a JSON object"),
         ({"labels": [1]}, "lacks input_ids; it has labels"),
         ({"input_ids": [1]}, "lacks labels; it has input_ids"),
         ({"input_ids": [1, 2], "labels": [1]}, "has 2 input_ids and 1 labels"),

@@ -10,8 +10,10 @@ import pytest
 
 from tests.small_site import use
 from tuning.evaluation.config import evaluation_config, sampling_config
+from tuning.evaluation.intervals import mean_interval
 from tuning.evaluation.scoring import score
 from tuning.runs.atomic import read_json
+from tuning.runs.errors import StageFailed
 from tuning.runs.rundir import RunDirectory
 from tuning.tasks.base import Grade, Task
 from tuning.tasks.registry import TASKS
@@ -58,7 +60,10 @@ def test_scores_say_what_was_right(config, tmp_path):
 
 def test_the_mean_of_each_part_is_over_all_responses(config, tmp_path):
     directory = write(tmp_path / "run", [RIGHT] * 4, [RIGHT, WRONG, NONE, ""], [WRONG] * 4)
-    assert score(directory, config)["parts"] == {"format": round(10 / 12, 6)}
+    (found,) = score(directory, config)["parts"].values()
+    of_prompts = mean_interval([1.0, 0.5, 1.0])
+    assert found == pytest.approx(vars(of_prompts), abs=1e-6)
+    assert found["estimate"] == round(10 / 12, 6)
 
 
 def test_an_answer_may_be_a_number(config, tmp_path):
@@ -75,6 +80,7 @@ def test_a_task_without_answers_is_scored_from_the_responses_alone(config, monke
             "strict": all(word in response for word in row["words"]),
             "loose": any(word in response for word in row["words"]),
             "length": len(response),
+            "each": [word in response for word in row["words"]],
         }
         return Grade(right=parts["strict"], reward=float(parts["loose"]), parts=parts)
 
@@ -86,7 +92,8 @@ def test_a_task_without_answers_is_scored_from_the_responses_alone(config, monke
     found = score(directory, replace(config, task="words"))
     assert found["correct"] == [1]
     assert found["pass_at_k"]["2"]["estimate"] == 0.5
-    assert found["parts"] == {"strict": 0.25, "loose": 0.5, "length": 3.0}
+    means = {name: part["estimate"] for name, part in found["parts"].items()}
+    assert means == {"strict": 0.25, "loose": 0.5, "length": 3.0, "each": 0.375}
 
 
 def test_scoring_again_gives_the_same_file(config, tmp_path):
@@ -101,3 +108,24 @@ def test_all_wrong_still_has_an_interval(config, tmp_path):
     entry = score(write(tmp_path / "run", *[[WRONG] * 4] * 3), config)["pass_at_k"]["1"]
     assert (entry["estimate"], entry["low"]) == (0.0, 0.0)
     assert entry["high"] > 0.3
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        '{"index": 1, "responses": ["a", "b", "c", "d"',
+        '{"index": 1, "answer": "5", "responses": "abcd"}',
+        '{"index": 1, "answer": "5", "responses": ["a"]}',
+        '{"index": 1, "responses": ["a", "b", "c", "d"]}',
+        '{"index": 1, "answer": "5", "responses": ["\\ud800", "b", "c", "d"]}',
+        "[]",
+    ],
+)
+def test_answers_that_were_damaged_are_not_scored(config, tmp_path, damaged):
+    directory = write(tmp_path / "run", [RIGHT] * 4, [WRONG] * 4)
+    path = directory.path / "responses.jsonl"
+    first, last = path.read_text().splitlines()
+    path.write_text(f"{first}\n{damaged}\n{last}\n")
+    with pytest.raises(StageFailed, match=r"responses\.jsonl' is damaged in line 2; infer again"):
+        score(directory, config)
+    assert not (directory.path / "scores.json").exists()

@@ -17,6 +17,7 @@ from tuning.experiments.sweetspot import Wanted, sweetspot_plan
 from tuning.flags import given
 from tuning.phases.work import evaluation_of, run_of
 from tuning.plan import Plan, Stage, read_stage, write_stage
+from tuning.report.build import write_report
 from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.rundir import Identity, claim
 from tuning.training.config_training import SFT_PARTS, sft_config
@@ -386,3 +387,38 @@ def test_the_pipeline_takes_the_settings_of_the_engine(capsys):
     assert run_sweetspot_pipeline.main(words.split()) == 0
     shown = capsys.readouterr().out
     assert shown.count("--sep_size 2 --osft True --trainer engine") == 2
+
+
+def small_pools(root: Path, **sizes: int) -> None:
+    """Pools of the dataset `mine`; those of no size are not in collections.yaml."""
+    names = {"sft": "sft", "preference": "pt", "validation": "va", "test": "te"}
+    files = {pool: f"{names[pool]}.jsonl" for pool, size in sizes.items() if size}
+    entry = ", ".join(f"{pool}: {file}" for pool, file in files.items())
+    (line,) = (line for line in COLLECTIONS.splitlines() if line.startswith("  mine: "))
+    use_text = COLLECTIONS.replace(line, f"  mine: {{loader: jsonl, {entry}}}")
+    (root / "collections.yaml").write_text(use_text)
+    site._load.cache_clear()
+    for pool, file in files.items():
+        rows = [{"prompt": f"{pool}{n}", "completion": "c"} for n in range(sizes[pool])]
+        (root / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("prompts", [0, 1])
+def test_without_an_evaluation_nothing_is_asked_of_test_prompts(home, capsys, prompts):
+    small_pools(home.parent, sft=20, validation=1, test=prompts)
+    words = ["--model", "tiny", "--dataset", "mine", "--task", "math", "--total_data", "20",
+             "--sft_data", "10", "--do_sft"]  # fmt: skip
+    for launcher in ("local", "slurm"):
+        flags = [*words, "--dry_run", "--launcher", launcher]
+        assert run_sweetspot_pipeline.main(flags) == 0
+        assert "run_sft.py" in capsys.readouterr().out
+    chosen = {"dataset": "mine", "total_data": 20, "sft_data": 10, "do_dpo": False}
+    made = plan(**chosen, do_inference=False, do_evaluation=False)
+    assert roles(made) == ["pretrain", "base", "sft", "sweetspot", "sweetspot", "reference_sft"]
+    assert {stage.evaluation is None for stage in made.stages[1:]} == {prompts == 0}
+    assert {stage.task for stage in made.stages[1:]} == {"math"}
+    write_report(made, home)
+    with pytest.raises(UserError, match="has no test pool" if not prompts else "lacks answer|only"):
+        plan(**chosen)
+    with pytest.raises(UserError, match="has no test pool" if not prompts else "prompts is 50, bu"):
+        run_sweetspot_pipeline.main([*words, "--prompts", "50", "--dry_run"])

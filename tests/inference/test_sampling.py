@@ -16,6 +16,7 @@ from tuning.engine.config import ModelConfig
 from tuning.engine.model import build
 from tuning.engine.tokenizer import train_tokenizer
 from tuning.evaluation.config import evaluation_config, sampling_config
+from tuning.evaluation.scoring import score
 from tuning.inference.generator import seed_of
 from tuning.inference.hf_engine import HFGenerator
 from tuning.inference.sampling import sample
@@ -130,6 +131,25 @@ def test_a_line_has_the_columns_that_the_task_grades_by(monkeypatch, tmp_path, g
     for line in lines:
         assert {column: line[column] for column in columns} == {c: row[c] for c in columns}
         assert list(line) == ["index", "prompt", *columns, "responses"]
+
+
+def test_prompts_beyond_the_context_are_counted_and_marked(monkeypatch, tmp_path, engine, said):
+    """The model was made for 128 tokens."""
+    texts = ["2 + 3?", "eggs " * 200, "eggs " * 400, "one " * 30]
+    rows = [{"prompt": [{"role": "user", "content": t}], "answer": "5"} for t in texts]
+    monkeypatch.setitem(LOADERS, "arith", lambda entry: Rows(rows))
+    room = engine.room([row["prompt"] for row in rows])
+    assert room[0] > 100 and room[3] > 0 > room[1] > room[2]
+    lines = sampled(tmp_path, engine, prompts=4, max_new_tokens=room[3] + 1).splitlines()
+    assert ["beyond_context" in json.loads(line) for line in lines] == [False, True, True, False]
+    assert said == [
+        "warning: 2 of 4 test prompts are longer than the context of the model, by up to "
+        f"{-room[2]} tokens: the answers to them mean nothing",
+        f"warning: 1 of 4 test prompts leave less than max_new_tokens ({room[3] + 1}) of the "
+        f"context of the model, one of them {room[3]}",
+    ]
+    run = RunDirectory(tmp_path)
+    assert score(run, config(prompts=4))["prompts_beyond_context"] == 2
 
 
 def test_the_same_run_gives_the_same_answers_and_another_others(tmp_path, generator, whole):

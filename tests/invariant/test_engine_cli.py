@@ -150,6 +150,39 @@ def test_rows_with_osft(tiny_home: Path, tmp_path: Path) -> None:
     check(run_entry(tiny_home, "run_pretrain.py", *flags, *too_long, "--on_long", "truncate"))
 
 
+NO_LOSS = {"input_ids": [5, 6, 7], "labels": [5, -100, -100]}
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([NO_LOSS, {"input_ids": [5], "labels": [5]}], "has a loss, so there is nothing to learn"),
+        ([{"input_ids": [5]}] * 64, "has a loss, so there is nothing to learn"),
+        ([{"text": ""}, {"text": ""}], "has no text in it"),
+    ],
+    ids=["rows", "documents", "texts"],
+)
+def test_data_that_teach_nothing_are_refused(
+    tiny_home: Path, tmp_path: Path, lines: list[dict], words: str
+) -> None:
+    path = write_lines(tmp_path / "data.jsonl", lines)
+    flags = ("--model_name_or_path", "tiny", "--data_path", path, "--block_size", "8",
+             "--batch_size", "2", "--max_tokens_per_gpu", "64", "--max_steps", "1",
+             "--warmup_steps", "0", "--learning_rate", "1e-3")  # fmt: skip
+    refused = check(run_entry(tiny_home, "run_pretrain.py", *flags), 2)
+    assert f"'{path}'" in refused.stderr and words in refused.stderr
+    assert [path.name for path in (tiny_home / "models").iterdir()] == ["tiny"]
+
+
+def test_rows_and_texts_that_teach_nothing_are_counted(tiny_home: Path, tmp_path: Path) -> None:
+    good = {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}
+    path = write_lines(tmp_path / "rows.jsonl", [good, NO_LOSS, good, NO_LOSS])
+    flags = ("--model_name_or_path", "tiny", "--batch_size", "2", "--max_tokens_per_gpu", "64",
+             "--max_steps", "2", "--warmup_steps", "0", "--learning_rate", "1e-3")  # fmt: skip
+    done = check(run_entry(tiny_home, "run_pretrain.py", *flags, "--data_path", path))
+    assert f"2 of 4 samples of '{path}' have no token with a loss" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -57,6 +57,9 @@ class Fake:
     samples: int = 8
     seconds: float = 1.0
     settings: dict[str, Any] = field(default_factory=dict)
+    in_form: dict[str, float] = field(default_factory=dict)
+    """The share of answers in form, by run."""
+    beyond_context: int = 0
 
     def write(self, *roles: str) -> None:
         """Every stage, or those of some roles, in the order of the plan."""
@@ -183,6 +186,8 @@ class Fake:
         return {
             "run_name": name, "prompts": self.prompts, "samples": self.samples,
             "pass_at_k": intervals, "correct": correct,
+            "prompts_beyond_context": self.beyond_context,
+            "parts": {"format": {"estimate": self.in_form.get(name, 0.98)}},
         }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_csv_tells_models_and_budgets_apart(home: Path) -> None:
     made.write()
     write_report(made.plan, home)
     rows = csv_rows(home)
-    assert tuple(rows[0]) == BUDGET_COLUMNS
+    assert tuple(rows[0]) == (*BUDGET_COLUMNS, "format")
     assert [row["config_hash"] for row in rows] == [
         stage.hash for stage in made.plan.stages if stage.role != "pretrain"
     ]

@@ -50,7 +50,7 @@ def test_csv_has_every_stage_in_the_order_of_the_plan(home: Path) -> None:
     made.write()
     write_report(made.plan, home)
     rows = table(home)
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == (*COLUMNS, "format")
     assert COLUMNS[:3] == ("run_name", "stage", "pft_method") and COLUMNS[-2:] == ("seed", "note")
     roles = [stage.role for stage in made.plan.stages if stage.role != "pretrain"]
     assert [row["stage"] for row in rows] == roles
@@ -354,8 +354,38 @@ def test_a_plan_that_says_nothing_about_itself_has_a_report(home: Path) -> None:
     made.write()
     made.plan.about = {}
     write_report(made.plan, home)
-    assert tuple(table(home)[0]) == COLUMNS
+    assert tuple(table(home)[0]) == (*COLUMNS, "format")
     assert "<h1>Spend all 3,000 examples on SFT</h1>" in html(home)
+
+
+def test_the_format_rate_stands_beside_the_score(home: Path) -> None:
+    made = fake(home, thresholds=(2.0,))
+    made.in_form = {"tiny": 0.03}
+    made.write()
+    printed = write_report(made.plan, home)
+    rates = {row["stage"]: row["format"] for row in table(home) if row["format"]}
+    assert rates["base"] == "0.03" and rates["sft"] == "0.98"
+    header, *_, base = [line for line in printed.splitlines() if re.match(r"run |tiny ", line)]
+    assert "format" in header and " 3%" in base
+    page = html(home)
+    assert "<th>format</th>" in page and "<td>3%</td>" in page
+    assert "rarely gave it: “base model” in 3% of its answers." in page
+
+
+def test_where_answers_are_in_form_and_prompts_fit_nothing_is_said(home: Path) -> None:
+    made = fake(home, thresholds=(2.0,))
+    made.write()
+    write_report(made.plan, home)
+    assert "rarely gave it" not in html(home)
+    assert "longer than the context" not in html(home)
+
+
+def test_prompts_beyond_the_context_are_said(home: Path) -> None:
+    made = fake(home, thresholds=(2.0,))
+    made.beyond_context = 7
+    made.write("pretrain", "base")
+    write_report(made.plan, home)
+    assert "longer than the context of the model (7 of 200 for “base model”)" in html(home)
 
 
 def test_the_files_of_the_page_are_installed() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
 import pytest
 
 from tuning.runs import atomic
+from tuning.runs.json_text import NotJSON
 
 pytestmark = pytest.mark.unit
 
@@ -54,6 +54,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
 import resource, signal
 from pathlib import Path
 from tuning.runs import atomic
+from tuning.runs.json_text import NotJSON
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
@@ -70,7 +71,7 @@ except OSError as error:
 def test_a_missing_file_reads_as_none_and_a_damaged_one_raises(tmp_path):
     assert atomic.read_json(tmp_path / "none.json") is None
     (tmp_path / "half.json").write_text('{"x": ')
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(NotJSON):
         atomic.read_json(tmp_path / "half.json")
 
 
@@ -101,6 +102,7 @@ def test_a_directory_replaces_the_old_one_and_what_a_kill_left(tmp_path):
 import os
 from pathlib import Path
 from tuning.runs import atomic
+from tuning.runs.json_text import NotJSON
 with atomic.whole_directory(Path({str(target)!r})) as folder:
     (folder / "half").touch()
     os._exit(9)

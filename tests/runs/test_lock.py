@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -17,6 +19,7 @@ import pytest
 from tuning.runs import lock
 from tuning.runs.errors import Interrupted, StageFailed
 from tuning.runs.lock import Lock
+from tuning.runs.rundir import Identity, claim
 
 pytestmark = pytest.mark.unit
 
@@ -25,6 +28,7 @@ import sys, time
 from pathlib import Path
 from tuning.runs import log
 from tuning.runs.lock import Lock
+from tuning.runs.rundir import Identity, claim
 log.configure()
 with Lock(Path(sys.argv[1])).holding(poll_seconds=0.05):
     print("held", flush=True)
@@ -35,6 +39,7 @@ RACE = """
 import os, sys, time
 from pathlib import Path
 from tuning.runs.lock import Lock
+from tuning.runs.rundir import Identity, claim
 run = Path(sys.argv[1])
 for _ in range(50):
     with Lock(run).holding(poll_seconds=0.001):
@@ -285,3 +290,101 @@ def test_two_that_race_for_a_stale_lock_never_hold_it_together(tmp_path):
         with process(RACE.replace("50", "3"), tmp_path) as first:
             assert take(tmp_path) < 10
             assert first.communicate(timeout=30)[0] == "well\n"
+
+
+STRICT = """
+import sys, time
+from pathlib import Path
+from tuning.runs import interrupt, lock, log
+log.configure()
+lock.HEARTBEAT_SECONDS, lock.STALE_SECONDS = 0.05, float(sys.argv[2])
+with lock.Lock(Path(sys.argv[1])).holding():
+    print("held", flush=True)
+    while not interrupt.asked_to_stop() or sys.argv[3] == "deaf":
+        time.sleep(0.01)
+    print("saves", flush=True)
+    sys.exit(75)
+"""
+
+
+@contextlib.contextmanager
+def strict(run: Path, stale: float, *words: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", STRICT, str(run), str(stale), *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as started:  # fmt: skip
+        assert started.stdout.readline() == "held\n"
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+@contextlib.contextmanager
+def refusing(run: Path) -> Iterator[None]:
+    """A folder where the guard was: it cannot be opened, as on a file system that went away."""
+    (run / ".lock").rename(run / ".away")
+    (run / ".lock").mkdir()
+    yield
+    (run / ".lock").rmdir()
+    (run / ".away").rename(run / ".lock")
+
+
+def test_a_heart_that_missed_beats_goes_on(tmp_path):
+    with strict(tmp_path, 60, "listens") as holder:
+        with refusing(tmp_path):
+            time.sleep(0.3)
+        assert beats(Lock(tmp_path))
+        assert holder.poll() is None
+
+
+def test_a_holder_whose_heart_cannot_beat_saves_before_others_take_over(tmp_path):
+    with strict(tmp_path, 2, "listens") as holder, refusing(tmp_path):
+        assert holder.wait(timeout=10) == 75
+        assert holder.stdout.read() == "saves\n"
+        assert "cannot be renewed; saving before others take over" in holder.stderr.read()
+
+
+def test_a_holder_that_cannot_save_in_time_ends(tmp_path):
+    with strict(tmp_path, 1, "deaf") as holder, refusing(tmp_path):
+        began = time.monotonic()
+        assert holder.wait(timeout=10) == 75
+        assert time.monotonic() - began < 5
+        assert "its lock could not be renewed" in holder.stderr.read()
+
+
+def test_a_file_system_without_locks_is_named_and_keeps_no_empty_run(tmp_path, monkeypatch):
+    """A function stands for a file system that has no flock, which this machine need not have."""
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    identity = Identity(run_name="run", kind="sft", hash="a" * 64, hashed={}, settings={})
+    with pytest.raises(OSError, match="cannot lock") as caught, claim(tmp_path, identity):
+        pytest.fail("nobody holds it")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOLCK, f"{tmp_path}/run/.lock")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_cannot_be_written_is_not_left_empty(tmp_path):
+    """Files may have 200 bytes: a lock fits, its config does not."""
+    identity = Identity(run_name="run", kind="sft", hash="a" * 64, hashed={}, settings={"x": "y"})
+    code = LIMITED.format(root=str(tmp_path), identity=identity)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "27\n", done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+LIMITED = """
+import resource, signal
+from pathlib import Path
+from tuning.runs.rundir import Identity, claim
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+try:
+    with claim(Path({root!r}), {identity!r}):
+        print("claimed")
+except OSError as error:
+    print(error.errno)
+"""

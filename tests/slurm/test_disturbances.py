@@ -4,10 +4,11 @@ counted twice: preemption, the time limit, signals, kill -9, a dead node. What c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -88,12 +89,38 @@ def said(site: Site, job: str) -> str:
     return path.read_text()[-3000:] if path.exists() else ""
 
 
+def training_process(site: Site) -> int:
+    """The process id of the training."""
+    run = the_run(site.home)
+    assert run is not None
+    return int(json.loads((run.path / "lock.json").read_text())["pid"])
+
+
+@contextlib.contextmanager
+def paused(site: Site) -> Iterator[None]:
+    """Keep the training where it is, so that it cannot end before SLURM disturbs it."""
+    pid = training_process(site)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def requeued(site: Site, job: str) -> bool:
+    """Whether a job was put back into the queue; it may run again already."""
+    return "Restarts=1" in site.cluster.run("scontrol", "show", "job", job)
+
+
 def preempt(site: Site, job: str) -> None:
     """A job in the higher partition that needs both nodes."""
-    site.by_hand(
-        "--partition", "high", "--nodes", "2", "--exclusive", "--time", "1", "--wrap", "sleep 3"
-    )
-    wait_for(lambda: site.state(job) in ("PENDING", "REQUEUED"), 60, site.queue)
+    with paused(site):
+        site.by_hand(
+            "--partition", "high", "--nodes", "2", "--exclusive", "--time", "1", "--wrap", "sleep 3"
+        )
+        wait_for(lambda: site.state(job) != "RUNNING", 60, site.queue)
+    wait_for(lambda: requeued(site, job), 60, lambda: (site.queue(), said(site, job)))
 
 
 def preempt_for_good(site: Site, job: str) -> None:
@@ -107,15 +134,13 @@ def preempt_for_good(site: Site, job: str) -> None:
 
 def signal_term(site: Site, job: str) -> None:
     site.cluster.run("scancel", "--signal=TERM", "--batch", job)
-    wait_for(lambda: site.state(job) in ("PENDING", "REQUEUED"), 60, site.queue)
+    wait_for(lambda: requeued(site, job), 60, lambda: (site.queue(), said(site, job)))
 
 
 def kill_training(site: Site, job: str) -> None:
     """kill -9 of the training process."""
-    run = the_run(site.home)
-    assert run is not None
-    os.kill(json.loads((run.path / "lock.json").read_text())["pid"], signal.SIGKILL)
-    wait_for(lambda: site.state(job) in ("PENDING", "REQUEUED"), 60, site.queue)
+    os.kill(training_process(site), signal.SIGKILL)
+    wait_for(lambda: requeued(site, job), 60, lambda: (site.queue(), said(site, job)))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +156,7 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
     job = started(user, kind)
     disturb(user, job)
     ends_undisturbed(user, job, kind, undisturbed)
-    assert user.cluster.run("scontrol", "show", "job", job).count("Restarts=1") == 1
+    assert requeued(user, job)
 
 
 def test_the_time_limit_is_survived(user: Site, trained_home: Path, tmp_path: Path) -> None:
@@ -140,7 +165,7 @@ def test_the_time_limit_is_survived(user: Site, trained_home: Path, tmp_path: Pa
     alone = Site(user.cluster, copy_home(trained_home, tmp_path / "alone"))
     alone.entry("run_sft.py", *long[1:])
     job = user.by_hand("--time", "1", "--signal", "B:USR1@57", STAGE, *long)
-    wait_for(lambda: "Restarts=1" in user.cluster.run("scontrol", "show", "job", job), 90)
+    wait_for(lambda: requeued(user, job), 90)
     user.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=20")
     ends_undisturbed(user, job, "sft", alone.home)
     record = json.loads((user.home / "outputs/jobs" / job / "record.json").read_text())
@@ -153,7 +178,7 @@ def test_a_dead_node_is_survived(user: Site, undisturbed: Path) -> None:
     node = user.cluster.run("squeue", "-h", "-j", job, "-o", "%N").strip()
     user.cluster.kill_node(node, job)
     try:
-        wait_for(lambda: "Restarts=1" in user.cluster.run("scontrol", "show", "job", job), 90)
+        wait_for(lambda: requeued(user, job), 90)
         ends_undisturbed(user, job, "sft", undisturbed)
     finally:
         user.cluster.start_node(node)

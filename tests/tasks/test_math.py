@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -49,7 +51,71 @@ def grade(response: str, answer: object) -> Grade:
         (r"\boxed{4} or rather \boxed{5}", 5),
         (r"\boxed{3/4}", Fraction(3, 4)),
         (r"\boxed{4} #### 5", 5),
-        (r"#### 5 \boxed{4}", 5),
+        (r"#### 5 \boxed{4}", 4),
+        # the sign
+        ("#### \u22125", -5),
+        ("#### \u20135", -5),
+        ("#### - 5", -5),
+        ("#### $-5", -5),
+        # currency, units, per cent
+        ("#### \u20ac5", 5),
+        ("#### \u00a3 3.50", Fraction(7, 2)),
+        ("#### 5\u20ac", 5),
+        ("#### US$5", 5),
+        ("#### USD 5", 5),
+        (r"#### \$5 per day", 5),
+        ("#### 5%", 5),
+        ("#### 12.5 %", Fraction(25, 2)),
+        ("#### 5 percent", 5),
+        ("#### 5\u00a0km", 5),
+        ("#### 5 million", 5_000_000),
+        # decimals, powers of ten, fractions, mixed numbers
+        ("#### .5", Fraction(1, 2)),
+        ("#### -.25", Fraction(-1, 4)),
+        ("#### 5.", 5),
+        ("#### 1.5e3", 1500),
+        ("#### 3 / 4 of it", Fraction(3, 4)),
+        ("#### 3 1/2", Fraction(7, 2)),
+        ("#### -3 1/2", Fraction(-7, 2)),
+        ("#### 1,003 and 1/2", Fraction(2007, 2)),
+        ("#### \u00be", Fraction(3, 4)),
+        ("#### 3\u00bd", Fraction(7, 2)),
+        ("#### 2 \u2153", Fraction(7, 3)),
+        # text behind, and marks around
+        ("#### 5 - that is all", 5),
+        ("#### 5 (10 less 5)", 5),
+        ("#### 5\n6 more lines", 5),
+        ("#### **5**", 5),
+        ("**#### 5**", 5),
+        ("#### `5`", 5),
+        # LaTeX
+        (r"#### $5$", 5),
+        (r"#### \(5\)", 5),
+        (r"#### $\$5$", 5),
+        (r"#### $\frac{3}{4}$", Fraction(3, 4)),
+        (r"#### \dfrac{3}{4}", Fraction(3, 4)),
+        (r"#### $2\tfrac12$", Fraction(5, 2)),
+        (r"#### \boxed{5}", 5),
+        (r"\boxed{\$5}", 5),
+        (r"\boxed{5\%}", 5),
+        (r"\boxed{5\text{ apples}}", 5),
+        (r"\boxed{5\,\mathrm{cm}}", 5),
+        (r"\boxed{\text{5}}", 5),
+        (r"\boxed{1{,}234}", 1234),
+        (r"\boxed{1\,234.5}", Fraction("1234.5")),
+        (r"\boxed{-\frac{3}{4}}", Fraction(-3, 4)),
+        (r"\boxed{\frac{-3}{4}}", Fraction(-3, 4)),
+        (r"\boxed{3\frac{1}{2}}", Fraction(7, 2)),
+        (r"\boxed{45^\circ}", 45),
+        (r"\boxed{x = 5}", 5),
+        (r"\boxed{\sqrt{16}}", 4),
+        (r"\boxed{3 \times 10^4}", 30_000),
+        (r"\boxed{\left(2+3\right)\cdot 4}", 20),
+        (r"\boxed{\frac{1}{2} + 0.1}", Fraction(3, 5)),
+        (r"\boxed{2^{-1}}", Fraction(1, 2)),
+        # several markers
+        ("#### 1. Find the cost\n2 + 3\n\\boxed{5}", 5),
+        ("\\boxed{4}\nno:\n#### 5\n", 5),
     ],
 )
 def test_the_final_answer_is_found(response, answer):
@@ -78,6 +144,43 @@ def test_the_final_answer_is_found(response, answer):
         r"\boxed{5 apples}",
         r"\boxed 5",
         "#### " + "9" * 10_000,
+        # a decimal comma, groups that are none of three, blanks within
+        "#### 3,4",
+        "#### 1,00",
+        "#### 1234,567",
+        "#### 1,234,56",
+        "#### 1.234,5",
+        "#### 1.234.567",
+        "#### 1 234",
+        "#### 1\u202f234",
+        "#### 1'234",
+        # what goes on: a list, a range, a sum, a time
+        "#### 5, 6",
+        "#### 5 or 6",
+        "#### 5-6",
+        "#### 5\u20136",
+        "#### 5 + 6",
+        "#### 5 * 6 = 30",
+        "#### 10:30",
+        "#### 5 6",
+        "#### 1e5000",
+        "#### 12 3/0",
+        "#### --5",
+        # the last marker counts, also where nothing can be read behind it
+        "#### 5\n#### Explanation",
+        r"#### 5 \boxed{}",
+        r"\boxed{5} ####",
+        "##### 5",
+        r"\boxed{5",
+        r"\boxed{1,5}",
+        r"\boxed{1.5.2}",
+        r"\boxed{5 6}",
+        r"\boxed{\sqrt{2}}",
+        r"\boxed{\frac{1}{0}}",
+        r"\boxed{\infty}",
+        r"\boxed{\pi}",
+        r"\boxed{5!}",
+        r"\fbox{5}",
     ],
 )
 def test_where_no_number_is_marked_there_is_none(response):
@@ -124,3 +227,48 @@ def test_an_answer_that_cannot_be_compared_with_is_refused_with_its_value(answer
 def test_a_decimal_is_the_decimal_that_is_written():
     assert grade("#### 1/10", 0.1).right
     assert grade("#### 0.1", 0.1).right
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["1e999999999", "3,4", "1 234", "18 apples", "5 or 6", "10" * 5000, float("nan"), float("inf")],
+    ids=lambda answer: str(answer)[:12],
+)
+def test_a_reference_that_no_answer_can_equal_is_refused(answer):
+    assert math.accepts({"answer": answer})
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        r"\boxed{9^{9^{9^9}}}",
+        r"\boxed{((9^{99})^{99})^{99}}",
+        r"\boxed{" + "{" * 50_000,
+        r"\boxed{" + "(" * 50 + "1" + ")" * 50 + "}",
+        r"\boxed{" * 20_000,
+        r"\boxed{\frac{1" * 2_000,
+        r"\boxed{\sum_{i=1}^{10^9} i}",
+        r"\boxed{99999999!!!!}",
+        "#### 5" + " " * 100_000 + "x",
+        "#### " + "5 " * 50_000,
+        "#### $" + "1 + " * 20_000,
+        "####" * 50_000,
+        "#### " + "1," * 50_000,
+    ],
+    ids=lambda response: response[:24],
+)
+def test_no_answer_keeps_the_checker_busy(response):
+    grade(response, "5")
+
+
+PUBLISHED = Path(__file__).parent / "gsm8k_labelled.jsonl"
+"""Model solutions of GSM8K with the publisher's own verdicts: OpenAI, grade-school-math, MIT."""
+
+
+def test_verdicts_are_those_of_the_publisher():
+    lines = [json.loads(line) for line in PUBLISHED.read_text(encoding="utf-8").splitlines()]
+    assert {line["is_correct"] for line in lines} == {True, False}
+    for line in lines:
+        answer = line["ground_truth"].replace("\nA: ", "\n#### ")
+        solution = line["solution"].replace("\nA: ", "\n#### ")
+        assert grade(solution, answer).right == line["is_correct"], solution

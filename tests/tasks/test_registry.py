@@ -30,8 +30,8 @@ def test_the_task_by_its_name():
     assert found.grade("#### 5", row).right
     rewards = [found.grade(response, row).reward for response in ("#### 5", "#### 6", "5")]
     assert rewards == [1.0, 0.1, 0.0]
-    with pytest.raises(UserError, match="'instruction' cannot be evaluated in this version; these"):
-        task("instruction")
+    with pytest.raises(UserError, match="'logic' cannot be evaluated in this version; these can"):
+        task("logic")
     assert all(name == entry.name for name, entry in TASKS.items())
 
 

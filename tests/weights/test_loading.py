@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.small_site import use
 from tuning.config import CHAT_TEMPLATES
@@ -120,6 +121,31 @@ def test_the_template_decides_what_ends_a_turn(folder, template, end):
     assert tokenizer.chat_template == (CHAT_TEMPLATES / f"{template}.jinja").read_text()
     assert end in tokenizer.apply_chat_template(TURN, tokenize=False)
     assert tokenizer.pad_token == "<|pad|>"
+
+
+@pytest.mark.parametrize(
+    ("end", "token"),
+    [
+        ("<|im_end|>\\n<|end|>", "<|im_end|>"),
+        (" </stop> <|end|>\\n", "<|end|>"),
+        ("<|eot_id|>", None),
+        ("</s>\\n", None),
+        ("", None),
+    ],
+)
+def test_a_turn_ends_with_a_token_or_the_template_is_refused(folder, end, token):
+    made = AutoTokenizer.from_pretrained(folder)
+    made.chat_template = (
+        "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ '" + end + "' }}{% endif %}{% endfor %}"
+    )
+    made.save_pretrained(folder)
+    base = artifact_of(model(folder))
+    if token is not None:
+        assert open_tokenizer(base).eos_token == token
+        return
+    with pytest.raises(UserError, match="no special token of its tokenizer: the model would not"):
+        open_tokenizer(base)
 
 
 def test_without_a_template_the_choices_are_named(folder):

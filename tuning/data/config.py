@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tuning import config as site
 from tuning.data import train_dataset
@@ -25,11 +27,22 @@ class DatasetConfig:
     """The loader, as collections.yaml names it."""
     files: dict[str, str] = setting(default_factory=dict, flag=False, hashed=False)
     """The absolute path of each pool's file, where a dataset has files."""
+    system_message: str | None = setting(None, flag=False, hashed=False)
+    """The system message of prompts that have none; `version` changes with it."""
 
     @property
     def entry(self) -> site.DatasetEntry:
         """The dataset as collections.yaml described it when the run was configured."""
-        return site.DatasetEntry(name=self.dataset, loader=self.loader, files=self.files)
+        return site.DatasetEntry(
+            name=self.dataset,
+            loader=self.loader,
+            files=self.files,
+            system_message=self.system_message,
+        )
+
+    def where(self, pool: str) -> Callable[[int], str]:
+        """How messages name the rows of a pool, by their number."""
+        return partial(train_dataset.where, self.entry, pool)
 
     def rows(self, pool: str, size: int | None = None) -> list[train_dataset.Row]:
         """The first `size` rows of a pool; UserError if its files changed since."""
@@ -56,4 +69,5 @@ def dataset_config(name: str, task: str, kind: str, train_size: int | None = Non
         train_size=train_size,
         loader=entry.loader,
         files=dict(entry.files),
+        system_message=entry.system_message,
     )

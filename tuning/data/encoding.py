@@ -1,8 +1,8 @@
-"""Chat rows as token ids, in one way for training, perplexity and the check of lengths."""
+"""Chat rows as token ids, in one way for every trainer, perplexity and the check of lengths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from tuning.runs.log import logger
 
 IGNORED = -100
 """The label of a token that has no loss."""
+
+Where = Callable[[int], str]
+"""The place of a row, by its number in the pool, as a message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,36 +34,128 @@ class Encoded:
         return [IGNORED] * len(self.prompt) + self.response
 
 
-def encode(
-    tokenizer: Any,
-    rows: Iterable[dict[str, Any]],
-    max_length: int,
-) -> list[Encoded]:
-    """Prompt and response ids of SFT rows; a row longer than `max_length` loses the end of its
-    response.
+@dataclass(frozen=True, kw_only=True)
+class EncodedPair:
+    """A prompt, its chosen and its rejected answer as token ids."""
 
-    The response begins where the rendered conversation leaves the rendered prompt, and ends with
-    its turn. Raises UserError where a prompt alone fills `max_length`.
-    """
-    encoded, cut = [], 0
-    for number, row in enumerate(rows):
-        prompt = _ids(tokenizer, row["prompt"], add_generation_prompt=True)
-        whole = _ids(tokenizer, row["prompt"] + row["completion"])
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
-            min(len(prompt), len(whole)),
-        )
-        if shared >= max_length:
-            raise UserError(
-                f"the prompt of row {number} has {shared} tokens; max_seq_length is {max_length}."
-            )
-        if tokenizer.eos_token_id in whole[shared:]:
-            whole = whole[: len(whole) - whole[::-1].index(tokenizer.eos_token_id)]
-        cut += len(whole) > max_length
-        encoded.append(Encoded(prompt=whole[:shared], response=whole[shared:max_length]))
-    if cut:
-        logger.warning(f"{cut} of {len(encoded)} examples were cut at {max_length} tokens")
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def encode(
+    tokenizer: Any, rows: Iterable[dict[str, Any]], max_length: int, where: Where
+) -> list[Encoded]:
+    """Prompt and response ids of SFT rows; see `_Encoder`."""
+    encoder = _Encoder(tokenizer, max_length, where)
+    encoded = [
+        encoder.answered(number, row["prompt"], row["completion"])
+        for number, row in enumerate(rows)
+    ]
+    encoder.warn()
     return encoded
+
+
+def encode_pairs(
+    tokenizer: Any, rows: Iterable[dict[str, Any]], max_length: int, where: Where
+) -> list[EncodedPair]:
+    """Prompt, chosen and rejected ids of preference rows; see `_Encoder`.
+
+    Raises UserError besides where both answers are the same once they are cut.
+    """
+    encoder = _Encoder(tokenizer, max_length, where)
+    pairs = [encoder.pair(number, row) for number, row in enumerate(rows)]
+    encoder.warn()
+    return pairs
+
+
+def require_prompts_fit(
+    tokenizer: Any, rows: Iterable[dict[str, Any]], max_length: int, where: Where
+) -> None:
+    """Raise UserError for a prompt that leaves no room for an answer."""
+    for number, row in enumerate(rows):
+        length = len(_ids(tokenizer, row["prompt"], add_generation_prompt=True))
+        _require_room(length, max_length, where(number))
+
+
+class _Encoder:
+    """Encodes the rows of a pool, and counts what differs from what they say.
+
+    A response begins where the rendered conversation leaves the rendered prompt, and ends with its
+    turn; beyond `max_length` its end is lost. Raises UserError where a prompt alone fills that.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, where: Where) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.where = where
+        self.answers = 0
+        self.cut = 0
+        self.left_out: list[str] = []
+
+    def answered(
+        self, number: int, prompt: list[dict[str, Any]], answer: list[dict[str, Any]]
+    ) -> Encoded:
+        """A prompt with one answer."""
+        asked = _ids(self.tokenizer, prompt, add_generation_prompt=True)
+        whole = _ids(self.tokenizer, prompt + answer)
+        shared = _shared(asked, whole)
+        _require_room(shared, self.max_length, self.where(number))
+        if shared < len(asked):
+            self.left_out.append(self.tokenizer.decode(asked[shared:]))
+        response = self._to_end_of_turn(whole[shared:])
+        room = self.max_length - shared
+        self.answers += 1
+        self.cut += len(response) > room
+        return Encoded(prompt=whole[:shared], response=response[:room])
+
+    def pair(self, number: int, row: dict[str, Any]) -> EncodedPair:
+        """A prompt with two answers, which follow the tokens that both have of it."""
+        chosen = self.answered(number, row["prompt"], row["chosen"])
+        rejected = self.answered(number, row["prompt"], row["rejected"])
+        if chosen.ids == rejected.ids:
+            raise UserError(
+                f"{self.where(number)}: chosen and rejected are the same in the first "
+                f"{self.max_length} tokens; raise max_seq_length, or leave the row out."
+            )
+        shared = min(len(chosen.prompt), len(rejected.prompt))
+        return EncodedPair(
+            prompt=chosen.ids[:shared],
+            chosen=chosen.ids[shared:],
+            rejected=rejected.ids[shared:],
+        )
+
+    def warn(self) -> None:
+        """Say what was cut, and where training and sampling see different prompts."""
+        of = f"of {self.answers} answers"
+        if self.cut:
+            logger.warning(f"{self.cut} {of} were cut at {self.max_length} tokens")
+        if self.left_out:
+            logger.warning(
+                f"{len(self.left_out)} {of} are trained without "
+                f"{self.left_out[0]!r}, with which their prompts end when the model is asked: the "
+                "chat template, or the tokens across the border, differ; use a template that "
+                "renders both alike"
+            )
+
+    def _to_end_of_turn(self, ids: list[int]) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return ids[: len(ids) - ids[::-1].index(end)] if end in ids else ids
+
+
+def _require_room(length: int, max_length: int, where: str) -> None:
+    if length >= max_length:
+        raise UserError(
+            f"{where}: the prompt has {length} tokens and max_seq_length is {max_length}, which "
+            "leaves no room for an answer; raise it, or leave the row out."
+        )
+
+
+def _shared(first: list[int], second: list[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = zip(first, second, strict=False)
+    ends = min(len(first), len(second))
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), ends)
 
 
 def _ids(tokenizer: Any, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:

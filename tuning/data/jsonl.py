@@ -1,6 +1,6 @@
 """Datasets of one's own: a JSON lines file a pool, named in collections.yaml.
 
-The columns of MESSAGES are strings or lists of chat messages; others are kept as they are. Every
+Prompts and answers are strings or lists of chat messages; other columns are kept as they are. Every
 row has a prompt; what else it needs depends on who reads it. A pool's order is the order of its
 file.
 """
@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tuning.config import DatasetEntry
+from tuning.data.rows import ANSWERS, Messages, asked_as, checked_row, prompt_key
 from tuning.runs.errors import UserError
-
-ROLES = ("system", "user", "assistant")
-MESSAGES = {
-    "sft": ("prompt", "completion"),
-    "validation": ("prompt", "completion"),
-    "preference": ("prompt", "chosen", "rejected"),
-    "test": ("prompt",),
-}
-"""The columns of a pool that hold messages."""
+from tuning.runs.json_text import parse_object, text_lines
 
 
 class JsonLines:
@@ -31,14 +24,15 @@ class JsonLines:
 
     def __init__(self, entry: DatasetEntry) -> None:
         self.name = entry.name
+        self.system_message = entry.system_message
         self._files = {pool: Path(file) for pool, file in entry.files.items()}
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._lines: dict[str, list[int]] = {}
         self._columns: dict[str, frozenset[str]] = {}
 
     def version(self, pools: Sequence[str]) -> str:
-        """The first digits of a SHA-256 over the files of `pools`."""
-        total = hashlib.sha256()
+        """The first digits of a SHA-256 over the files of `pools`, and the system message."""
+        total = hashlib.sha256((self.system_message or "").encode())
         for pool in sorted(pools):
             self._require(pool)
             total.update(pool.encode() + self._read(pool))
@@ -52,8 +46,8 @@ class JsonLines:
         if not self._rows:
             pools = {pool: self._parse(pool) for pool in self._files}
             rows = {pool: list(by_line.values()) for pool, by_line in pools.items()}
-            self._check_disjoint(rows)
             self._lines = {pool: list(by_line) for pool, by_line in pools.items()}
+            self._check_disjoint(rows)
             self._rows = rows
         return self._rows[name]
 
@@ -63,11 +57,8 @@ class JsonLines:
 
     def _parse(self, pool: str) -> dict[int, dict[str, Any]]:
         """The rows by the number of their line."""
-        try:
-            lines = self._read(pool).decode("utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise UserError(f"'{self._files[pool]}' is not UTF-8 text ({error.reason}).") from None
-        return {n: self._row(pool, n, line) for n, line in enumerate(lines, 1) if line.strip()}
+        lines = text_lines(self._read(pool).split(b"\n"), self._files[pool].name)
+        return {number: self._row(pool, number, line) for number, line in lines}
 
     def size(self, name: str) -> int:
         """How many rows a pool has."""
@@ -77,7 +68,7 @@ class JsonLines:
         """The columns that every row of a pool has."""
         if name not in self._columns:
             rows = self.pool(name)
-            self._columns[name] = frozenset(rows[0] if rows else MESSAGES[name])
+            self._columns[name] = frozenset(rows[0] if rows else ("prompt", *ANSWERS[name]))
             for row in rows:
                 self._columns[name] &= row.keys()
         return self._columns[name]
@@ -85,6 +76,9 @@ class JsonLines:
     def where(self, name: str, number: int) -> str:
         """A row by its file and line."""
         self.pool(name)
+        return self._place(name, number)
+
+    def _place(self, name: str, number: int) -> str:
         return f"{self._files[name].name}:{self._lines[name][number]}"
 
     def _read(self, pool: str) -> bytes:
@@ -97,52 +91,29 @@ class JsonLines:
 
     def _row(self, pool: str, number: int, line: str) -> dict[str, Any]:
         where = f"{self._files[pool].name}:{number}"
-        try:
-            raw = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
-            raise UserError(f"{where} is not valid JSON: {reason}.") from None
-        if not isinstance(raw, dict):
-            raise UserError(f"{where} is not a JSON object; a {pool} row is one with a prompt.")
-        if "prompt" not in raw:
-            raise UserError(f"{where} lacks prompt; every row has one.")
-        return raw | {
-            column: _messages(raw[column], column, where)
-            for column in MESSAGES[pool]
-            if column in raw
-        }
+        return asked_as(checked_row(pool, parse_object(line, where), where), self.system_message)
 
     def _check_disjoint(self, pools: dict[str, list[dict[str, Any]]]) -> None:
         """Raise UserError if a prompt occurs twice, in one pool or in two."""
-        seen: dict[str, str] = {}
+        seen: dict[Any, tuple[str, int]] = {}
         for pool, rows in pools.items():
-            for row in rows:
-                prompt = json.dumps(row["prompt"])
-                if seen.get(prompt) == pool:
-                    raise UserError(
-                        f"dataset '{self.name}': the {pool} pool repeats a prompt: {prompt[:80]}"
-                    )
-                if prompt in seen:
-                    raise UserError(
-                        f"dataset '{self.name}': a prompt is both in {seen[prompt]} and "
-                        f"{pool}; the pools must not share any: {prompt[:80]}"
-                    )
-                seen[prompt] = pool
+            for number, row in enumerate(rows):
+                key = prompt_key(row["prompt"])
+                if key in seen:
+                    raise self._repeated(row["prompt"], *seen[key], pool, number)
+                seen[key] = (pool, number)
 
-
-def _messages(value: Any, column: str, where: str) -> list[dict[str, Any]]:
-    """A column as chat messages: text is one message of the role that belongs there."""
-    if isinstance(value, str) and value.strip():
-        return [{"role": "user" if column == "prompt" else "assistant", "content": value}]
-    whole = isinstance(value, list) and bool(value)
-    if not whole or not all(
-        isinstance(message, dict)
-        and message.get("role") in ROLES
-        and isinstance(message.get("content"), str)
-        for message in value
-    ):
-        raise UserError(
-            f"{where}: {column} is {json.dumps(value)[:60]}; it must be text or a list of "
-            f'{{"role", "content"}} with roles {", ".join(ROLES)}.'
+    def _repeated(
+        self, prompt: Messages, pool: str, number: int, other: str, place: int
+    ) -> UserError:
+        """The error for a prompt of two rows."""
+        rows = f"{self._place(pool, number)} and {self._place(other, place)}"
+        text = json.dumps(prompt)[:80]
+        if pool == other:
+            return UserError(
+                f"dataset '{self.name}': the {pool} pool repeats a prompt, {rows}: {text}"
+            )
+        return UserError(
+            f"dataset '{self.name}': a prompt is both in {pool} and {other}, {rows}; the pools "
+            f"must not share any, also where blanks differ: {text}"
         )
-    return list(value)

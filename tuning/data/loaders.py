@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -61,14 +62,9 @@ LOADERS: dict[str, Callable[[DatasetEntry], Loader]] = {
 def loader(dataset: DatasetEntry) -> Loader:
     """The loader of a dataset, opened once a process; UserError for an unknown one."""
     choose(f"loader of dataset '{dataset.name}':", dataset.loader, LOADERS)
-    return _opened(
-        LOADERS[dataset.loader],
-        dataset.name,
-        dataset.loader,
-        json.dumps(dataset.files, sort_keys=True),
-    )
+    return _opened(LOADERS[dataset.loader], json.dumps(asdict(dataset), sort_keys=True))
 
 
 @lru_cache(maxsize=8)
-def _opened(opens: Callable[[DatasetEntry], Loader], name: str, loader: str, files: str) -> Loader:
-    return opens(DatasetEntry(name=name, loader=loader, files=json.loads(files)))
+def _opened(opens: Callable[[DatasetEntry], Loader], entry: str) -> Loader:
+    return opens(DatasetEntry(**json.loads(entry)))

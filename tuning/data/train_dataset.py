@@ -37,6 +37,11 @@ def require_version(dataset: DatasetEntry, kind: str, wanted: str) -> None:
         )
 
 
+def has_pool(dataset: DatasetEntry, pool: str) -> bool:
+    """Whether a dataset has a pool: one of files has those that it names."""
+    return not dataset.files or pool in dataset.files
+
+
 def pool_size(dataset: DatasetEntry, pool: str) -> int:
     """How many rows a pool has."""
     return loader(dataset).size(pool)

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from tuning.engine import ranks
 from tuning.engine.parallel import Spread
-from tuning.runs.atomic import read_json, sync_directory, write_json
+from tuning.runs.atomic import read_object, sync_directory, write_json
 from tuning.runs.manifest import KEPT, checkpoint_directory, is_whole, prune, write_manifest
 
 STATE = "training_state.json"
@@ -155,7 +155,7 @@ def load(state: TrainingState, checkpoint: Path) -> None:
     for _, name, key, held in _moments(state.spread):
         if not isinstance(held[key], torch.Tensor):
             held[key] = tensors[f"optimizer.{name}.{key}"]
-    for name, value in (read_json(checkpoint / STATE) or {}).items():
+    for name, value in (read_object(checkpoint / STATE) or {}).items():
         setattr(state, name, value)
 
 

@@ -22,7 +22,9 @@ from tuning.engine.samples import (
 )
 from tuning.runs import atomic
 from tuning.runs.content import file_hash
+from tuning.runs.errors import UserError
 from tuning.runs.identity import digest
+from tuning.runs.log import logger
 from tuning.weights import reading
 
 TOKENIZER_DOCUMENTS = 10_000
@@ -45,6 +47,7 @@ def prepare(config: PretrainRunConfig, vocab_size: int, brought: Samples | None 
     Raises UserError for token ids outside the vocabulary, and for files in the wrong format.
     """
     if brought is not None:
+        _check_losses(brought, "the samples that were passed")
         found = Data(training=brought, tokenizer=_tokenizer(config))
         some = np.linspace(0, len(brought) - 1, min(len(brought), BROUGHT_LOOKED_AT))
         looked_at: list[Samples | None] = [Subset(brought, some.astype(np.int64))]
@@ -88,7 +91,7 @@ def _corpus(config: PretrainRunConfig) -> Data:
     from tuning.engine.tokenizer import train_tokenizer
 
     data, t = config.data, config.training
-    template = (site.CHAT_TEMPLATES / f"{config.chat_template}.jinja").read_text(encoding="utf-8")
+    template = site.chat_template(config.chat_template).read_text(encoding="utf-8")
     documents = arith.pretraining_documents(data.corpus_seed)
     first = itertools.islice(documents, TOKENIZER_DOCUMENTS)
     tokenizer = train_tokenizer(first, data.tokenizer_vocab_size, template)
@@ -117,11 +120,27 @@ def _tokenizer(config: PretrainRunConfig) -> Any:
 def _file(config: PretrainRunConfig, path: str, tokenizer: Any) -> Samples:
     """Rows as they are; documents and text in blocks of seq_len tokens."""
     kind = sources.kind_of(path)
+    samples: Samples
     if kind == "rows":
         most = config.compute.max_tokens_per_gpu
-        return sources.read_rows(path, max_tokens=most, on_long=config.data.on_long)
-    tokens, starts = _stream(Path(path), kind, tokenizer)
-    return Blocks(tokens, starts, config.seq_len)
+        samples = sources.read_rows(path, max_tokens=most, on_long=config.data.on_long)
+    else:
+        tokens, starts = _stream(Path(path), kind, tokenizer)
+        samples = Blocks(tokens, starts, config.seq_len)
+    _check_losses(samples, f"'{path}'")
+    return samples
+
+
+def _check_losses(samples: Samples, source: str) -> None:
+    """Raise UserError where no token has a loss, and say how many samples have none."""
+    empty = int((samples.loss_tokens == 0).sum())
+    if empty == len(samples):
+        raise UserError(
+            f"no token of {source} has a loss, so there is nothing to learn: a label of -100 has "
+            "none, nor has the first token of a row or document."
+        )
+    if empty and ranks.rank() == 0:
+        logger.warning(f"{empty} of {len(samples)} samples of {source} have no token with a loss")
 
 
 def _stream(path: Path, kind: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -136,6 +155,8 @@ def _stream(path: Path, kind: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarr
             tokens, starts = sources.read_token_documents(path)
         else:
             tokens, starts = sources.tokenize_documents(sources.read_texts(path), tokenizer)
+        if not len(tokens):
+            raise UserError(f"'{path}' has no text in it; give a file with at least one.")
         with atomic.whole_directory(folder) as temporary:
             np.save(temporary / "tokens.npy", tokens)
             np.save(temporary / "starts.npy", starts)

@@ -15,6 +15,7 @@ from tuning.engine.batches import Batches, Row
 from tuning.engine.parallel import Spread
 from tuning.engine.samples import Rows
 from tuning.evaluation.perplexity import Perplexity, from_sums
+from tuning.runs.progress import tell_part
 
 
 def rows_of(pool: Sequence[Encoded]) -> Rows:
@@ -42,7 +43,10 @@ class PoolPerplexity:
         device = next(self.spread.module.parameters()).device
         sums = torch.zeros(len(self.samples), dtype=torch.float64, device=device)
         with self.spread.evaluating():
-            for micro in self.batches.at(0).shares:
+            shares = self.batches.at(0).shares
+            for at, micro in enumerate(shares):
+                if ranks.rank() == 0:
+                    tell_part("perplexity", at, len(shares))
                 numbers = micro[self.batches.layout.dp_rank]
                 row = self.batches.row(numbers, device)
                 add = self._adding_to(sums, row, numbers)

@@ -15,6 +15,7 @@ from tuning.engine import ranks
 from tuning.engine.config import OutputConfig
 from tuning.runs import atomic
 from tuning.runs.rundir import RunDirectory
+from tuning.runs.wandb_run import Reported
 
 
 class Reporter:
@@ -39,7 +40,7 @@ class Reporter:
         root = Path(output.log_dir) if output.log_dir else site.home() / "outputs/logs"
         self.folder = root / name
         self._report_to = report_to if self._first else []
-        self._wandb: Any = None
+        self._wandb: Reported | None = None
         self._profile = (
             Profile(self.folder, output.steps_to_profile)
             if output.use_profiler and self._first
@@ -51,10 +52,8 @@ class Reporter:
             self.directory.rewind_metrics(self._done)
             self._log = self._rewound_log()
         if "wandb" in self._report_to:
-            import wandb
-
             settings = (self.directory.config or {}).get("settings")
-            self._wandb = wandb.init(name=self.directory.name, config=settings)
+            self._wandb = Reported(self.directory.name, settings)
         self._bar = tqdm(
             total=self.steps,
             initial=self._done,
@@ -96,7 +95,7 @@ class Reporter:
         self.directory.log_metrics(record)
         self._log.write(line + "\n")
         if self._wandb is not None:
-            self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+            self._wandb.log(record)
 
     def _rewound_log(self) -> TextIO:
         """log.txt, open to append, without the lines after the step that the run resumes from."""

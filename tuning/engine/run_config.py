@@ -21,12 +21,14 @@ from tuning.engine.config import (
 from tuning.engine.sources import kind_of
 from tuning.flags import build
 from tuning.runs import provenance, ranks
-from tuning.runs.content import file_hash, weights_hash
+from tuning.runs.content import file_hash
 from tuning.runs.errors import UserError, choose
 from tuning.runs.identity import digest
+from tuning.runs.names import require_name
 from tuning.runs.rundir import SHORT
 from tuning.schema import mapping, override, read_yaml
 from tuning.settings import RunConfig, setting
+from tuning.weights.files import checked_hash
 from tuning.weights.shape import Shape, linears
 
 PRETRAIN_PARTS: tuple[type, ...] = (
@@ -147,8 +149,7 @@ def experiment_config(
 
     `samples`: fingerprint of samples passed in from Python; None if the settings name the data.
     """
-    if not name or "/" in name or name.startswith("."):
-        raise UserError(f"exp_name is '{name}'; it must be a name for a folder")
+    require_name("exp_name", name)
     return _config(name, False, "chatml", values, samples)
 
 
@@ -269,7 +270,7 @@ def _weights(location: str | None) -> tuple[str | None, str | None]:
         return None, None
     if Path(location).is_dir():
         folder = Path(location).resolve()
-        return str(folder), weights_hash(folder)
+        return str(folder), checked_hash(folder)
     entry = site.collections().model(location)
     if entry.from_run:
         from tuning.runs.rundir import locate
@@ -277,7 +278,7 @@ def _weights(location: str | None) -> tuple[str | None, str | None]:
         made = pretrain_config(entry.from_run)
         return str(locate(site.models_dir(), made.run_name, made.hash) / "model"), made.hash
     if entry.path:
-        return str(entry.path), weights_hash(Path(entry.path))
+        return str(entry.path), checked_hash(Path(entry.path))
     return entry.source, digest({"hub": entry.source})
 
 

@@ -5,7 +5,6 @@ Files are read once, at the start of a run; a mistake in a file is a UserError w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from tuning.engine.samples import IGNORED, LARGEST_ID, Rows
 from tuning.runs.errors import UserError
+from tuning.runs.json_text import parse_object, shown, text_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,7 +33,7 @@ def kind_of(path: str | Path, field: str = "text") -> Kind:
     for where, line in _lines(path):
         if Path(path).suffix == ".txt":
             return "text"
-        keys = _parsed(where, line)
+        keys = parse_object(line, where)
         if "input_ids" in keys:
             return "rows" if "labels" in keys else "documents"
         if field in keys:
@@ -112,7 +112,7 @@ def read_texts(path: str | Path, field: str = "text") -> Iterator[str]:
     for where, row in _objects(path):
         text = _value(where, row, field)
         if not isinstance(text, str):
-            raise UserError(f"{where}: {field} is {_shown(text)}; it must be text")
+            raise UserError(f"{where}: {field} is {shown(text)}; it must be text")
         if text:
             yield text
 
@@ -172,16 +172,8 @@ def _lines(path: str | Path, blank: bool = False) -> Iterator[tuple[str, str]]:
     """(file:number, line) of each line, without its line end; blank ones only if `blank`."""
     try:
         with Path(path).open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                where = f"{path}:{number}"
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{where} is not UTF-8 text ({error.reason}); give text or JSON lines"
-                    ) from None
-                if blank or line.strip():
-                    yield where, line.rstrip("\r\n")
+            for number, line in text_lines(file, str(path), blank=blank):
+                yield f"{path}:{number}", line
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be read ({error.strerror}); give the path of a file"
@@ -190,18 +182,7 @@ def _lines(path: str | Path, blank: bool = False) -> Iterator[tuple[str, str]]:
 
 def _objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:number, object) of each line."""
-    return ((where, _parsed(where, line)) for where, line in _lines(path))
-
-
-def _parsed(where: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "a number too long, or nested too deeply")
-        raise UserError(f"{where} is not JSON ({reason}); give a JSON object a line") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is {_shown(row)}; give a JSON object a line")
-    return row
+    return ((where, parse_object(line, where)) for where, line in _lines(path))
 
 
 def _row(where: str, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -213,7 +194,7 @@ def _row(where: str, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         )
     if row.get("len", len(ids)) != len(ids):
         raise UserError(
-            f"{where} has {len(ids)} input_ids and says len {_shown(row['len'])}; leave len out or "
+            f"{where} has {len(ids)} input_ids and says len {shown(row['len'])}; leave len out or "
             f"correct it"
         )
     return ids, labels
@@ -223,7 +204,7 @@ def _ids(where: str, row: dict[str, Any], key: str, lowest: int = 0) -> np.ndarr
     """The token ids of a row, int32; `lowest` may be IGNORED, and then it is allowed besides."""
     values = _value(where, row, key)
     if not isinstance(values, list) or not values:
-        raise UserError(f"{where}: {key} is {_shown(values)}; it must be a list of token ids")
+        raise UserError(f"{where}: {key} is {shown(values)}; it must be a list of token ids")
     if set(map(type, values)) == {int} and min(values) >= lowest and max(values) <= LARGEST_ID:
         ids = np.array(values, dtype=np.int32)
         if not ((ids < 0) & (ids != lowest)).any():
@@ -235,7 +216,7 @@ def _ids(where: str, row: dict[str, Any], key: str, lowest: int = 0) -> np.ndarr
     )
     also = f", or {IGNORED} for no loss" if lowest == IGNORED else ""
     raise UserError(
-        f"{where}: {key}[{place}] is {_shown(wrong)}; a token id is an integer from 0 up{also}"
+        f"{where}: {key}[{place}] is {shown(wrong)}; a token id is an integer from 0 up{also}"
     )
 
 
@@ -243,9 +224,3 @@ def _value(where: str, row: dict[str, Any], key: str) -> Any:
     if key not in row:
         raise UserError(f"{where} lacks {key}; it has {', '.join(row) or 'no keys'}")
     return row[key]
-
-
-def _shown(value: Any) -> str:
-    """A value as JSON, its beginning where it is long."""
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

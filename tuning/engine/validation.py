@@ -8,6 +8,7 @@ from tuning.engine import loop, losses, ranks
 from tuning.engine.batches import Batches
 from tuning.engine.parallel import Spread
 from tuning.engine.samples import Samples
+from tuning.runs.progress import tell_part
 
 
 class Validation:
@@ -25,6 +26,8 @@ class Validation:
         counted = 0
         with self.spread.evaluating():
             for step in range(self.batches.steps_per_epoch):
+                if ranks.rank() == 0:
+                    tell_part("validation", step, self.batches.steps_per_epoch)
                 batch = self.batches.at(step)
                 counted += batch.loss_tokens
                 for row in self.batches.rows(batch, device):

@@ -38,6 +38,28 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
     return Interval(estimate=mean, low=max(0.0, mean - error), high=min(1.0, mean + error))
 
 
+def ratio_interval(
+    sums: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray
+) -> Interval:
+    """The mean of all values, some to each prompt, with 1.96 standard errors on either side.
+
+    The values of a prompt depend on each other, so prompts are the units: the ratio estimator of
+    cluster sampling (Cochran 1977, "Sampling Techniques", section 6.4). With one value a prompt it
+    is `mean_interval`. The interval of shares stays within [0, 1].
+    """
+    found, asked = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
+    if not asked.sum():
+        raise ValueError("a mean needs at least one value")
+    mean, prompts = float(found.sum() / asked.sum()), found.size
+    shares = bool((found >= 0).all() and (found <= asked).all())
+    if shares and (prompts == 1 or mean in (0.0, 1.0)):
+        return wilson(mean, prompts)
+    left = (found - mean * asked) / asked.mean()
+    error = Z * float(np.sqrt((left**2).sum() / max(prompts - 1, 1) / prompts))
+    least, most = (0.0, 1.0) if shares else (-np.inf, np.inf)
+    return Interval(estimate=mean, low=max(least, mean - error), high=min(most, mean + error))
+
+
 def wilson(share: float, trials: int) -> Interval:
     """Wilson's score interval of a binomial share (Wilson 1927)."""
     centre = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuning.data.encoding import IGNORED, Encoded
+from tuning.runs.progress import tell_part
 from tuning.sweetspots.monitor import Measurement
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def measure(model: PreTrainedModel, pool: Sequence[Encoded], *, batch_size: int 
     order = sorted(range(len(pool)), key=lambda i: len(pool[i].prompt) + len(pool[i].response))
     with torch.no_grad():
         for start in range(0, len(pool), batch_size):
+            tell_part("perplexity", start, len(pool))
             nll, tokens = _batch(model, [pool[i] for i in order[start : start + batch_size]])
             losses += nll.tolist()
             counts += tokens.tolist()

@@ -1,11 +1,15 @@
-"""What must hold of a test pool before models are sampled on it."""
+"""What must hold of a pool before a task grades answers to its prompts: those of an evaluation, or
+those that a preference method samples and is rewarded for.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 from tuning.config import DatasetEntry
 from tuning.data import train_dataset
+from tuning.methods import method
 from tuning.tasks.registry import task
 
 
@@ -13,9 +17,27 @@ def require_test_pool(dataset: DatasetEntry, task_name: str, prompts: int) -> No
     """Raise UserError unless the first `prompts` rows of a test pool are there and can be graded;
     `task_name` is canonical.
     """
-    grader = task(task_name)
     train_dataset.require(dataset, "test", prompts, "prompts")
-    columns = ("prompt", *grader.columns)
-    train_dataset.require_columns(dataset, "test", columns, f"task '{task_name}'")
-    rows = train_dataset.rows(dataset, "test", prompts)
-    grader.require_gradable(rows, partial(train_dataset.where, dataset, "test"))
+    _require_gradable(dataset, "test", task_name, prompts, f"task '{task_name}'")
+
+
+def require_rewards(
+    dataset: DatasetEntry, task_name: str, methods: Iterable[str], size: int
+) -> None:
+    """Raise UserError unless answers to the first `size` rows of the preference pool can be graded,
+    where any of the methods is rewarded by the task.
+    """
+    if rewarded := [name for name in methods if method(name).rewarded]:
+        _require_gradable(dataset, "preference", task_name, size, rewarded[0])
+
+
+def _require_gradable(
+    dataset: DatasetEntry, pool: str, task_name: str, size: int, who: str
+) -> None:
+    """Raise UserError, with the row, unless answers to the first `size` rows can be graded, which
+    `who` asks for.
+    """
+    grader = task(task_name)
+    train_dataset.require_columns(dataset, pool, ("prompt", *grader.columns), who)
+    rows = train_dataset.rows(dataset, pool, size)
+    grader.require_gradable(rows, partial(train_dataset.where, dataset, pool))

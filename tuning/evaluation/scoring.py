@@ -5,21 +5,23 @@ torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tuning.evaluation.config import EvaluationRunConfig
-from tuning.evaluation.intervals import Interval, mean_interval
+from tuning.evaluation.intervals import Interval, mean_interval, ratio_interval
 from tuning.evaluation.pass_at_k import per_prompt
 from tuning.runs import atomic
+from tuning.runs.errors import StageFailed
 from tuning.runs.rundir import RunDirectory, read_lines
-from tuning.tasks.base import Grade
+from tuning.tasks.base import BEYOND, Grade
 from tuning.tasks.registry import task
 
 
 def score(directory: RunDirectory, config: EvaluationRunConfig) -> dict[str, Any]:
     """Grade every response of a finished inference and write scores.json."""
-    rows = read_lines(directory.path / "responses.jsonl")
+    rows = _answered(directory.path / "responses.jsonl", config)
     grade = task(config.task).grade
     grades = [[grade(text, row) for text in row["responses"]] for row in rows]
     correct = [sum(entry.right for entry in of_prompt) for of_prompt in grades]
@@ -35,19 +37,41 @@ def score(directory: RunDirectory, config: EvaluationRunConfig) -> dict[str, Any
         "samples": samples,
         "pass_at_k": {str(k): _rounded(mean_interval(per_prompt(correct, samples, k))) for k in ks},
         "correct": correct,
-        "parts": _parts(entry for of_prompt in grades for entry in of_prompt),
+        "prompts_beyond_context": sum(BEYOND in row for row in rows),
+        "parts": _parts(grades),
     }
     atomic.write_json(directory.path / "scores.json", scores)
     return scores
 
 
-def _parts(grades: Iterable[Grade]) -> dict[str, float]:
-    """The mean of each part, over the responses that have it."""
-    values: dict[str, list[float]] = {}
-    for entry in grades:
-        for name, value in entry.parts.items():
-            values.setdefault(name, []).append(float(value))
-    return {name: round(math.fsum(of) / len(of), 6) for name, of in values.items()}
+def _answered(path: Path, config: EvaluationRunConfig) -> list[dict[str, Any]]:
+    """The lines of responses.jsonl; StageFailed for one that an inference does not write."""
+    rows = read_lines(path)
+    again = "infer again with --do_inference --force"
+    if len(rows) != path.read_bytes().count(b"\n"):
+        raise StageFailed(f"'{path}' is damaged in line {len(rows) + 1}; {again}.")
+    needed, samples = {"responses", *task(config.task).columns}, config.sampling.n_samples
+    for number, row in enumerate(rows, 1):
+        whole = row.keys() >= needed and isinstance(row["responses"], list)
+        if not whole or [type(text) for text in row["responses"]] != [str] * samples:
+            raise StageFailed(f"'{path}' is damaged in line {number}; {again}.")
+    return rows
+
+
+def _parts(grades: Sequence[Sequence[Grade]]) -> dict[str, dict[str, float]]:
+    """The mean of each part over all responses that have it, with its interval over prompts."""
+    names = dict.fromkeys(name for of_prompt in grades for one in of_prompt for name in one.parts)
+    found = {}
+    for name in names:
+        answers = [[_several(one.parts.get(name, ())) for one in prompt] for prompt in grades]
+        sums = [math.fsum(map(math.fsum, prompt)) for prompt in answers]
+        counts = [sum(map(len, prompt)) for prompt in answers]
+        found[name] = _rounded(ratio_interval(sums, counts))
+    return found
+
+
+def _several(value: float | bool | Sequence[bool]) -> Sequence[float]:
+    return (value,) if isinstance(value, bool | int | float) else value
 
 
 def _rounded(interval: Interval) -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from tuning import config as site
 from tuning.data import train_dataset
+from tuning.evaluation.prompts import require_rewards
 from tuning.experiments.choices import Choices
 from tuning.experiments.merge import merged, unite
 from tuning.experiments.stages import StageMaker, directory_name
@@ -331,6 +332,9 @@ def _check(budget: Budget, splits: Sequence[Split]) -> None:
     if any(split.n_pt for split in splits) and not budget.pft_methods:
         raise UserError("pft_method is missing; it is needed unless SFT takes the whole budget.")
     _check_pools(dataset, splits)
+    if largest := max((split.n_pt for split in splits), default=0):
+        task = collections.task(budget.task)
+        require_rewards(dataset, task, budget.pft_methods, largest)
 
 
 def _check_pools(dataset: site.DatasetEntry, splits: Iterable[Split]) -> None:

@@ -5,7 +5,6 @@ of SFT, preference tuning and evaluation.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from tuning.engine.config import ComputeConfig, LossConfig
 from tuning.evaluation.config import PassAtKConfig
 from tuning.flags import Parser, add_flags, given
-from tuning.runs.errors import UserError
+from tuning.runs.names import require_name
 from tuning.sweetspots.config import PerplexityConfig
 from tuning.training.config import (
     DPOTrainingConfig,
@@ -47,11 +46,8 @@ class Choices:
     evaluation_values: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.experiment and not re.fullmatch(r"\w[\w.@-]*", self.experiment):
-            raise UserError(
-                f"experiment '{self.experiment}' cannot name a folder; use letters, digits and "
-                ". _ - @."
-            )
+        if self.experiment is not None:
+            require_name("experiment", self.experiment)
 
     @property
     def evaluates(self) -> bool:

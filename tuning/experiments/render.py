@@ -19,12 +19,13 @@ def command(stage: Stage) -> list[str]:
     """The entry point, relative to tuning/, followed by its flags."""
     if stage.kind == "pretrain":
         return pretrain_words(run_of(stage))
-    evaluation = evaluation_of(stage)
     phases = [flag for phase, flag in _PHASES.items() if phase in stage.phases]
     if stage.run is None:
-        script, *flags = evaluation_words(evaluation)
+        script, *flags = evaluation_words(evaluation_of(stage))
         return [script, *flags, *phases]
     words = sft_words(run_of(stage)) if stage.kind == "sft" else preference_words(run_of(stage))
     evaluates = "infer" in stage.phases or "evaluate" in stage.phases
-    sampling = sampling_words(evaluation.base.model, evaluation.sampling) if evaluates else []
-    return [*words, *phases, *sampling]
+    if not evaluates:
+        return [*words, *phases]
+    evaluation = evaluation_of(stage)
+    return [*words, *phases, *sampling_words(evaluation.base.model, evaluation.sampling)]

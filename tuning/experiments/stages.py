@@ -18,6 +18,8 @@ from tuning.engine.run_config import pretrain_config
 from tuning.evaluation.config import (
     EvaluationRunConfig,
     PassAtKConfig,
+    artifact_hash,
+    artifact_name,
     evaluation_config,
     sampling_config,
 )
@@ -62,12 +64,15 @@ class StageMaker:
         return model_config(self.model, self.choices.model_values)
 
     def require_test_pool(self) -> None:
-        """Raise UserError unless the test pool has enough prompts, and they can be graded."""
-        collections = site.collections()
-        entry, prompts = collections.dataset(self.choices.dataset), self.sampling.prompts
+        """Raise UserError unless the test pool has enough prompts, and they can be graded: where
+        models are evaluated, or prompts are asked for.
+        """
+        collections, prompts = site.collections(), self.sampling.prompts
+        entry = collections.dataset(self.choices.dataset)
         if self.choices.evaluates:
             require_test_pool(entry, collections.task(self.choices.task), prompts)
-        train_dataset.require(entry, "test", prompts, "prompts")
+        elif "prompts" in self.choices.evaluation_values:
+            train_dataset.require(entry, "test", prompts, "prompts")
 
     def sft_run(self, size: int, rules: Mapping[str, Any] | None = None) -> SFTRunConfig:
         """The config of SFT on `size` examples; `rules` replaces the settings of its sweetspots."""
@@ -117,29 +122,37 @@ class StageMaker:
     def base_stage(self, pretrained: str | None, taken: Collection[str]) -> Stage:
         """The evaluation of the base; `pretrained` is the stage that makes it."""
         parents = (pretrained,) if pretrained else ()
-        return self._evaluated("base", self._evaluation(self.base), taken, parents=parents)
+        return self._evaluated("base", self.base, taken, parents=parents)
 
     def sweetspot_stage(
         self, sft: SFTRunConfig, run: str, label: str, taken: Collection[str]
     ) -> Stage:
         """The evaluation of a sweetspot of an SFT run; `run` names its directory."""
-        config = self._evaluation(sft.model, run=run, run_hash=sft.hash, sweetspot=label)
         return self._evaluated(
-            "sweetspot", config, taken, parents=(run,), parent=run, sweetspot=label
+            "sweetspot", sft.model, taken, run, sft.hash, label, parents=(run,), parent=run
         )
 
     def _evaluated(
-        self, role: str, config: EvaluationRunConfig, taken: Collection[str], **more: Any
+        self,
+        role: str,
+        base: ModelLoadConfig,
+        taken: Collection[str],
+        run: str | None = None,
+        run_hash: str | None = None,
+        sweetspot: str | None = None,
+        **more: Any,
     ) -> Stage:
         """An evaluation alone; `-{role}` is appended to its name if that is in `taken`."""
-        name = config.artifact
+        name = artifact_name(base, run, sweetspot)
+        config = self._evaluation(base, run=run, run_hash=run_hash, sweetspot=sweetspot)
         return Stage(
             name=f"{name}-{role}" if name in taken else name,
             role=role,
-            hash=config.artifact_hash,
+            hash=artifact_hash(base, run_hash, sweetspot),
             trains=False,
             artifact=name,
             script="run_inference.py",
+            sweetspot=sweetspot,
             **self._phases(config, train=False),
             **more,
         )
@@ -201,21 +214,27 @@ class StageMaker:
             **self._phases(evaluation, train=train),
         )
 
-    def _evaluation(self, base: ModelLoadConfig, **which: Any) -> EvaluationRunConfig:
+    def _evaluation(self, base: ModelLoadConfig, **which: Any) -> EvaluationRunConfig | None:
+        """None where nothing is evaluated, and nothing could be: there is no test pool."""
         c = self.choices
+        entry = site.collections().dataset(c.dataset)
+        if not c.evaluates and not train_dataset.has_pool(entry, "test"):
+            return None
         return evaluation_config(
             base, dataset=c.dataset, task=c.task, sampling=self.sampling, **which
         )
 
     def _phases(
-        self, config: EvaluationRunConfig, *, train: bool, evaluate: bool = True
+        self, config: EvaluationRunConfig | None, *, train: bool, evaluate: bool = True
     ) -> dict[str, Any]:
-        """The fields of a stage that describe its phases and its evaluation."""
+        """The fields of a stage that describe its phases and its evaluation, if it can have one."""
         phases = [
             *(["train"] if train else []),
             *(["infer"] if self.choices.do_inference and evaluate else []),
             *(["evaluate"] if self.choices.do_evaluation and evaluate else []),
         ]
+        if config is None:
+            return {"phases": tuple(phases), "task": site.collections().task(self.choices.task)}
         return {
             "phases": tuple(phases),
             "task": config.task,

@@ -14,6 +14,7 @@ from typing import Any
 
 from tuning import config as site
 from tuning.data import train_dataset
+from tuning.evaluation.prompts import require_rewards
 from tuning.experiments.choices import RULES, Choices
 from tuning.experiments.stages import StageMaker, directory_name
 from tuning.plan import Plan, Stage
@@ -165,6 +166,8 @@ def _check(wanted: Wanted) -> None:
         )
     if wanted.do_dpo:
         train_dataset.require(dataset, "preference", wanted.total_data, "total_data")
+        task = collections.task(wanted.task)
+        require_rewards(dataset, task, wanted.methods, wanted.total_data)
     if wanted.do_sft and wanted.references:
         hint = "The SFT reference run uses them all; --no_references leaves it out."
         train_dataset.require(dataset, "sft", wanted.total_data, "total_data", hint)

@@ -27,6 +27,12 @@ class Generator(Protocol):
         """Prompts that one call answers, before they are written; the last chunk may be smaller."""
         ...
 
+    def room(self, prompts: Sequence[Messages]) -> list[int]:
+        """Tokens that the context of the model leaves for an answer to each prompt; negative where
+        the prompt alone is longer.
+        """
+        ...
+
     def generate(
         self, prompts: Sequence[Messages], sampling: PassAtKConfig, run_hash: str, first: int
     ) -> list[list[str]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tuning.evaluation.config import PassAtKConfig
 from tuning.inference.generator import Messages, seed_of
+from tuning.runs.progress import tell_part
 from tuning.weights.artifact import Artifact
 
 
@@ -39,6 +41,19 @@ class HFGenerator:
         """A batch."""
         return sampling.batch_size
 
+    def room(self, prompts: Sequence[Messages]) -> list[int]:
+        """See Generator; a model that names no context is taken to have one without end."""
+        config = self.model.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        encoded = self.tokenizer(self._texts(prompts), add_special_tokens=False)["input_ids"]
+        return [context - len(ids) for ids in encoded]
+
+    def _texts(self, prompts: Sequence[Messages]) -> list[str]:
+        return [
+            self.tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
+            for p in prompts
+        ]
+
     def seed(self, sampling: PassAtKConfig, run_hash: str, first: int) -> int:
         """The seed of the batch whose first prompt has the place `first`."""
         return seed_of(run_hash, sampling.sampling_seed, first // sampling.batch_size)
@@ -49,12 +64,12 @@ class HFGenerator:
         """See Generator; the sequences of one call are sampled together."""
         import torch
 
-        texts = [
-            self.tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
-            for p in prompts
-        ]
         batch = self.tokenizer(
-            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+            self._texts(prompts),
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
         ).to(self.model.device)
         with borrowed(self.model):
             torch.manual_seed(self.seed(sampling, run_hash, first))
@@ -69,12 +84,25 @@ class HFGenerator:
                 num_return_sequences=sampling.n_samples,
                 eos_token_id=self.ends,
                 pad_token_id=self.tokenizer.pad_token_id,
+                stopping_criteria=[_telling(batch["input_ids"].shape[1], sampling.max_new_tokens)],
             )
         answers = self.tokenizer.batch_decode(
             output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
         )
         n = sampling.n_samples
         return [answers[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def _telling(prompt: int, most: int) -> Callable[..., Any]:
+    """A criterion that ends nothing, and tells the progress with every token."""
+
+    def tell(ids: Any, *_: object, **__: object) -> Any:
+        import torch
+
+        tell_part("token", ids.shape[1] - prompt, most)
+        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+    return tell
 
 
 @contextlib.contextmanager

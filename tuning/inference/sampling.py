@@ -16,7 +16,9 @@ from tuning.data import train_dataset
 from tuning.evaluation.config import EvaluationRunConfig
 from tuning.inference.generator import Generator
 from tuning.runs import atomic, interrupt
+from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory, read_lines
+from tuning.tasks.base import BEYOND
 from tuning.tasks.registry import task
 
 
@@ -32,38 +34,60 @@ def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Gene
     chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
     path = directory.path / "responses.jsonl"
     done = _keep_whole_chunks(path, [len(chunk) for chunk in chunks])
+    room = _room(generator, rows, config.sampling.max_new_tokens)
     with tqdm(initial=done, total=len(chunks), desc="inference", mininterval=2.0) as bar:
         for number in range(done, len(chunks)):
             interrupt.check()
             directory.progress("infer", number, len(chunks))
             prompts, first = [row["prompt"] for row in chunks[number]], number * size
             answers = generator.generate(prompts, config.sampling, config.hash, first)
-            _append(path, first, chunks[number], answers, columns)
+            lines = [
+                _line(first + i, row, texts, columns, room[first + i])
+                for i, (row, texts) in enumerate(zip(chunks[number], answers, strict=True))
+            ]
+            _append(path, lines)
             bar.update(1)
     directory.progress("infer", len(chunks), len(chunks), final=True)
 
 
-def _append(
-    path: Path,
-    start: int,
-    rows: list[dict[str, Any]],
-    answers: list[list[str]],
-    columns: tuple[str, ...],
-) -> None:
-    """Write a line a prompt, with the `columns` that its responses are graded by."""
-    lines = [
-        json.dumps(
-            {
-                "index": start + i,
-                "prompt": train_dataset.prompt_text(row),
-                **{column: row[column] for column in columns},
-                "responses": texts,
-            }
+def _room(generator: Generator, rows: list[dict[str, Any]], wanted: int) -> list[int]:
+    """Tokens that the context leaves for each answer; says how many prompts leave too few."""
+    room = generator.room([row["prompt"] for row in rows])
+    beyond = sum(left <= 0 for left in room)
+    tight = sum(0 < left < wanted for left in room)
+    if beyond:
+        logger.warning(
+            f"{beyond} of {len(rows)} test prompts are longer than the context of the model, by up "
+            f"to {-min(room)} tokens: the answers to them mean nothing"
         )
-        for i, (row, texts) in enumerate(zip(rows, answers, strict=True))
-    ]
+    if tight:
+        logger.warning(
+            f"{tight} of {len(rows)} test prompts leave less than max_new_tokens ({wanted}) of the "
+            f"context of the model, one of them {min(left for left in room if left > 0)}"
+        )
+    return room
+
+
+def _line(
+    index: int,
+    row: dict[str, Any],
+    answers: list[str],
+    columns: tuple[str, ...],
+    room: int,
+) -> dict[str, Any]:
+    """The line of a prompt, with the `columns` that its responses are graded by."""
+    return {
+        "index": index,
+        "prompt": train_dataset.prompt_text(row),
+        **{column: row[column] for column in columns},
+        **({BEYOND: True} if room <= 0 else {}),
+        "responses": answers,
+    }
+
+
+def _append(path: Path, lines: list[dict[str, Any]]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(line + "\n" for line in lines))
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
 

@@ -84,13 +84,13 @@ class Display:
 
     def _say_waiting(self, entry: InProgress) -> None:
         """Name the process that holds the run of a stage, once."""
-        progress = atomic.read_json(entry.progress)
+        progress = atomic.read_object(entry.progress)
         if progress and progress["phase"] == "waiting" and entry.stage.name not in self._waiting:
             self._waiting.add(entry.stage.name)
             self.say(progress["note"])
 
     def _describe(self, entry: InProgress) -> str:
-        progress = atomic.read_json(entry.progress)
+        progress = atomic.read_object(entry.progress)
         name = entry.stage.name
         if not progress:
             return f"{name} starting"

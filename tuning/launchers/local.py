@@ -103,7 +103,7 @@ class LocalLauncher:
 
     def _tell(self) -> None:
         """Report the progress of the plan, if this process itself is supervised."""
-        found = [atomic.read_json(entry.progress) or {} for entry in self.running]
+        found = [atomic.read_object(entry.progress) or {} for entry in self.running]
         at = A_STAGE * len(self.states) + sum(int(entry.get("at", 0)) for entry in found)
         if at > self._furthest and os.environ.get(PROGRESS_VARIABLE):
             self._furthest = at
@@ -242,7 +242,7 @@ class LocalLauncher:
         if self.stopping:
             return "pending", ""
         code = entry.process.returncode
-        record: dict[str, Any] = atomic.read_json(entry.record) or {}
+        record: dict[str, Any] = atomic.read_object(entry.record) or {}
         if code == EXIT_AGAIN or code < 0:
             return "again", ""
         return "failed", record.get("reason") or f"exit code {code}"

@@ -122,7 +122,7 @@ class Supervisor:
         self._exit_file = self.progress_file.with_suffix(".exit")
         self._log_start = 0
         self._outcome = Outcome(code=0)
-        before = (atomic.read_json(record) or {}) if continues else {}
+        before = (atomic.read_object(record) or {}) if continues else {}
         self._attempts = int(before.get("attempts", 0))
         self._idle = int(before.get("idle", 0))
         self._furthest: dict[str, int] = dict(before.get("furthest", {}))
@@ -167,7 +167,7 @@ class Supervisor:
 
     def _waited(self) -> bool:
         """Whether the stage was waiting for another process that holds its run."""
-        return (atomic.read_json(self.progress_file) or {}).get("phase") == "waiting"
+        return (atomic.read_object(self.progress_file) or {}).get("phase") == "waiting"
 
     def _too_often(self) -> bool:
         return self.host.starts_again and self._attempts >= MOST_ATTEMPTS
@@ -257,7 +257,7 @@ class Supervisor:
 
     def _progressed(self) -> bool:
         """Whether the stage got further than ever before; repeated steps do not count."""
-        found: dict[str, Any] = atomic.read_json(self.progress_file) or {}
+        found: dict[str, Any] = atomic.read_object(self.progress_file) or {}
         if not found.get("directory"):
             return False
         place = f"{found['directory']}:{found['phase']}"
@@ -285,7 +285,7 @@ class Supervisor:
 
     def _mark_run(self, ending: Ending) -> None:
         """Write `failed` to the status of a run whose process was killed before it could."""
-        found = atomic.read_json(self.progress_file) or {}
+        found = atomic.read_object(self.progress_file) or {}
         if ending.state != "failed" or not found.get("directory"):
             return
         directory = RunDirectory(Path(found["directory"]))

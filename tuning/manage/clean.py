@@ -11,7 +11,6 @@ only.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -24,7 +23,7 @@ from tuning.runs import manifest
 from tuning.runs.atomic import read_json
 from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.identity import FORMAT
-from tuning.runs.lock import Lock
+from tuning.runs.lock import Lock, drop_if_empty, flock
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory
 
@@ -232,10 +231,8 @@ def _delete(path: Path) -> None:
 def _drop_lock(directory: Path) -> None:
     """Remove the folder of a removed run, of which only the lock is left, unless it is claimed."""
     with contextlib.suppress(OSError), (directory / ".lock").open("r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if [path.name for path in directory.iterdir()] == [".lock"]:
-            (directory / ".lock").unlink()
-            directory.rmdir()
+        flock(file)
+        drop_if_empty(directory)
 
 
 def _leftover(path: Path, why: str, directory: Path) -> Leftover:

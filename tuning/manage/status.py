@@ -8,7 +8,6 @@ tell the reason.
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import re
@@ -17,7 +16,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tuning.launchers.slurm import reasons
 from tuning.launchers.slurm.client import WAITS, Job, Slurm
@@ -27,6 +25,7 @@ from tuning.launchers.slurm.shared import Elsewhere, elsewhere
 from tuning.plan import Plan, Stage, Standing, standing
 from tuning.runs import atomic
 from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.json_text import NotJSON, parse_object
 from tuning.runs.lock import Lock
 from tuning.runs.rundir import RunDirectory
 
@@ -140,7 +139,7 @@ def _not_done(
         return _live(view, task, job, stage, above)
     if any(d is not None and Lock(d.path).holder() for d in (found.run, found.evaluation)):
         return "running", ""
-    record = atomic.read_json(view.folder / "stages" / f"{stage.name}.json") or {}
+    record = atomic.read_object(view.folder / "stages" / f"{stage.name}.json") or {}
     if task is not None and record.get("job") not in (None, task.id):
         record = {}  # of an earlier submission
     if record.get("state") == "failed":
@@ -260,7 +259,7 @@ def _progress(view: _View, stage: Stage) -> str:
     places = sorted(
         (folder / "stages").glob(f"*/{stage.name}.json"), key=lambda p: p.stat().st_mtime
     )
-    progress = (atomic.read_json(places[-1]) if places else None) or {}
+    progress = (atomic.read_object(places[-1]) if places else None) or {}
     words = [str(progress.get("phase", "")) or "starting"]
     if progress.get("directory"):
         words += [f"{progress['at']}/{progress['of']}", progress["note"]]
@@ -287,7 +286,7 @@ def _age(moment: float) -> str:
 
 def _metric(found: Standing) -> str:
     """pass@1 if it is known, else the last loss or perplexity."""
-    scores = atomic.read_json(found.evaluation.path / "scores.json") if found.evaluation else None
+    scores = atomic.read_object(found.evaluation.path / "scores.json") if found.evaluation else None
     if scores:
         k, first = next(iter(scores["pass_at_k"].items()))
         return f"pass@{k} {first['estimate']:.3f}"
@@ -295,8 +294,8 @@ def _metric(found: Standing) -> str:
         return ""
     for line in reversed(_tail(found.run.path / "metrics.jsonl").splitlines()):
         try:
-            values: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
+            values = parse_object(line, "a line", nan=True)
+        except NotJSON:
             continue
         for name in ("perplexity", "loss"):
             if isinstance(values.get(name), int | float):

@@ -34,7 +34,7 @@ def require_successor(plan: Plan, home: Path, slurm: Slurm | None = None) -> lis
     may not leave them out.
     """
     folder = home / "outputs" / "reports" / plan.experiment
-    found = atomic.read_json(folder / "plan.json")
+    found = atomic.read_object(folder / "plan.json")
     if found is None or found.get("format") != FORMAT:
         return []  # save_plan() refuses another format
     former = Plan.from_json(found)

@@ -15,6 +15,7 @@ from tuning.phases.options import Options
 from tuning.runs import interrupt, provenance, ranks
 from tuning.runs.errors import UserError
 from tuning.runs.log import logger
+from tuning.runs.names import require_fits
 from tuning.runs.rundir import Identity, RunDirectory, claim, locate, take
 from tuning.runs.training import Training, training_in
 
@@ -28,6 +29,7 @@ def training_phase(
 
     `joinable`: several ranks can train this run together; otherwise they are a UserError.
     """
+    require_fits("run", identity.run_name)
     if ranks.world_size() > 1 and not joinable:
         raise UserError(
             f"{identity.kind} runs are trained by one process; torchrun started "
@@ -70,7 +72,7 @@ def _report_to(training: Training, identity: Identity, options: Options) -> tupl
     """Where rank 0 reports a training that starts now; with `force`, drops stale evaluations."""
     if training.done or not ranks.is_first():
         return ()
-    from tuning.training import wandb_run
+    from tuning.runs import wandb_run
 
     if options.force and options.output_dir is None:
         _drop_evaluations(training.directory)

@@ -18,7 +18,7 @@ from tuning.evaluation.config import EvaluationRunConfig
 from tuning.flags import Parser, restore
 from tuning.phases.options import Options, add_wandb, wandb_mode
 from tuning.plan import Stage, read_stage
-from tuning.runs.errors import StageFailed
+from tuning.runs.errors import StageFailed, UserError
 from tuning.training.config_training import RUN_CONFIGS
 
 STAGE_FLAG = "--stage"
@@ -37,8 +37,11 @@ class Work:
     """None if nothing is evaluated."""
 
 
-def planned(argv: Sequence[str] | None = None) -> Work | None:
-    """The work in a stage file; None if the command line does not start with `--stage`."""
+def planned(argv: Sequence[str] | None = None, kind: str | None = None) -> Work | None:
+    """The work in a stage file; None if the command line does not start with `--stage`.
+
+    UserError for a stage of another `kind` than the entry point's, where one is given.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] != [STAGE_FLAG]:
         return None
@@ -48,6 +51,12 @@ def planned(argv: Sequence[str] | None = None) -> Work | None:
     add_wandb(parser)
     args = parser.parse_args(words)
     stage = read_stage(args.stage)
+    config = stage.evaluation if stage.kind == "evaluation" else stage.run
+    if kind is not None and (stage.kind != kind or config is None):
+        raise UserError(
+            f"'{args.stage}' is a stage of kind {stage.kind}; this runs those of kind {kind} that "
+            "have a config."
+        )
     options = Options(
         do_training="train" in stage.phases,
         do_inference="infer" in stage.phases,
@@ -68,7 +77,7 @@ def run_of(stage: Stage) -> Any:
 
     Raises StageFailed if its hash is not the planned one.
     """
-    if stage.run is None:
+    if stage.run is None or stage.kind not in RUN_CONFIGS:
         return None
     config = restore(RUN_CONFIGS[stage.kind], stage.run)
     _require_hash(stage, config.hash, stage.hash)

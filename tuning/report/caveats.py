@@ -16,6 +16,8 @@ _DATASETS = {
     "Its rejected answers are mistakes that a program can invent, not those of this model.",
 }
 
+_MOST_IN_FORM = 0.5
+
 
 def caveats(
     rows: Sequence[Row],
@@ -33,6 +35,8 @@ def caveats(
         _DATASETS.get(str(about.get("dataset")), "") if comparisons else "",
         _price(rows),
         _same_weights(rows, labels),
+        _form(rows, labels),
+        _context(rows, labels),
         _missing(rows, labels),
     ]
     return [text for text in found if text]
@@ -130,6 +134,36 @@ def _same_weights(rows: Sequence[Row], labels: Labels) -> str:
                     "between their scores is sampling noise."
                 )
     return ""
+
+
+def _form(rows: Sequence[Row], labels: Labels) -> str:
+    """Models most of whose answers are not in the form that is read."""
+    low = [
+        f"“{labels.label(row)}” in {row.scores.parts['format']:.0%} of its answers"
+        for row in rows
+        if row.scores and row.scores.parts.get("format", 1.0) < _MOST_IN_FORM
+    ]
+    if not low:
+        return ""
+    return (
+        "An answer counts only in the form that the task reads (column “format”), and these models "
+        f"rarely gave it: {'; '.join(low)}. Their scores say as much about the form as about the "
+        "problems; a prompt, or a system message, that asks for the form makes them comparable."
+    )
+
+
+def _context(rows: Sequence[Row], labels: Labels) -> str:
+    long = [
+        f"{row.scores.beyond_context} of {row.scores.prompts} for “{labels.label(row)}”"
+        for row in rows
+        if row.scores and row.scores.beyond_context
+    ]
+    if not long:
+        return ""
+    return (
+        f"Some test prompts are longer than the context of the model ({'; '.join(long)}); the "
+        "answers to them mean nothing."
+    )
 
 
 def _missing(rows: Sequence[Row], labels: Labels) -> str:

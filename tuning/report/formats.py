@@ -30,6 +30,11 @@ def seconds(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def share(value: float | None) -> str:
+    """0.123 -> 12%"""
+    return f"{value:.0%}" if value is not None else UNKNOWN
+
+
 def signed(value: float) -> str:
     """0.05 -> +0.050, with a real minus"""
     return f"{value:+.3f}".replace("-", "−")

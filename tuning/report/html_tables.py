@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuning.report.comparisons import QUESTIONS, Comparison, about
-from tuning.report.formats import UNKNOWN, count, interval, perplexity, seconds, tokens
+from tuning.report.formats import UNKNOWN, count, interval, perplexity, seconds, share, tokens
 from tuning.report.labels import Labels
 from tuning.report.palette import Palette
-from tuning.report.rows import WAYS, Budget, Row, largest_k, of_role
+from tuning.report.rows import WAYS, Budget, Row, largest_k, of_role, part_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,8 @@ class Result:
     bar: Bar | None
     several: str
     """pass@k for the largest k."""
+    parts: tuple[str, ...]
+    """The further measures of the task."""
     why: str
     """Why there is no score."""
     known: bool
@@ -64,6 +66,8 @@ class Results:
 
     k: int
     """The largest k of pass@k; the table has a column for it if above 1."""
+    parts: list[str]
+    """The names of the further measures of the task, a column each."""
     lines: list[Result]
 
     @property
@@ -76,7 +80,7 @@ def results(rows: Sequence[Row], labels: Labels, palette: Palette) -> Results:
     """A line for each row of results.csv."""
     k = largest_k(rows)
     top = max((row.scores.first[2] for row in rows if row.scores), default=1.0)
-    best, groups = _best(rows), _groups(rows)
+    best, groups, parts = _best(rows), _groups(rows), part_names(rows)
     lines = []
     for number, row in enumerate(rows):
         scores = row.scores
@@ -90,6 +94,7 @@ def results(rows: Sequence[Row], labels: Labels, palette: Palette) -> Results:
             score=interval(*scores.first) if scores else "",
             bar=Bar(low=low, middle=middle, high=high) if scores else None,
             several=f"{several[0]:.3f}" if several else UNKNOWN,
+            parts=tuple(share(scores.parts.get(name) if scores else None) for name in parts),
             why="" if scores else row.note or "not evaluated",
             known=row.sft_data_used is not None and not (row.missing and row.pft_data is None),
             missing=row.missing,
@@ -97,7 +102,7 @@ def results(rows: Sequence[Row], labels: Labels, palette: Palette) -> Results:
             group=number > 0 and groups[number - 1] != groups[number],
         )
         lines.append(line)
-    return Results(k=k, lines=lines)
+    return Results(k=k, parts=parts, lines=lines)
 
 
 def _name(row: Row, labels: Labels, palette: Palette) -> Name:

@@ -272,11 +272,16 @@ def _found(run: RunDirectory | None, label: str | None) -> Sweetspot | None:
         return None
 
 
+def _share(part: Any) -> float:
+    """The share of a part; scores of older evaluations have no interval beside it."""
+    return float(part["estimate"] if isinstance(part, dict) else part)
+
+
 def _scores(evaluation: RunDirectory | None) -> tuple[Scores | None, dict[str, Any] | None]:
     """The scores and the config of a finished evaluation."""
     if evaluation is None or not evaluation.done("evaluate"):
         return None, None
-    found = atomic.read_json(evaluation.path / "scores.json")
+    found = atomic.read_object(evaluation.path / "scores.json")
     if found is None:
         return None, None
     intervals = {
@@ -288,5 +293,7 @@ def _scores(evaluation: RunDirectory | None) -> tuple[Scores | None, dict[str, A
         samples=int(found["samples"]),
         pass_at_k=dict(sorted(intervals.items())),
         correct=tuple(int(count) for count in found["correct"]),
+        parts={name: _share(part) for name, part in found.get("parts", {}).items()},
+        beyond_context=int(found.get("prompts_beyond_context", 0)),
     )
     return scores, evaluation.config

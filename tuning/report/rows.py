@@ -30,6 +30,12 @@ class Scores:
     """k -> (estimate, low, high), k in ascending order."""
     correct: tuple[int, ...]
     """Right answers among `samples`, for each prompt."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """The mean of each further measure of the task, a share: `format`, answers in the form asked
+    for.
+    """
+    beyond_context: int = 0
+    """Prompts that are longer than the context of the model."""
 
     @property
     def largest_k(self) -> int:
@@ -150,6 +156,11 @@ def largest_k(rows: Iterable[Row]) -> int:
     return max((row.scores.largest_k for row in rows if row.scores), default=1)
 
 
+def part_names(rows: Iterable[Row]) -> list[str]:
+    """The further measures that any row has."""
+    return list(dict.fromkeys(name for row in rows if row.scores for name in row.scores.parts))
+
+
 def same_weights(spot: Row, sft: Row) -> bool:
     """Whether an SFT run ended at a sweetspot, so that the two are one model."""
     if spot.role != "sweetspot" or spot.cost is None or sft.cost is None:
@@ -184,7 +195,5 @@ def _pooled(rows: Sequence[Row]) -> Row:
     correct = tuple(map(sum, zip(*(scores.correct for scores in scored), strict=True)))
     mean = mean_interval(per_prompt(correct, samples, 1))
     interval = (mean.estimate, mean.low, mean.high)
-    scores = Scores(
-        prompts=scored[0].prompts, samples=samples, correct=correct, pass_at_k={1: interval}
-    )
-    return replace(first, scores=scores)
+    pooled = replace(scored[0], samples=samples, correct=correct, pass_at_k={1: interval}, parts={})
+    return replace(first, scores=pooled)

@@ -7,8 +7,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from tuning.report.formats import UNKNOWN, count, interval, perplexity, shorten, tokens
-from tuning.report.rows import Row, largest_k
+from tuning.report.formats import UNKNOWN, count, interval, perplexity, share, shorten, tokens
+from tuning.report.rows import Row, largest_k, part_names
 
 COLUMNS = (
     "run_name",
@@ -39,13 +39,16 @@ NOTE_WIDTH = 56
 
 
 def csv_text(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
-    """results.csv; unknown values are empty."""
+    """results.csv, with a last column for each further measure of the task; unknown values are
+    empty.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
+    parts = part_names(rows)
+    writer.writerow([*columns, *parts])
     for row in rows:
-        values = _values(row)
-        writer.writerow([_plain(values[column]) for column in columns])
+        values = _values(row) | {name: _part(row, name) for name in parts}
+        writer.writerow([_plain(values[column]) for column in (*columns, *parts)])
     return buffer.getvalue()
 
 
@@ -78,6 +81,10 @@ def _values(row: Row) -> dict[str, Any]:
     }
 
 
+def _part(row: Row, name: str) -> float | None:
+    return row.scores.parts.get(name) if row.scores else None
+
+
 def _plain(value: Any) -> str:
     if value is None:
         return ""
@@ -86,7 +93,7 @@ def _plain(value: Any) -> str:
 
 def terminal_table(rows: Sequence[Row]) -> str:
     """The table for people: numbers under each other, or the reason why there are none."""
-    largest = largest_k(rows)
+    largest, parts = largest_k(rows), part_names(rows)
     header = [
         "run",
         "ppl",
@@ -94,12 +101,13 @@ def terminal_table(rows: Sequence[Row]) -> str:
         "pref",
         "pass@1 [95% interval]",
         f"pass@{largest}",
+        *parts,
         "tokens",
         "s",
     ]
     if largest == 1:
         header[5] = ""
-    cells = [_cells(row) for row in rows]
+    cells = [_cells(row, parts) for row in rows]
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
     lines = [_line(header, widths), "  ".join("─" * width for width in widths if width)]
     for row, line in zip(rows, cells, strict=True):
@@ -111,7 +119,7 @@ def terminal_table(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, parts: Sequence[str]) -> list[str]:
     scores, cost = row.scores, row.cost
     name = shorten(row.run_name, NAME_WIDTH)
     first = interval(*scores.first) if scores else UNKNOWN
@@ -123,6 +131,7 @@ def _cells(row: Row) -> list[str]:
         count(row.pft_data),
         first,
         f"{scores.pass_at_k[scores.largest_k][0]:.3f}" if scores and several else "",
+        *(share(_part(row, name)) for name in parts),
         tokens(cost.tokens) if cost else UNKNOWN,
         f"{cost.seconds:.0f}" if cost else UNKNOWN,
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tuning.runs.json_text import NotJSON, parse, shown
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,11 +39,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The content of a JSON file; None if it does not exist. Damaged JSON raises."""
+    """The content of a JSON file; None if it does not exist, NotJSON if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return None
+        raise
+    except UnicodeDecodeError as error:
+        raise NotJSON(f"'{path}' is not UTF-8 text ({error.reason}).") from None
+    return parse(text, f"'{path}'", nan=True)
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file that holds an object, like `read_json()`."""
+    found = read_json(path)
+    if found is None or isinstance(found, dict):
+        return found
+    raise NotJSON(f"'{path}' is {shown(found)}, not a JSON object; restore it or remove it.")
 
 
 def sync_directory(directory: Path) -> None:

@@ -12,6 +12,17 @@ from tuning.runs import manifest
 from tuning.runs.errors import StageFailed
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OTHER = "put TUNING_HOME on another file system"
+REFUSALS = {
+    **dict.fromkeys(ERRORS, "free space"),
+    **dict.fromkeys((errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP), _OTHER),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "the file system failed; wait until it answers"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable for you"),
+    errno.ENAMETOOLONG: "choose shorter names",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "use a machine with more memory",
+}
+"""What a machine may refuse, by the number of the error, and what to do."""
 _SIGNS = (
     "no space left",
     "file too large",

@@ -85,6 +85,11 @@ def _look_for(stop: Path) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def ask_to_stop() -> None:
+    """Ask this process to save and stop, as a signal does."""
+    _asked.set()
+
+
 def asked_to_stop() -> bool:
     """Whether to save and stop at the next safe point."""
     return _asked.is_set()

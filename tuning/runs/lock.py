@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -21,10 +20,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
+from tuning.runs import interrupt
 from tuning.runs.atomic import read_json, write_json
-from tuning.runs.errors import EXIT_FAILED, StageFailed
+from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, StageFailed
+from tuning.runs.json_text import NotJSON
 from tuning.runs.log import logger
 from tuning.runs.progress import tell_waiting
 
@@ -111,6 +112,22 @@ def _job_ended(job: str) -> bool:
     return False
 
 
+def flock(file: IO[str]) -> None:
+    """Wait until this process alone has a file locked; OSError with its name where that fails."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot lock ({error.strerror})", str(file.name)) from None
+
+
+def drop_if_empty(directory: Path) -> None:
+    """Remove a run directory in which nothing was written but the file that guards its lock."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in directory.iterdir()] == [".lock"]:
+            (directory / ".lock").unlink()
+            directory.rmdir()
+
+
 class Lock:
     """The lock of one directory; use `holding()`."""
 
@@ -119,6 +136,8 @@ class Lock:
         self._guard = directory / ".lock"
         self._me: Holder | None = None
         self._stop = threading.Event()
+        self._missed = 0
+        """Heartbeats in a row that did not succeed."""
 
     def holder(self) -> Holder | None:
         """The current holder; None if the lock is free or stale."""
@@ -129,15 +148,25 @@ class Lock:
         try:
             holder = read_json(self.path)
             return Holder(**holder) if holder else None
-        except (TypeError, json.JSONDecodeError):
+        except (TypeError, NotJSON):
             return None
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         self._guard.parent.mkdir(parents=True, exist_ok=True)
-        with self._guard.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        while True:
+            with self._guard.open("a") as file:
+                flock(file)
+                # Whoever removed an empty directory may have removed the file that was waited for.
+                if self._is_guard(file):
+                    yield
+                    return
+
+    def _is_guard(self, file: IO[str]) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._guard.stat())
+        except FileNotFoundError:
+            return False
 
     def try_acquire(self) -> Holder | None:
         """Acquire the lock and return None; if another process holds it, return that holder."""
@@ -147,21 +176,39 @@ class Lock:
                 return other
             self._me = ourselves()
             write_json(self.path, asdict(self._me))
-        self._stop = threading.Event()
-        threading.Thread(target=self._beat, args=(self._stop,), daemon=True).start()
+        self._stop, self._missed = threading.Event(), 0
+        for work in (self._beat, self._watch):
+            threading.Thread(target=work, args=(self._stop,), daemon=True).start()
         return None
 
     def _beat(self, stop: threading.Event) -> None:
+        """Renew the heartbeat; what a file system refuses now, it may allow at the next beat."""
         while not stop.wait(HEARTBEAT_SECONDS):
-            with self._guarded():
+            with contextlib.suppress(OSError), self._guarded():
                 if stop.is_set():
                     return
                 if not self._is_ours():
                     self._lost()
                 assert self._me is not None
-                with contextlib.suppress(OSError):
-                    self._me = replace(self._me, heartbeat=time.time())
-                    write_json(self.path, asdict(self._me))
+                self._me = replace(self._me, heartbeat=time.time())
+                write_json(self.path, asdict(self._me))
+                self._missed = 0
+
+    def _watch(self, stop: threading.Event) -> None:
+        """End this process before another host may take over, where no beat succeeds: it is asked
+        to save after half of that time. A thread of its own, since a file system may hang; and it
+        counts beats, not seconds, since a job may be suspended.
+        """
+        asked = False
+        while not stop.wait(HEARTBEAT_SECONDS):
+            self._missed += 1
+            silent = self._missed * HEARTBEAT_SECONDS
+            if silent + HEARTBEAT_SECONDS >= STALE_SECONDS:
+                self._end("its lock could not be renewed", EXIT_AGAIN)
+            if silent >= STALE_SECONDS / 2 and not asked:
+                asked = True
+                logger.warning(f"{self.path} cannot be renewed; saving before others take over")
+                interrupt.ask_to_stop()
 
     def _is_ours(self) -> bool:
         holder = self._read()
@@ -174,13 +221,18 @@ class Lock:
 
     def _lost(self) -> NoReturn:
         """Exit: missed heartbeats let another process take over, and two must never write."""
-        print(f"error: {self.path.parent} was taken over by another process", file=sys.stderr)
-        os._exit(EXIT_FAILED)
+        self._end("another process took it over", EXIT_FAILED)
+
+    def _end(self, why: str, code: int) -> NoReturn:
+        print(f"error: {self.path.parent}: {why}", file=sys.stderr, flush=True)
+        os._exit(code)
 
     def release(self) -> None:
-        """Release the lock, unless another process has taken it over."""
+        """Release the lock, unless another process has taken it over; where the file system does
+        not let us, it is stale once this process is gone.
+        """
         self._stop.set()
-        with self._guarded():
+        with contextlib.suppress(OSError), self._guarded():
             if self._is_ours():
                 self.path.unlink(missing_ok=True)
             self._me = None

@@ -55,7 +55,7 @@ def write(path: Path, outcome: Outcome) -> None:
 
 def read(path: Path) -> Outcome | None:
     """The recorded outcome; None if the process ended without one, for example when killed."""
-    values = atomic.read_json(path)
+    values = atomic.read_object(path)
     return Outcome(**values) if values is not None else None
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import time
@@ -27,9 +28,10 @@ from typing import Any
 from tuning.runs import atomic, provenance
 from tuning.runs.errors import Interrupted, StageFailed, UserError
 from tuning.runs.identity import FORMAT, differences
-from tuning.runs.lock import Lock
+from tuning.runs.json_text import NotJSON, parse_object
+from tuning.runs.lock import Lock, drop_if_empty
 from tuning.runs.log import logger
-from tuning.runs.progress import tell
+from tuning.runs.progress import begin_step, tell
 
 SHORT = 8
 _OURS = re.compile(r"lock\.json|\.lock|\..*\.tmp")
@@ -77,7 +79,7 @@ def take(path: Path, identity: Identity, *, force: bool = False) -> None:
         raise UserError(
             f"'{path}' cannot be a run directory ({error.strerror}); choose another folder"
         ) from None
-    except json.JSONDecodeError:
+    except NotJSON:
         others = ["config.json"]
     if standing is None and not others:
         return
@@ -94,11 +96,17 @@ def take(path: Path, identity: Identity, *, force: bool = False) -> None:
         )
 
 
+_WORK = ("checkpoint-*", "model", "result.json", "responses.jsonl")
+"""What a run directory has once something was made in it."""
+
+
 class RunDirectory:
     """Reads a run directory; writes through `claim()` only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.report_to: tuple[str, ...] = ()
+        """Where a training reports its metrics besides metrics.jsonl: `wandb`, or nothing."""
         self._last_progress = 0.0
 
     def __repr__(self) -> str:
@@ -112,8 +120,7 @@ class RunDirectory:
     @property
     def config(self) -> dict[str, Any] | None:
         """config.json; None if no run has claimed the directory."""
-        config: dict[str, Any] | None = atomic.read_json(self.path / "config.json")
-        return config
+        return atomic.read_object(self.path / "config.json")
 
     @property
     def hash(self) -> str | None:
@@ -130,13 +137,13 @@ class RunDirectory:
     @property
     def status(self) -> dict[str, Any]:
         """status.json; a directory without one is pending."""
-        status = atomic.read_json(self.path / "status.json")
+        status = atomic.read_object(self.path / "status.json")
         return status or {"state": "pending", "reason": "", "phases": {}}
 
     @property
     def result(self) -> dict[str, Any]:
         """result.json; {} if it does not exist yet."""
-        return atomic.read_json(self.path / "result.json") or {}
+        return atomic.read_object(self.path / "result.json") or {}
 
     def done(self, phase: str) -> bool:
         """Whether a phase (train, infer or evaluate) is done, by this version of the code."""
@@ -167,7 +174,7 @@ class RunDirectory:
 
     def rewind_metrics(self, step: int) -> None:
         """Drop what was logged after `step`, so that a resumed run counts no step twice."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
+        kept = [line for line in self.metrics() if line.get("step", math.inf) <= step]
         atomic.write_text(
             self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept)
         )
@@ -175,7 +182,11 @@ class RunDirectory:
     def progress(
         self, phase: str, at: int, of: int, note: str = "", *, final: bool = False
     ) -> None:
-        """Report position `at` of `of` in a phase; at most two writes a second unless `final`."""
+        """Report position `at` of `of` in a phase; at most two writes a second unless `final`.
+
+        Parts of what follows (`tell_part`) become its note.
+        """
+        begin_step(lambda part: self.progress(phase, at, of, part))
         now = time.monotonic()
         if not final and now - self._last_progress < 0.5:
             return
@@ -240,14 +251,30 @@ def claim(
 
     path = place()
     while True:
-        with Lock(path).holding(wait=wait, check=check):
-            settled = place()
-            if settled == path:
-                directory = RunDirectory(path)
-                _prepare(directory, identity, force=force)
-                yield directory
-                return
+        try:
+            with Lock(path).holding(wait=wait, check=check):
+                settled = place()
+                if settled == path:
+                    directory = RunDirectory(path)
+                    _prepare(directory, identity, force=force)
+                    with _without_traces(directory):
+                        yield directory
+                    return
+        except (OSError, UserError):
+            drop_if_empty(path)
+            raise
         path = settled
+
+
+@contextlib.contextmanager
+def _without_traces(directory: RunDirectory) -> Iterator[None]:
+    """The user's mistake empties a run directory in which nothing was made yet."""
+    try:
+        yield
+    except UserError:
+        if not any(True for work in _WORK for _ in directory.path.glob(work)):
+            _empty(directory.path)
+        raise
 
 
 def _prepare(directory: RunDirectory, identity: Identity, *, force: bool) -> None:
@@ -304,14 +331,14 @@ def _empty(path: Path) -> None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON lines file up to the first damaged line; [] if there is no file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     except FileNotFoundError:
         return []
     rows = []
-    for line in text.split("\n")[:-1]:
+    for line in raw.split(b"\n")[:-1]:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            rows.append(parse_object(line.decode(), str(path), nan=True))
+        except (NotJSON, UnicodeDecodeError):
             logger.warning(f"{path} has a damaged line; the rest is ignored")
             break
     return rows

@@ -14,7 +14,7 @@ from tuning.runs import atomic, manifest, ranks
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.config import PerplexityConfig
-from tuning.sweetspots.rules import Rule, Rules
+from tuning.sweetspots.rules import PERPLEXITY, Rule, Rules
 from tuning.sweetspots.store import METADATA, checkpoint_name
 
 
@@ -69,6 +69,14 @@ class Monitor:
         `eval_steps`, and after the last.
         """
         return step % self.config.eval_steps == 0 or step >= steps
+
+    def begin(self, step: int, steps: int) -> None:
+        """Say that a measurement begins after `step` of `steps`: the first one has no step before
+        it that would have told where the run is.
+        """
+        if ranks.is_first():
+            note = f"measures {PERPLEXITY.title}"
+            self.directory.progress("train", step, steps, note, final=True)
 
     def observe(self, step: int, measured: Measurement) -> list[Rule]:
         """Record the measurement after `step` optimizer steps; returns the rules that it fires."""

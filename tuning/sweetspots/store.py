@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning.runs import manifest
-from tuning.runs.atomic import read_json
+from tuning.runs.atomic import read_object
 from tuning.runs.errors import Skipped, StageFailed, UserError, nearest
 from tuning.runs.identity import digest
 from tuning.runs.rundir import RunDirectory
@@ -62,7 +62,7 @@ def find_sweetspot(parent: RunDirectory, label: str) -> Sweetspot:
     """
     path = parent.path / checkpoint_name(label)
     if parent.is_current and manifest.is_whole(path):
-        return Sweetspot(label=label, path=path, metadata=read_json(path / METADATA) or {})
+        return Sweetspot(label=label, path=path, metadata=read_object(path / METADATA) or {})
     outcomes = parent.result.get("sweetspots")
     if not parent.done("train") or outcomes is None:
         raise StageFailed(f"run '{parent.name}' has not reached {label} yet.")

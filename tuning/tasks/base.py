@@ -11,7 +11,9 @@ from typing import Any
 
 from tuning.runs.errors import UserError
 
-RESERVED = ("index", "prompt", "responses")
+BEYOND = "beyond_context"
+"""Marks a prompt that is longer than the context of the model."""
+RESERVED = ("index", "prompt", "responses", BEYOND)
 """What a line of responses.jsonl has of its own."""
 
 
@@ -23,8 +25,8 @@ class Grade:
     """What pass@k counts."""
     reward: float
     """For reinforcement learning."""
-    parts: dict[str, float | bool] = field(default_factory=dict)
-    """Further measures by name; scores.json has the mean of each."""
+    parts: dict[str, float | bool | Sequence[bool]] = field(default_factory=dict)
+    """Further measures by name, a value or several; scores.json has the mean of each."""
 
 
 @dataclass(frozen=True, kw_only=True)

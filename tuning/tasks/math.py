@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import deque
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from tuning.tasks import latex, numerals
 from tuning.tasks.base import Grade, Task
 
-_NUMBER = r"\$?[-+]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
-_MARKED = re.compile(rf"####\s*\**\s*({_NUMBER})\**[.%]?\**(?=\s|$)")
-_BOXED = re.compile(rf"\\boxed\{{\s*({_NUMBER})\s*\}}")
+_MARKER = re.compile(r"(?<!#)####(?!#)|\\boxed(?![A-Za-z])")
+_EMPHASIS = re.compile(r"\*\*|__|`|\\\(|\\\)|\\\$(?=\s*[-+.0-9])")
+_INLINE = re.compile(r"\$((?:\\.|[^$\\])*[^$\\\s])\$(?![0-9])")
 _WRONG_BUT_IN_FORM = 0.1
 """The reward of a wrong answer that is where it was asked for."""
 
 
 def final_answer(response: str) -> Fraction | None:
-    """The number after the last `####`, or in the last \\boxed{}; None without either."""
-    found = _MARKED.findall(response) or _BOXED.findall(response)
-    return _fraction(found[-1]) if found else None
+    """The number after the marker that stands last, `####` or \\boxed{}; None if there is none."""
+    markers = deque(_MARKER.finditer(response), maxlen=1)
+    if not markers:
+        return None
+    after = response[markers[0].end() :]
+    return _after_hashes(after) if markers[0][0] == "####" else _in_latex(_braced(after))
 
 
 def reference(answer: Any) -> Fraction | None:
     """A reference answer: a number, its text, or a worked answer that ends in one; else None."""
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return None
-    text = str(answer)
-    plain = _fraction(text.strip().rstrip("."))
-    return final_answer(text) if plain is None else plain
+    if isinstance(answer, str):
+        plain = numerals.whole(answer)
+        return final_answer(answer) if plain is None else plain
+    return Fraction(str(answer)) if math.isfinite(answer) else None
 
 
 def accepts(row: Mapping[str, Any]) -> str | None:
@@ -53,10 +60,30 @@ def grade(response: str, row: Mapping[str, Any]) -> Grade:
 MATH = Task(name="math", columns=("answer",), accepts=accepts, grade=grade)
 
 
-def _fraction(text: str) -> Fraction | None:
-    cleaned = text.replace(",", "").replace("$", "").strip()
-    try:
-        whole, _, part = cleaned.partition("/")
-        return Fraction(whole) / Fraction(part) if part else Fraction(whole)
-    except (ValueError, ZeroDivisionError):
+def _after_hashes(text: str) -> Fraction | None:
+    """The number that a text begins with, on its first line that is not blank."""
+    line = text.strip().partition("\n")[0].lstrip("*_` ")
+    if found := _INLINE.match(line):
+        return _in_latex(found[1])
+    line = _EMPHASIS.sub(lambda found: found[0][1:] if "$" in found[0] else "", line).strip()
+    if "\\" in line:
+        return _in_latex(line.rstrip("."))
+    return numerals.leading(line)
+
+
+def _in_latex(text: str | None) -> Fraction | None:
+    """The number that a piece of LaTeX is."""
+    if text is None:
         return None
+    plain = numerals.whole(latex.as_text(text))
+    return latex.value(text) if plain is None else plain
+
+
+def _braced(text: str) -> str | None:
+    """What stands between the braces that a text begins with; None without them."""
+    text, depth = text.lstrip(), 0
+    for place, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[1:place] if place else None
+    return None

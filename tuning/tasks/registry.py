@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from tuning.runs.errors import UserError
 from tuning.tasks.base import Task
+from tuning.tasks.instruction import INSTRUCTION
 from tuning.tasks.math import MATH
 
-TASKS: dict[str, Task] = {entry.name: entry for entry in (MATH,)}
+TASKS: dict[str, Task] = {entry.name: entry for entry in (MATH, INSTRUCTION)}
 
 
 def task(name: str) -> Task:

@@ -18,8 +18,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tuning.runs import atomic, disk, interrupt, manifest
 from tuning.runs.rundir import RunDirectory
+from tuning.runs.wandb_run import Reported
+from tuning.training.consumed import Consumed
 
 RUN_STATE = "run_state.json"
+CONSUMED = "consumed"
 
 
 class Stateful(Protocol):
@@ -45,7 +48,7 @@ def resume_point(directory: RunDirectory) -> Resume:
     newest = manifest.newest_whole(directory.path)
     resume = Resume()
     if newest is not None:
-        saved = atomic.read_json(newest / RUN_STATE) or {}
+        saved = atomic.read_object(newest / RUN_STATE) or {}
         step = int(newest.name.rpartition("-")[2])
         resume = Resume(checkpoint=newest, step=step, seconds=saved["seconds"], state=saved)
     for step, path in manifest.checkpoints(directory.path):
@@ -56,17 +59,27 @@ def resume_point(directory: RunDirectory) -> Resume:
 
 
 class RunCallback(TrainerCallback):
-    """Seals checkpoints, writes metrics and progress, and turns signals into a save and a stop."""
+    """Seals checkpoints, writes metrics and progress, reports to W&B where that is asked for, and
+    turns signals into a save and a stop.
+    """
 
     def __init__(
-        self, directory: RunDirectory, resume: Resume, stateful: Stateful | None = None
+        self,
+        directory: RunDirectory,
+        resume: Resume,
+        consumed: Consumed,
+        stateful: Stateful | None = None,
     ) -> None:
         self.directory = directory
+        self.consumed = consumed
         self.stateful = stateful
+        if resume.checkpoint is not None:
+            consumed.load(resume.state.get(CONSUMED))
         self.note = ""
         self._before = resume.seconds
         self._start = time.monotonic()
         self._bar: tqdm | None = None
+        self._wandb: Reported | None = None
 
     @property
     def seconds(self) -> float:
@@ -76,6 +89,9 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if "wandb" in self.directory.report_to:
+            settings = (self.directory.config or {}).get("settings")
+            self._wandb = Reported(self.directory.name, settings)
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -87,6 +103,7 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self.consumed.check(state.global_step)
         if interrupt.asked_to_stop():
             control.should_save = True
             control.should_training_stop = True
@@ -107,14 +124,15 @@ class RunCallback(TrainerCallback):
             return
         record = {key: value for key, value in logs.items() if isinstance(value, int | float)}
         record.pop("num_tokens", None)
-        self.directory.log_metrics(
-            {
-                "step": state.global_step,
-                **record,
-                "tokens": int(state.num_input_tokens_seen),
-                "seconds": round(self.seconds, 2),
-            }
-        )
+        record = {
+            "step": state.global_step,
+            **record,
+            "tokens": int(state.num_input_tokens_seen),
+            "seconds": round(self.seconds, 2),
+        }
+        self.directory.log_metrics(record)
+        if self._wandb is not None:
+            self._wandb.log(record)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -127,12 +145,18 @@ class RunCallback(TrainerCallback):
         manifest.prune(self.directory.path)
 
     def _counted(self, state: TrainerState) -> dict[str, Any]:
-        return {"seconds": round(self.seconds, 2), "tokens": int(state.num_input_tokens_seen)}
+        return {
+            "seconds": round(self.seconds, 2),
+            "tokens": int(state.num_input_tokens_seen),
+            CONSUMED: self.consumed.state(),
+        }
 
     def close(self) -> None:
-        """End the progress bar, however training ended."""
+        """End the progress bar and W&B, however training ended."""
         if self._bar is not None:
             self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 class WholeCheckpoints:

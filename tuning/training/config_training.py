@@ -24,8 +24,6 @@ from tuning.engine.config import ComputeConfig, LossConfig, loss_name
 from tuning.engine.run_config import PretrainRunConfig, pretrain_config
 from tuning.flags import build
 from tuning.plan import REMAINING
-from tuning.runs.content import weights_hash
-from tuning.runs.errors import UserError
 from tuning.runs.identity import number
 from tuning.runs.rundir import SHORT
 from tuning.schema import override
@@ -45,6 +43,7 @@ from tuning.training.config import (
     used,
 )
 from tuning.weights.config import LoraConfig, ModelLoadConfig
+from tuning.weights.files import checked_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,9 +355,8 @@ def _model_settings(model: str, stages: Sequence[str], parts: Sequence[type]) ->
 def _model(name: str, chosen: Mapping[str, Any]) -> ModelLoadConfig:
     entry = site.collections().model(name)
     template = chosen.get("chat_template")
-    if template and not (site.CHAT_TEMPLATES / f"{template}.jinja").exists():
-        known = sorted(path.stem for path in site.CHAT_TEMPLATES.glob("*.jinja"))
-        raise UserError(f"unknown chat template '{template}'; choose from: {', '.join(known)}.")
+    if template:
+        site.chat_template(template)
     key = name if name in site.collections().models else entry.path or name
     return build(
         ModelLoadConfig,
@@ -374,4 +372,4 @@ def _base_hash(entry: site.ModelEntry) -> str | None:
     """The hash of the run that makes a base model, or of the files of a local one."""
     if entry.from_run:
         return pretrain_config(entry.from_run).hash
-    return weights_hash(Path(entry.path)) if entry.path else None
+    return checked_hash(Path(entry.path)) if entry.path else None

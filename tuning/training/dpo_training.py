@@ -7,16 +7,18 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from tuning.methods import METHODS
 from tuning.runs.rundir import RunDirectory
 from tuning.training import preference, trainers
 from tuning.training.checkpoints import WholeCheckpoints
 from tuning.training.config_training import PTRunConfig
+from tuning.training.consumed import Consumed, CountsRows, Key, ids_of, key_of
+from tuning.training.pools import preference_pairs
 from tuning.training.start import Start
 
 
-class _Trainer(WholeCheckpoints, DPOTrainer):
-    """TRL's trainer with checkpoints that are whole, and a loss that is that of the whole batch.
+class _Trainer(CountsRows, WholeCheckpoints, DPOTrainer):
+    """TRL's trainer on pairs that are encoded already, with checkpoints that are whole and a loss
+    that is that of the whole batch.
 
     TRL takes means within each micro-batch, of pairs and, for the language-model term, of tokens;
     weighing each mean by its share of the step's pairs or tokens makes the micro-batch a matter of
@@ -24,6 +26,16 @@ class _Trainer(WholeCheckpoints, DPOTrainer):
     """
 
     sft_loss_weight: float
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def rows_in(self, inputs: Any) -> list[Key]:
+        ids, pairs = ids_of(inputs), _pairs(inputs)
+        learnt = inputs["completion_mask"][:, 1:].any(dim=1).tolist()
+        return [
+            key_of(ids[i], ids[i + pairs]) for i in range(pairs) if learnt[i] and learnt[i + pairs]
+        ]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, items = super().get_batch_samples(*args, **kwargs)
@@ -55,21 +67,26 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
     """Train, or continue, the run in `directory` and leave its model there."""
     prepared = preference.prepare(config, directory, start)
     weight = config.training.sft_loss_weight
-    columns = METHODS["dpo"].columns
+    pairs = preference_pairs(config, prepared.tokenizer, start.train_size)
     trainer = _Trainer(
         model=prepared.model,
         args=DPOConfig(
             **trainers.arguments(config, directory, report_to, prepared.steps, prepared.batch),
             beta=config.training.beta,
-            max_length=config.model.max_seq_length,
+            max_length=None,
             loss_type=["sigmoid", "sft"] if weight else ["sigmoid"],
             loss_weights=[1.0, weight] if weight else None,
         ),
-        train_dataset=Dataset.from_list([{c: row[c] for c in columns} for row in prepared.rows]),
+        train_dataset=Dataset.from_list(
+            [
+                {"prompt_ids": p.prompt, "chosen_ids": p.chosen, "rejected_ids": p.rejected}
+                for p in pairs
+            ]
+        ),
         processing_class=prepared.tokenizer,
         peft_config=prepared.peft_config,
-        callbacks=[prepared.callback],
     )
-    trainer.directory, trainer.sft_loss_weight = directory, weight
-    trainers.run(trainer, prepared.callback, prepared.resume)
-    preference.finish(trainer, prepared, config, directory, start)
+    trainer.sft_loss_weight = weight
+    keys = [key_of(p.prompt + p.chosen, p.prompt + p.rejected) for p in pairs]
+    consumed = Consumed(keys, prepared.batch)
+    preference.run(trainer, prepared, config, directory, start, consumed)

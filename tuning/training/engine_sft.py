@@ -22,7 +22,8 @@ from tuning.engine.perplexity import PoolPerplexity, rows_of
 from tuning.engine.reporting import Reporter
 from tuning.engine.setup import batches_of, open_model
 from tuning.runs import manifest
-from tuning.runs.atomic import read_json
+from tuning.runs.atomic import read_object
+from tuning.runs.errors import StageFailed
 from tuning.runs.rundir import SHORT, RunDirectory
 from tuning.sweetspots.monitor import Monitor
 from tuning.training.config_training import SFTRunConfig
@@ -118,7 +119,7 @@ def _first() -> bool:
 def _saved(directory: RunDirectory) -> dict[str, Any]:
     """The counts of the checkpoint to resume from; {} at the start."""
     newest = manifest.newest_whole(directory.path) if _first() else None
-    found: dict[str, Any] | None = read_json(newest / checkpoint.STATE) if newest else None
+    found: dict[str, Any] | None = read_object(newest / checkpoint.STATE) if newest else None
     if found is None and _first():
         directory.rewind_metrics(-1)
     return ranks.from_first(found or {})
@@ -153,6 +154,8 @@ class _Sweetspots:
         return self.monitor.stops
 
     def _measure(self, state: TrainingState) -> None:
+        self.monitor.begin(state.step, self.steps)
+
         def write(folder: Path) -> None:
             write_model(state.spread, folder, self.dtype, self.tokenizer)
 
@@ -177,7 +180,9 @@ def _finish(
     if not _first():
         return
     size = config.train_size
-    seen = config.spending.seen(state.step)
+    seen, planned = state.samples, config.spending.seen(state.step)
+    if seen != planned:
+        raise StageFailed(f"{seen} examples were trained on by step {state.step}, not {planned}.")
     directory.write_result(
         global_step=state.step,
         train_size=size,

@@ -7,17 +7,20 @@ rejected answers are not looked at.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from tuning.data.encoding import require_prompts_fit
 from tuning.runs.rundir import RunDirectory
 from tuning.tasks.registry import task
 from tuning.training import preference, trainers
 from tuning.training.checkpoints import WholeCheckpoints
 from tuning.training.config_training import PTRunConfig
+from tuning.training.consumed import Consumed, key_of
 from tuning.training.start import Start
 
 
@@ -46,9 +49,15 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
     arguments = trainers.arguments(config, directory, report_to, prepared.steps, prepared.batch)
     arguments["per_device_train_batch_size"] *= t.num_generations
     arguments["include_num_input_tokens_seen"] = "no"
-    grade, rows = task(config.task).grade, prepared.rows
+    grade, rows = task(config.task).grade, config.dataset.rows("preference", start.train_size)
+    length, where = config.model.max_seq_length, config.dataset.where("preference")
+    require_prompts_fit(prepared.tokenizer, rows, length, where)
+    keys = [key_of([number]) for number in range(len(rows))]
+    consumed = Consumed(keys, prepared.batch, whole_batches=True)
 
     def task_reward(completions: Any, row: list[int], **_: Any) -> list[float | None]:
+        for number, answers in Counter(row).items():
+            consumed.add([keys[number]] * (answers // t.num_generations))
         return [
             grade(completion[0]["content"], rows[number]).reward
             for completion, number in zip(completions, row, strict=True)
@@ -70,9 +79,5 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
         ),
         processing_class=prepared.tokenizer,
         peft_config=prepared.peft_config,
-        callbacks=[prepared.callback],
     )
-    trainer.directory = directory
-    trainers.run(trainer, prepared.callback, prepared.resume)
-    seen = trainer.state.global_step * prepared.batch
-    preference.finish(trainer, prepared, config, directory, start, seen)
+    preference.run(trainer, prepared, config, directory, start, consumed)

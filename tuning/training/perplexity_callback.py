@@ -21,16 +21,17 @@ class PerplexityStoppingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step == 0:
-            self._measure(0, kwargs["model"])
+            self._measure(0, state.max_steps, kwargs["model"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.monitor.due(state.global_step, state.max_steps):
-            self._measure(state.global_step, kwargs["model"])
+            self._measure(state.global_step, state.max_steps, kwargs["model"])
             control.should_training_stop |= self.monitor.stops
 
-    def _measure(self, step: int, model: Any) -> None:
+    def _measure(self, step: int, steps: int, model: Any) -> None:
+        self.monitor.begin(step, steps)
         fired = self.monitor.observe(step, self.probe.measure(model))
         for rule in self.monitor.missing(fired):
             self.monitor.save(rule, step, lambda folder: write(model, folder))

@@ -1,16 +1,46 @@
-"""What an SFT run trains on and is measured on, as token ids."""
+"""What runs are trained on and measured on, as token ids."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from tuning.data.encoding import Encoded, encode
-from tuning.training.config_training import SFTRunConfig
+from tuning.data.encoding import Encoded, EncodedPair, encode, encode_pairs
+from tuning.runs.errors import UserError
+from tuning.training.config_training import PTRunConfig, SFTRunConfig
+from tuning.weights import reading
+from tuning.weights.artifact import artifact_of
+from tuning.weights.config import ModelLoadConfig
 
 
 def sft_pools(config: SFTRunConfig, tokenizer: Any) -> tuple[list[Encoded], list[Encoded]]:
     """The training examples of an SFT run, and those that its perplexity is measured on."""
-    length = config.model.max_seq_length
-    rows = config.dataset.rows("sft", config.train_size)
-    validation = config.dataset.rows("validation")[: config.perplexity.validation_size]
-    return encode(tokenizer, rows, length), encode(tokenizer, validation, length)
+    length, data = config.model.max_seq_length, config.dataset
+    rows = data.rows("sft", config.train_size)
+    validation = data.rows("validation")[: config.perplexity.validation_size]
+    pools = (
+        encode(tokenizer, rows, length, data.where("sft")),
+        encode(tokenizer, validation, length, data.where("validation")),
+    )
+    _require_context(config.model, (len(row.ids) for pool in pools for row in pool))
+    return pools
+
+
+def preference_pairs(config: PTRunConfig, tokenizer: Any, size: int) -> list[EncodedPair]:
+    """The first `size` pairs of the preference pool."""
+    rows, where = config.dataset.rows("preference", size), config.dataset.where("preference")
+    pairs = encode_pairs(tokenizer, rows, config.model.max_seq_length, where)
+    longest = (len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs)
+    _require_context(config.model, longest)
+    return pairs
+
+
+def _require_context(model: ModelLoadConfig, lengths: Iterable[int]) -> None:
+    """Raise UserError for a sequence that is longer than what the base model was made for."""
+    shape = reading.read_config(artifact_of(model).base).get_text_config()
+    context, longest = getattr(shape, "max_position_embeddings", None), max(lengths)
+    if context is not None and longest > context:
+        raise UserError(
+            f"the longest example has {longest} tokens and the context of '{model.model}' is "
+            f"{context}; give --max_seq_length {context} or less, which cuts it."
+        )

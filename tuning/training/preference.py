@@ -1,4 +1,4 @@
-"""The start of a preference run: its rows, its policy and its reference model.
+"""The start of a preference run: its policy and its reference model.
 
 From a parent's adapter: the adapter is trained further over the untouched base, and TRL keeps a
 frozen copy as the reference. From a base, or a parent that left whole weights or is merged: a new
@@ -13,11 +13,11 @@ from typing import Any
 
 from peft import PeftModel
 
-from tuning.data.budget import data_points_seen
 from tuning.runs.rundir import RunDirectory
 from tuning.training import trainers
 from tuning.training.checkpoints import Resume, RunCallback, resume_point
 from tuning.training.config_training import PTRunConfig
+from tuning.training.consumed import Consumed
 from tuning.training.start import Start
 from tuning.weights import loading
 from tuning.weights.artifact import Artifact, artifact_of
@@ -27,29 +27,25 @@ from tuning.weights.artifact import Artifact, artifact_of
 class Prepared:
     """Everything but the trainer itself."""
 
-    rows: list[dict[str, Any]]
     model: Any
     peft_config: Any
     tokenizer: Any
     resume: Resume
-    callback: RunCallback
     batch: int
     steps: int
 
 
 def prepare(config: PTRunConfig, directory: RunDirectory, start: Start) -> Prepared:
-    """Load the policy and the first `train_size` rows of the preference pool."""
+    """Load the policy."""
     resume = resume_point(directory)
     trainers.seeded(config)
     artifact = artifact_of(config.model, start.parent, start.checkpoint)
     model, new_adapter = _policy(config, artifact)
     return Prepared(
-        rows=config.dataset.rows("preference", start.train_size),
         model=model,
         peft_config=new_adapter,
         tokenizer=loading.open_tokenizer(artifact),
         resume=resume,
-        callback=RunCallback(directory, resume),
         batch=config.batch(start.train_size),
         steps=config.steps(start.train_size),
     )
@@ -68,29 +64,26 @@ def _policy(config: PTRunConfig, artifact: Artifact) -> tuple[Any, Any]:
     return model, None
 
 
-def finish(
+def run(
     trainer: Any,
     prepared: Prepared,
     config: PTRunConfig,
     directory: RunDirectory,
     start: Start,
-    seen: int | None = None,
+    consumed: Consumed,
 ) -> None:
-    """Write the adapter, or the merged weights where the parent was merged.
-
-    `seen` examples were consumed; as many as the steps say, unless it is given.
-    """
+    """Train to the end; write the adapter, or the merged weights where the parent was merged."""
+    callback = RunCallback(directory, prepared.resume, consumed)
+    trainer.add_callback(callback)
+    trainer.directory, trainer.consumed = directory, consumed
+    trainers.run(trainer, callback, prepared.resume)
     merge = config.artifact_form == "full"
-    if seen is None:
-        step = trainer.state.global_step
-        seen = data_points_seen(step, start.train_size, prepared.batch)
     trainers.finish(
         trainer,
         prepared.tokenizer,
         config,
         directory,
-        prepared.callback,
+        callback,
         start.train_size,
-        seen,
         prepare=lambda model: model.merge_and_unload() if merge else model,
     )

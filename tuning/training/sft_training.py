@@ -18,14 +18,19 @@ from tuning.sweetspots.monitor import Monitor
 from tuning.training import trainers
 from tuning.training.checkpoints import RunCallback, WholeCheckpoints, resume_point
 from tuning.training.config_training import SFTRunConfig
+from tuning.training.consumed import Consumed, CountsRows, Key, ids_of, key_of
 from tuning.training.perplexity_callback import PerplexityStoppingCallback
 from tuning.training.pools import sft_pools
 from tuning.weights import loading
 from tuning.weights.artifact import Artifact, artifact_of
 
 
-class _Trainer(WholeCheckpoints, SFTTrainer):
-    """TRL's trainer with checkpoints that are whole."""
+class _Trainer(CountsRows, WholeCheckpoints, SFTTrainer):
+    """TRL's trainer with checkpoints that are whole, which counts what it is trained on."""
+
+    def rows_in(self, inputs: Any) -> list[Key]:
+        learnt = (inputs["labels"][:, 1:] != IGNORED).any(dim=1).tolist()
+        return [key_of(ids) for ids, counts in zip(ids_of(inputs), learnt, strict=True) if counts]
 
 
 def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -> None:
@@ -41,7 +46,8 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     rules = monitor.rules
     if resume.checkpoint:
         rules.load(resume.state)
-    callback = RunCallback(directory, resume, stateful=rules)
+    consumed = Consumed((key_of(row.ids) for row in rows), batch)
+    callback = RunCallback(directory, resume, consumed, stateful=rules)
     perplexity = PerplexityStoppingCallback(monitor, PerplexityProbe(pool))
     trainer = _Trainer(
         model=_adapted(config, base),
@@ -56,7 +62,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         compute_loss_func=loss,
         callbacks=[perplexity, callback],
     )
-    trainer.directory = directory
+    trainer.directory, trainer.consumed = directory, consumed
     trainers.run(trainer, callback, resume, finished=monitor.stops)
     trainers.finish(
         trainer,
@@ -65,7 +71,6 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         directory,
         callback,
         size,
-        config.spending.seen(trainer.state.global_step),
         perplexity=rules.history[-1],
         base_perplexity=rules.history[0],
         sweetspots=rules.outcome(),

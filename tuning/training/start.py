@@ -5,18 +5,16 @@ with how many examples. No torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tuning import config as site
-from tuning import methods
 from tuning.data import train_dataset
+from tuning.evaluation.prompts import require_rewards
 from tuning.plan import settled_name
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory, locate
 from tuning.sweetspots.store import find_sweetspot
-from tuning.tasks import registry as tasks
 from tuning.training.config_training import PTRunConfig
 
 
@@ -72,10 +70,7 @@ def _size(config: PTRunConfig) -> int:
 
 
 def _checked(config: PTRunConfig, start: Start) -> Start:
-    entry, method = config.dataset.entry, methods.method(config.pft_method)
+    entry = config.dataset.entry
     train_dataset.require(entry, "preference", start.train_size, "the preference budget")
-    if method.rewarded:
-        rows = config.dataset.rows("preference", start.train_size)
-        where = partial(train_dataset.where, entry, "preference")
-        tasks.task(config.task).require_gradable(rows, where)
+    require_rewards(entry, config.task, [config.pft_method], start.train_size)
     return start

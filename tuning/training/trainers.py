@@ -28,7 +28,12 @@ def arguments(
     steps: int,
     batch: int,
 ) -> dict[str, Any]:
-    """The training arguments that every TRL config takes; `batch` examples an optimizer step."""
+    """The training arguments that every TRL config takes; `batch` examples an optimizer step.
+
+    RunCallback reports to what `report_to` names: where W&B fails, the Trainer's own way ends the
+    training.
+    """
+    directory.report_to = tuple(report_to)
     t, compute = config.training, config.compute
     micro = largest_divisor(batch, compute.micro_batch_size or batch)
     cuda = torch.cuda.is_available()
@@ -36,7 +41,7 @@ def arguments(
     return {
         "output_dir": str(directory.path),
         "run_name": directory.name,
-        "report_to": report_to,
+        "report_to": [],
         "max_steps": steps,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": batch // micro,
@@ -101,17 +106,16 @@ def finish(
     directory: RunDirectory,
     callback: RunCallback,
     train_size: int,
-    seen: int,
     prepare: Callable[[Any], Any] = lambda model: model,
     **more: Any,
 ) -> None:
-    """Write the model and result.json, after `seen` examples; checkpoints stay until it is done."""
+    """Write the model and result.json; checkpoints stay until it is done."""
     step = trainer.state.global_step
     directory.write_result(
         global_step=step,
         train_size=train_size,
-        data_points_seen=seen,
-        data_used=min(seen, train_size),
+        data_points_seen=callback.consumed.seen,
+        data_used=callback.consumed.used,
         train_tokens=int(trainer.state.num_input_tokens_seen),
         train_seconds=round(callback.seconds, 2),
         device=trainer.model.device.type,

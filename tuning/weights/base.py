@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tuning import config as site
-from tuning.runs.content import weights_hash
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory, locate
 from tuning.weights.config import ModelLoadConfig
+from tuning.weights.files import checked_hash, require_whole
+from tuning.weights.hub import snapshot_folder
 
 MODEL = "model"
 """The folder of a run that holds its final weights."""
@@ -23,8 +24,8 @@ def base_directory(model: ModelLoadConfig) -> RunDirectory | None:
 
 
 def require_base(model: ModelLoadConfig) -> None:
-    """Raise UserError where the base is a run of this project that is not done, or a folder whose
-    files changed since the run was configured.
+    """Raise UserError where the base is a run of this project that is not done, a folder whose
+    files changed since the run was configured, or files that are not whole.
     """
     directory = base_directory(model)
     if directory is not None and not directory.done("train"):
@@ -32,7 +33,11 @@ def require_base(model: ModelLoadConfig) -> None:
             f"model '{model.model}' has not been pre-trained yet; make it with: "
             f"python tuning/run_pretrain.py --model {model.source.partition(':')[2]}"
         )
-    if model.path is not None and weights_hash(Path(model.path)) != model.base_hash:
+    if directory is not None and (directory.path / MODEL).is_dir():
+        require_whole(directory.path / MODEL)
+    elif directory is None and model.path is None and (cached := snapshot_folder(model.source)):
+        require_whole(cached, partial=True)
+    if model.path is not None and checked_hash(Path(model.path)) != model.base_hash:
         raise UserError(
             f"the files of '{model.path}' were changed since this run was configured; restore "
             "them, or submit the experiment again."

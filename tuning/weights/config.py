@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tuning.runs.names import written
 from tuning.settings import hashed_settings, identity_hash, require, setting
 
 ATTENTION_AND_MLP = (
@@ -54,7 +55,7 @@ class ModelLoadConfig:
     def label(self) -> str:
         """The model in run names."""
         is_path = self.model.startswith("/")
-        return self.model.rpartition("/")[2] if is_path else self.model.replace("/", "--")
+        return written(self.model.rpartition("/")[2] if is_path else self.model)
 
     @property
     def hashed(self) -> dict[str, Any]:

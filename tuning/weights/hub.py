@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from tuning.runs.atomic import read_json
+from tuning.runs.atomic import read_object
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """A model has one of these."""
@@ -62,7 +62,7 @@ def _lacking_weights(folder: Path) -> list[str]:
         if (folder / single).is_file():
             return []
         with contextlib.suppress(ValueError, AttributeError):
-            index = read_json(folder / f"{single}.index.json") or {}
+            index = read_object(folder / f"{single}.index.json") or {}
             shards = sorted(set(index.get("weight_map", {}).values()))
             if shards:
                 return [name for name in shards if not (folder / name).is_file()]

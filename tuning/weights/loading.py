@@ -10,7 +10,8 @@ from tuning.runs.atomic import whole_directory
 from tuning.runs.errors import UserError, choose
 from tuning.weights.artifact import Artifact
 from tuning.weights.config import LoraConfig, in_half
-from tuning.weights.reading import read, read_tokenizer
+from tuning.weights.files import require_whole
+from tuning.weights.reading import read, read_config, read_tokenizer, readable
 
 if TYPE_CHECKING:
     import torch
@@ -22,28 +23,71 @@ def open_tokenizer(artifact: Artifact) -> PreTrainedTokenizerBase:
     """The tokenizer with the artifact's chat template; its end-of-sequence token ends a turn."""
     tokenizer: PreTrainedTokenizerBase = read_tokenizer(artifact.tokenizer)
     if artifact.chat_template:
-        template = site.CHAT_TEMPLATES / f"{artifact.chat_template}.jinja"
+        template = site.chat_template(artifact.chat_template)
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     if not tokenizer.chat_template:
         raise UserError(
             f"model '{artifact.model}' brings no chat template; give --chat_template NAME, one of: "
-            f"{', '.join(sorted(path.stem for path in site.CHAT_TEMPLATES.glob('*.jinja')))}."
+            f"{', '.join(_templates())}."
         )
-    _end_turns(tokenizer)
+    _end_turns(tokenizer, artifact.model)
+    _require_vocabulary(tokenizer, artifact)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _end_turns(tokenizer: Any) -> None:
-    """Make the special token that ends an assistant's turn the end of a sequence."""
+def _require_vocabulary(tokenizer: Any, artifact: Artifact) -> None:
+    """Raise UserError for tokens that the model has no embedding of; special ones that no turn has
+    may be beyond it, as those of images are.
+    """
+    size = getattr(read_config(artifact.base).get_text_config(), "vocab_size", None)
+    if size is None:
+        return
+    beyond = {id for id in tokenizer.get_vocab().values() if id >= size}
+    if not beyond:
+        return
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    used = ends | set(_turn(tokenizer))
+    if wrong := beyond - (special - used):
+        raise UserError(
+            f"the tokenizer '{artifact.tokenizer}' has the token id {max(wrong)} and model "
+            f"'{artifact.model}' the ids 0 to {size - 1}; give the tokenizer that belongs to the "
+            "model."
+        )
+
+
+def _turn(tokenizer: Any) -> list[int]:
+    """The token ids of a short conversation."""
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     text = tokenizer.apply_chat_template(turn, tokenize=False)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _end_turns(tokenizer: Any, model: str) -> None:
+    """Make the special token that ends an assistant's turn the end of a sequence.
+
+    Raises UserError for a template that ends it with none: stopping would never be learnt.
+    """
+    answer = "the answer"
+    turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    end = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    last = next((token for token in reversed(ids[-3:]) if token in special), None)
-    if last is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(last)
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+    first = next((token for token in ids if token in special), None)
+    if first is None:
+        raise UserError(
+            f"the chat template ends an answer of model '{model}' with {end!r}, in which there is "
+            "no special token of its tokenizer: the model would not learn to stop. Give another "
+            f"--chat_template ({', '.join(_templates())}), or a model whose tokenizer has it."
+        )
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+
+
+def _templates() -> list[str]:
+    return sorted(path.stem for path in site.CHAT_TEMPLATES.glob("*.jinja"))
 
 
 def open_model(artifact: Artifact, *, trainable: bool = False) -> PreTrainedModel | PeftModel:
@@ -62,7 +106,9 @@ def open_model(artifact: Artifact, *, trainable: bool = False) -> PreTrainedMode
         return loaded
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(loaded, str(adapter), is_trainable=trainable)
+    require_whole(adapter)
+    with readable(str(adapter)):
+        return PeftModel.from_pretrained(loaded, str(adapter), is_trainable=trainable)
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuning.runs.errors import UserError
@@ -17,7 +20,13 @@ def read(location: str, dtype: torch.dtype) -> PreTrainedModel:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return pretrained(AutoModelForCausalLM, location, dtype=dtype)  # type: ignore[no-any-return]
+    model, info = pretrained(AutoModelForCausalLM, location, dtype=dtype, output_loading_info=True)
+    if absent := sorted(info["missing_keys"]):
+        raise UserError(
+            f"'{location}' cannot be loaded: of the weights that its config.json asks for, "
+            f"{len(absent)} are missing ({absent[0]}, ...), and would be random."
+        )
+    return model  # type: ignore[no-any-return]
 
 
 def read_config(location: str) -> PretrainedConfig:
@@ -36,11 +45,25 @@ def read_tokenizer(location: str) -> Any:
 
 def pretrained(cls: Any, location: str, **kwargs: Any) -> Any:
     """`cls.from_pretrained()`; a UserError where nothing can be loaded."""
-    try:
+    with readable(location):
         return cls.from_pretrained(location, **kwargs)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"'{location}' cannot be loaded: {first} Download it on a machine with network access, "
-            "or give a local folder."
-        ) from None
+
+
+@contextlib.contextmanager
+def readable(location: str) -> Iterator[None]:
+    """A UserError for whatever a library raises while it reads the files of `location`."""
+    try:
+        yield
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        known = isinstance(error, OSError | ValueError) and first
+        todo = (
+            "Download or copy the folder again."
+            if Path(location).is_dir()
+            else "Download it on a machine with network access, or give a local folder."
+        )
+        text = " ".join(str(error).split())[:200]
+        reason = first if known else f"{type(error).__name__}: {text}."
+        raise UserError(f"'{location}' cannot be loaded: {reason} {todo}") from None

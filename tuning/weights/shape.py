@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning.runs.atomic import read_json
+from tuning.runs.atomic import read_object
 from tuning.weights.config import LoraConfig
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -89,7 +89,7 @@ def read_shape(folder: Path) -> Shape | None:
     architecture that is not known.
     """
     try:
-        c: dict[str, Any] = read_json(folder / "config.json") or {}
+        c: dict[str, Any] = read_object(folder / "config.json") or {}
         if c["model_type"] not in _PLAIN:
             return None
         heads = c["num_attention_heads"]

@@ -102,7 +102,7 @@ class Forks:
 
     def _release_of(self, folder: Path) -> None:
         """Those of one experiment."""
-        found = atomic.read_json(folder / "plan.json")
+        found = atomic.read_object(folder / "plan.json")
         if found is None:
             return
         plan = Plan.from_json(found)
@@ -140,7 +140,7 @@ def _prepare_environment() -> None:
 
 def _submitted(tasks: Path) -> int:
     """Run a task of an array."""
-    found: dict[str, Any] | None = atomic.read_json(tasks)
+    found: dict[str, Any] | None = atomic.read_object(tasks)
     if found is None:
         raise UserError(f"there is no file '{tasks}', which lists the stages of this array.")
     require_format(found, f"'{tasks}'")

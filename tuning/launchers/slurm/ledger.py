@@ -95,7 +95,7 @@ class Jobs:
         """Every array that was ever submitted, the oldest first."""
         changed = self.changed()
         if changed != self._read[0]:
-            found: dict[str, Any] = atomic.read_json(self.path) or {"arrays": []}
+            found: dict[str, Any] = atomic.read_object(self.path) or {"arrays": []}
             self._read = (changed, [Array.from_json(entry) for entry in found["arrays"]])
         return self._read[1]
 

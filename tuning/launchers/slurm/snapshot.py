@@ -7,7 +7,6 @@ share one copy. PYTHONPATH puts it before any installed package.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tuning import config as site
 from tuning.runs import atomic, provenance
+from tuning.runs.lock import flock
 from tuning.runs.log import logger
 
 DIGITS = 16
@@ -37,7 +37,7 @@ def take() -> Path:
     target = site.home() / "snapshots" / found.hexdigest()[:DIGITS]
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        flock(lock)
         if target.exists():
             os.utime(target)
         else:

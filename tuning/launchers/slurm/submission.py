@@ -85,9 +85,8 @@ class Submission:
                 save_plan(self.folder, self.plan)
                 self._drop_report(live)
                 arrays = self._submit(arrays, missing)
-                names = {stage.name for stage in missing}
                 latest = {task.stage: task for array in arrays for task in array.tasks}
-                outcome.new = {name: latest[name] for name in names}
+                outcome.new = {stage.name: latest[stage.name] for stage in missing}
                 live |= {REPORT.name: (latest[REPORT.name], _NEW)}
             self._connect(arrays, live, outcome)
             return outcome

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tuning.training.wandb_run import report_to
+from tuning.runs.wandb_run import report_to
 
 pytestmark = pytest.mark.unit
 
@@ -141,3 +143,80 @@ def test_a_damaged_netrc_is_no_key(tmp_path, said):
     report("online", tmp_path)
     assert os.environ["WANDB_MODE"] == "offline"
     assert "no key is set" in said[0]
+
+
+TRAINS = """
+import os, sys
+from pathlib import Path
+from tuning.runs import log
+from tuning.runs.wandb_run import Reported, report_to
+log.configure()
+directory = Path(sys.argv[1])
+if "wandb" in report_to("offline", directory, "0123456789abcdef" * 4):
+    told = Reported("run", {"x": 1})
+    for step in range(3):
+        told.log({"step": step, "loss": float("nan") if step else 1.0})
+        if step == 1 and sys.argv[2] == "dies":
+            import signal, subprocess
+            us = str(os.getpid())
+            for pid in subprocess.run(["pgrep", "-P", us], capture_output=True).stdout.split():
+                os.kill(int(pid), signal.SIGKILL)
+    told.finish()
+print("trained")
+"""
+
+
+def trains(tmp_path: Path, how: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    run = tmp_path / "run"
+    run.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, "-c", TRAINS, str(run), how], env=kept | variables,
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_run_is_kept_offline(tmp_path):
+    done = trains(tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "trained\n", "")
+    assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
+
+
+BROKEN = {
+    "no-package": {"wandb.py": "raise ImportError('no wandb here')"},
+    "half-a-package": {"wandb.py": ""},
+    "no-start": {"wandb.py": "def init(**_): raise RuntimeError('no home directory')"},
+    "no-log": {
+        "wandb.py": "class Run:\n"
+        "    def log(self, *_, **__): raise BrokenPipeError('gone')\n"
+        "    finish = log\n"
+        "def init(**_): return Run()"
+    },
+    "no-finish": {
+        "wandb.py": "class Run:\n"
+        "    def log(self, *_, **__): pass\n"
+        "    def finish(self): raise OSError('gone')\n"
+        "def init(**_): return Run()"
+    },
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_what_fails_of_it_is_one_warning_and_training_goes_on(tmp_path, how):
+    """A package of our own stands for one that fails in a way of its own."""
+    for name, text in BROKEN[how].items():
+        (tmp_path / name).write_text(text)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = trains(tmp_path, PYTHONPATH=path)
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+    assert done.stderr.startswith("warning: W&B is off for this run, ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("how", ["no-home", "dies"])
+def test_the_real_one_without_a_home_or_killed_ends_no_training(tmp_path, how):
+    variables = {"HOME": "/proc/none"} if how == "no-home" else {}
+    done = trains(tmp_path, how, **variables)
+    assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
+    if how == "dies":
+        assert "warning: W&B is off for this run, " in done.stderr

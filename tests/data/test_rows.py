@@ -1,0 +1,110 @@
+"""What a row says: prompts that a user asks, answers of the assistant, pairs that differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.data.test_jsonl import assistant, loader, user
+from tuning.data.rows import checked_row, prompt_key
+from tuning.runs.errors import UserError
+
+pytestmark = pytest.mark.unit
+
+
+def row(pool: str, **columns: Any) -> dict[str, Any]:
+    return checked_row(pool, columns, "f:1")
+
+
+def said(pool: str, **columns: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        row(pool, **columns)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+TALK = [*user("2+3?"), *assistant("5"), *user("and 4?")]
+
+
+@pytest.mark.parametrize("prompt", ["2+3?", user("2+3?"), user(" 2+3?\n")], ids=repr)
+def test_whole_conversations_are_answers_to_what_they_share(prompt):
+    asked = user("2+3?")
+    found = row("preference", prompt=prompt, chosen=asked + assistant("5"), rejected=assistant("6"))
+    assert (found["chosen"], found["rejected"]) == (assistant("5"), assistant("6"))
+
+
+def test_whole_conversations_need_no_prompt():
+    found = row("preference", chosen=TALK + assistant("9"), rejected=TALK + assistant("8"), id=3)
+    assert found == {
+        "prompt": TALK,
+        "chosen": assistant("9"),
+        "rejected": assistant("8"),
+        "id": 3,
+    }
+
+
+def test_a_completion_may_repeat_the_prompt():
+    found = row("sft", prompt=TALK, completion=TALK + assistant("9"))
+    assert found["completion"] == assistant("9")
+
+
+@pytest.mark.parametrize(
+    ("pool", "columns", "message"),
+    [
+        ("sft", {"prompt": assistant("hi"), "completion": "c"}, "prompt ends with a turn of the a"),
+        ("test", {"prompt": [{"role": "system", "content": "s"}]}, "prompt ends with a turn of t"),
+        ("sft", {"prompt": "p", "completion": user("c")}, "completion has a turn of the user"),
+        (
+            "sft",
+            {"prompt": "p", "completion": assistant("c") + user("d")},
+            "has a turn of the user",
+        ),
+        ("sft", {"prompt": "p", "completion": assistant(" ")}, "has an empty assistant message"),
+        ("sft", {"prompt": user("p") + user(""), "completion": "c"}, "has an empty user message"),
+        ("sft", {"prompt": "p", "completion": user("p")}, "repeats the prompt and does not answer"),
+        ("sft", {"prompt": "p", "completion": " "}, 'completion is " "; it must be text or a list'),
+        ("preference", {"prompt": "p", "chosen": "a", "rejected": "a"}, "are the same answer"),
+        (
+            "preference",
+            {"prompt": "p", "chosen": "a b", "rejected": assistant("a\nb ")},
+            "the same",
+        ),
+        (
+            "preference",
+            {"chosen": user("a") + assistant("b")},
+            "f:1 lacks prompt; every row has on",
+        ),
+        (
+            "preference",
+            {"chosen": assistant("b"), "rejected": assistant("c")},
+            "f:1 lacks prompt, ",
+        ),
+        ("preference", {"chosen": "b", "rejected": "c"}, "do not begin with the same turns"),
+    ],
+)
+def test_what_no_trainer_could_read_is_refused(pool, columns, message):
+    assert message in said(pool, **columns)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        " s0",
+        "s0\n",
+        [{"content": "s0", "role": "user"}],
+        [{"role": "user", "content": "s0 ", "x": 1}],
+    ],
+    ids=repr,
+)
+def test_a_prompt_that_differs_in_blanks_or_keys_is_the_same(tmp_path, other):
+    made = loader(tmp_path, test=[{"prompt": "t", "answer": 1}, {"prompt": other, "answer": 2}])
+    with pytest.raises(UserError, match=r"in sft and test, sft\.jsonl:1 and test\.jsonl:2; the po"):
+        made.pool("sft")
+
+
+def test_prompts_that_differ_in_a_word_a_role_or_an_accent_are_two():
+    assert prompt_key(user("Café  au\nlait")) == prompt_key(user("Cafe\u0301 au lait"))
+    assert prompt_key(user("cafe")) != prompt_key(user("café"))
+    assert prompt_key(user("a")) != prompt_key(assistant("a"))
+    assert prompt_key(user("a b")) != prompt_key(user("ab"))

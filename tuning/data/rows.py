@@ -1,0 +1,124 @@
+"""What a row of a pool is: a prompt and answers as chat messages, checked and in one form.
+
+A prompt ends with a user's turn; a completion, chosen and rejected are turns of the assistant. An
+answer that repeats the conversation before it, as whole conversations do, is taken to be what
+follows; a preference row of two whole conversations needs no prompt of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+from tuning.runs.errors import UserError
+
+Messages = list[dict[str, Any]]
+ROLES = ("system", "user", "assistant")
+ANSWERS = {
+    "sft": ("completion",),
+    "validation": ("completion",),
+    "preference": ("chosen", "rejected"),
+    "test": (),
+}
+"""The columns of a pool that hold answers to its prompts."""
+
+
+def checked_row(pool: str, raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """A row with its prompt and answers as messages; other columns are kept as they are.
+
+    Raises UserError, which names the row as `where`, for messages that are none, turns of the wrong
+    role, empty ones, and a chosen answer that is also the rejected one.
+    """
+    row = raw | {c: _messages(raw[c], c, where) for c in ("prompt", *ANSWERS[pool]) if c in raw}
+    answers = {c: row[c] for c in ANSWERS[pool] if c in row}
+    if "prompt" not in row:
+        if len(answers) < 2:
+            raise UserError(f"{where} lacks prompt; every row has one.")
+        row["prompt"] = _shared(*answers.values())
+    _check_prompt(row["prompt"], where)
+    for column, answer in answers.items():
+        row[column] = _answer(row["prompt"], answer, column, where)
+    if len(answers) == 2 and len({prompt_key(row[c]) for c in answers}) == 1:
+        raise UserError(
+            f"{where}: chosen and rejected are the same answer; a pair needs two that differ."
+        )
+    return row
+
+
+def asked_as(row: dict[str, Any], system_message: str | None) -> dict[str, Any]:
+    """A row whose prompt begins with a system message: its own, or else this one."""
+    if not system_message or row["prompt"][0]["role"] == "system":
+        return row
+    return row | {"prompt": [{"role": "system", "content": system_message}, *row["prompt"]]}
+
+
+def prompt_key(messages: Sequence[dict[str, Any]]) -> tuple[tuple[str, str], ...]:
+    """What makes two prompts the same: their turns, whatever their blanks and other keys are."""
+    return tuple(
+        (message["role"], " ".join(unicodedata.normalize("NFC", message["content"]).split()))
+        for message in messages
+    )
+
+
+def _messages(value: Any, column: str, where: str) -> Messages:
+    """A column as chat messages: text is one message of the role that belongs there."""
+    if isinstance(value, str) and value.strip():
+        return [{"role": "user" if column == "prompt" else "assistant", "content": value}]
+    if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+        raise UserError(
+            f"{where}: {column} is {json.dumps(value)[:60]}; it must be text or a list of "
+            f'{{"role", "content"}} with roles {", ".join(ROLES)}.'
+        )
+    if empty := [message["role"] for message in value if not message["content"].strip()]:
+        raise UserError(f"{where}: {column} has an empty {empty[0]} message; give every one text.")
+    return list(value)
+
+
+def _is_message(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.get("role") in ROLES
+        and isinstance(value.get("content"), str)
+    )
+
+
+def _shared(first: Messages, second: Messages) -> Messages:
+    """The turns with which both conversations begin, up to the last one of a user."""
+    same = [a for a, b in takewhile(_equal, zip(first, second, strict=False))]
+    while same and same[-1]["role"] != "user":
+        same.pop()
+    return same
+
+
+def _equal(pair: tuple[dict[str, Any], dict[str, Any]]) -> bool:
+    return prompt_key([pair[0]]) == prompt_key([pair[1]])
+
+
+def _check_prompt(prompt: Messages, where: str) -> None:
+    if not prompt:
+        raise UserError(
+            f"{where} lacks prompt, and chosen and rejected do not begin with the same turns of a "
+            "user; give the prompt."
+        )
+    if prompt[-1]["role"] != "user":
+        raise UserError(
+            f"{where}: prompt ends with a turn of the {prompt[-1]['role']}; it must end with one "
+            "of the user, which is answered."
+        )
+
+
+def _answer(prompt: Messages, answer: Messages, column: str, where: str) -> Messages:
+    """An answer without the prompt that it may repeat; turns of the assistant only."""
+    if prompt_key(answer[: len(prompt)]) == prompt_key(prompt):
+        answer = answer[len(prompt) :]
+    if other := [message["role"] for message in answer if message["role"] != "assistant"]:
+        raise UserError(
+            f"{where}: {column} has a turn of the {other[0]}; it must have turns of the assistant "
+            "only, or repeat the prompt and then answer it."
+        )
+    if not answer:
+        raise UserError(f"{where}: {column} repeats the prompt and does not answer it.")
+    return answer
