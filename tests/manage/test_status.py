@@ -255,6 +255,24 @@ def test_a_stage_that_hangs_shows_how_long_it_made_no_progress(submitted):
     assert submitted.rows()["a"].progress == "train 40/125"
 
 
+def test_a_stage_that_another_experiment_has_in_the_queue_is_told_from_there(submitted):
+    """Own tasks first; a stage without one is what the other experiment's task is."""
+    theirs = submitted.folder.parent / "other"
+    work = [list(s.work) for s in PLAN.stages[:1]]
+    Jobs(theirs).write([Array(token="other.1.sft", kind="sft", stages=["a"], keys=["k"],
+                              works=work, number=9, released=True)])  # fmt: skip
+    submitted.slurm.jobs.append(
+        Job(id="9_0", state="RUNNING", token="other.1.sft", node="n2", elapsed="0:07")
+    )
+    submitted.task(1, "PENDING", "Dependency")
+    row = submitted.rows()["a"]
+    told = ("running", "9_0", "on n2, job of experiment other", "0:07")
+    assert (row.state, row.job, row.reason, row.elapsed) == told
+    assert submitted.told()["b"] == ("waiting", "for a")
+    submitted.task(0, "PENDING", "Dependency")
+    assert submitted.told()["a"] == ("waiting", "for 9_0, the same run in other")
+
+
 def test_a_stage_with_parents_names_those_that_are_not_there(submitted):
     submitted.task(0, "RUNNING", elapsed="0:10", node="n1")
     submitted.task(1, "PENDING", "Dependency")

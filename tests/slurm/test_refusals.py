@@ -1,5 +1,5 @@
 """What the cluster could never run is refused before anything is submitted; what SLURM will not
-change is taken back; and what would wait for ever is said.
+change is taken back; and what cannot start is said.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ def limited(user: Site) -> Iterator[Site]:
     user.cluster.run("scontrol", "update", "PartitionName=low", "MaxTime=UNLIMITED")
 
 
-def test_what_would_wait_for_ever_is_said_and_replaced_by_what_can_run(limited: Site) -> None:
+def test_what_cannot_start_is_said_and_replaced_by_what_can_run(limited: Site) -> None:
     user = limited
     done = user.run(sys.executable, "-m", "tuning.cli", *RUN, "--time", "30")
     jobs = user.jobs()
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert (
-        "would wait for ever: the partition allows less time (PartitionTimeLimit): change " in line
+        "cannot start: the partition allows less time (PartitionTimeLimit): change time or " in line
     )
     row = user.status("trial")["tiny"]
     assert row["state"] == "waiting"

@@ -70,7 +70,7 @@ def test_jobs_that_a_person_holds_or_that_are_another_users_and_stages_that_lost
     try:
         first, _ = submit("trial").new.values()
         user.cluster.run("scontrol", "uhold", first.id)
-        down = "the partition is down (PartitionDown): change partition, or wait and submit again"
+        down = "the partition is down (PartitionDown): change partition and submit again"
         wait_for(lambda: told(user, "trial")[1] == ("waiting", down), 20, user.queue)
         goes_on = f"held by a person; it goes on after: scontrol release {first.id}"
         assert told(user, "trial")[0] == ("waiting", goes_on)

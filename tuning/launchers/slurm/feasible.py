@@ -56,7 +56,7 @@ def require_possible(slurm: Asked, kind: str, resources: Resources, script: str)
 
 
 def warnings(slurm: Asked, tasks: Iterable[Task]) -> list[str]:
-    """A line for each reason for which tasks that were just submitted would wait for ever."""
+    """A line for each reason for which tasks that were just submitted cannot start as they are."""
     ids = {task.id for task in tasks}
     until = time.monotonic() + LOOK_SECONDS
     while True:
@@ -73,7 +73,7 @@ def warnings(slurm: Asked, tasks: Iterable[Task]) -> list[str]:
         if problem := needs_change(job):
             found.setdefault(problem, []).append(job.id)
     return [
-        f"{', '.join(waiting[:3])}{' ...' if len(waiting) > 3 else ''} would wait for ever: "
+        f"{', '.join(waiting[:3])}{' ...' if len(waiting) > 3 else ''} cannot start: "
         f"{problem} (flags, or cluster.yaml) and submit again"
         for problem, waiting in found.items()
     ]

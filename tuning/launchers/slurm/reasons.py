@@ -1,5 +1,5 @@
-"""Why a job waits, from the reason that SLURM gives, and what to change where it would wait for
-ever. Also which setting a refusal of sbatch is about.
+"""Why a job waits, from the reason that SLURM gives, and what to change where it cannot start as
+it is. Also which setting a refusal of sbatch is about.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _AS_ASKED = (
     (r"PartitionTimeLimit", "the partition allows less time", "time or partition"),
     (r"PartitionNodeLimit", "the partition allows another number of nodes", "nodes or partition"),
     (r"PartitionConfig", "the partition cannot give what it asks for", "cpus, nodes or partition"),
-    (r"PartitionDown|PartitionInactive", "the partition is down", "partition, or wait"),
+    (r"PartitionDown|PartitionInactive", "the partition is down", "partition"),
     (r"(InvalidQOS|QOSNotAllowed)", "the QOS may not be used", "qos"),
     (r"(InvalidAccount|AccountNotAllowed|AccountingPolicy)", "the account may not be used",
      "account"),
@@ -72,7 +72,7 @@ def words(job: Job, *, released: bool = True) -> str:
 
 
 def needs_change(job: Job) -> str:
-    """What to change in a job that would wait for ever as it is; "" for one that need not."""
+    """What to change in a job that cannot start as it is; "" for one that can."""
     if job.state not in WAITS or job.reason in HELD_BY_SLURM:
         return ""
     for pattern, what, settings in _AS_ASKED:
