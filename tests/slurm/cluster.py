@@ -99,12 +99,16 @@ class Cluster:
         largest_array: int = 101,
         remembers: int = 600,
         accounted: bool = False,
+        limited: bool = False,
     ) -> None:
-        """`remembers`: seconds for which ended jobs are known; `accounted`: with slurmdbd."""
+        """`remembers`: seconds for which ended jobs are known; `accounted`: with slurmdbd, and
+        `limited`: its limits and those of QOS hold.
+        """
         self.folder = folder
         self.largest_array = largest_array
         self.remembers = remembers
         self.accounted = accounted
+        self.limited = limited
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
@@ -228,6 +232,8 @@ class Cluster:
                 f"AccountingStorageHost=127.0.0.1\nAccountingStoragePort={ports[3]}\n"
                 f"AccountingStoragePass={self.folder}/munge.socket"
             )
+        if self.limited:
+            storage += "\nAccountingStorageEnforce=associations,limits,qos"
         prolog = self.folder / "prolog"
         prolog.write_text(f"#!/bin/sh\n[ ! -e {self.folder}/prolog.fails ]\n")
         prolog.chmod(0o755)
