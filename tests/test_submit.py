@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_site import use
+from tuning.plan import Plan, Stage, save_plan
 from tuning.runs.errors import UserError
 from tuning.submit import main
 
@@ -148,3 +149,17 @@ def test_what_cannot_be_is_one_line(shown, text, message):
         shown(text)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_plan_that_is_not_finished_keeps_its_name_here_too(tmp_path, home):
+    """Nothing is written, and nothing begins."""
+    folder = home / "outputs" / "reports" / "mine"
+    other = Stage(name="x", role="sft", hash="0" * 64, script="run_sft.py", phases=("train",))
+    save_plan(folder, Plan(experiment="mine", stages=(other,), about={"models": ["large"]}))
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    (tmp_path / "e.yaml").write_text(BUDGET)
+    with pytest.raises(UserError, match=r"'mine' is another plan, of which 'x' is not finished"):
+        main([str(tmp_path / "e.yaml"), "--launcher", "local", "--experiment", "mine"])
+    after = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    assert before.items() <= after.items()
+    assert not (home / "models").exists() and not (folder / "stages").exists()

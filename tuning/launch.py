@@ -128,10 +128,19 @@ def launch(plan: Plan, options: Launch) -> int:
         with quits():
             return _dry_run(plan, launcher, options)
     site.require_writable_home()
+    _require_successor(plan)
     if launcher == "slurm":
         with quits("stopped before everything was submitted; the same command submits the rest"):
             return _submit(plan, options)
     return _run_here(plan, options)
+
+
+def _require_successor(plan: Plan) -> None:
+    """UserError if the plan would hide another one of its name; a note on what it leaves out."""
+    from tuning.manage.succession import require_successor, some
+
+    if left := require_successor(plan, site.home()):
+        _to_stderr(f"note: experiment {plan.experiment} leaves out {some(left)}, not finished yet")
 
 
 def launcher_of(options: Launch) -> str:
@@ -180,10 +189,11 @@ def _run_here(plan: Plan, options: Launch) -> int:
 def _submit(plan: Plan, options: Launch) -> int:
     """Submit what is not done; 0 when everything is done or in the queue."""
     from tuning.launchers import prefetch
+    from tuning.launchers.slurm import feasible
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
 
-    cluster = Cluster(options.resources, kinds=options.kinds)
+    cluster, slurm = Cluster(options.resources, kinds=options.kinds), Slurm()
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
         raise UserError(
             f"TUNING_HOME '{site.home()}' contains {' '.join(map(repr, odd))}, which job "
@@ -196,8 +206,10 @@ def _submit(plan: Plan, options: Launch) -> int:
                 f"{'; '.join(absent)}. Jobs run offline: download it here first with "
                 "`tuning prefetch` and the same flags, or give --offline false."
             )
-    outcome = _submission(plan, cluster, Slurm(), options).run()
+    outcome = _submission(plan, cluster, slurm, options).run()
     _print_submitted(plan, cluster, outcome)
+    for line in feasible.warnings(slurm, [*outcome.new.values(), *outcome.queued.values()]):
+        _to_stderr(f"warning: {line}")
     return 0
 
 
@@ -220,20 +232,17 @@ def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
     from tuning.launchers import footprint
     from tuning.launchers.slurm import usage
     from tuning.launchers.slurm.client import Slurm
+    from tuning.launchers.slurm.shared import told_to_followers
     from tuning.report.build import write_report
 
-    if not outcome.new and not outcome.queued and not outcome.left:
+    if not (outcome.new or outcome.queued or outcome.left or outcome.shared):
         _to_stderr(f"experiment {plan.experiment}: all stages are done, nothing to submit")
         usage.update(site.reports_dir() / plan.experiment, Slurm())
         print(write_report(plan, site.home()))
         return
     print(f"experiment {plan.experiment}")
-    left = {stage.name for stage in outcome.left}
     for stage in (stage for stage in plan.stages if stage.has_work):
-        task = outcome.new.get(stage.name) or outcome.queued.get(stage.name)
-        state = "submitted" if stage.name in outcome.new else "queued" if task else "done"
-        state = "later" if stage.name in left else state
-        print(f"  {state:>9}  {task.id if task else '':>8}  {stage.name}")
+        _print_stage(stage.name, outcome)
     if outcome.new:
         new = [stage for stage in plan.stages if stage.name in outcome.new]
         asked = dict.fromkeys((stage.kind, cluster.of(stage)) for stage in new)
@@ -248,7 +257,26 @@ def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
             f"{len(outcome.left)} stages are left, since no more jobs may be queued at a time: "
             f"{who} {when}; the same command does so as well"
         )
+    if outcome.replaced and (note := told_to_followers(site.reports_dir() / plan.experiment)):
+        print(note)
     print(f"follow with: tuning status {plan.experiment} --watch")
+
+
+def _print_stage(name: str, outcome: Any) -> None:
+    """What was done about a stage, its job, and what is to be said of it."""
+    task = outcome.new.get(name) or outcome.queued.get(name)
+    state = "submitted" if name in outcome.new else "queued" if task else "done"
+    note = ""
+    if name in {stage.name for stage in outcome.left}:
+        state = "later"
+    elif name in outcome.shared:
+        task, state = outcome.shared[name].task, "queued"
+        note = f"  (by experiment {outcome.shared[name].experiment})"
+    elif name in outcome.replaced:
+        note = f"  (replaces {outcome.replaced[name].id}, which asked for other resources)"
+    elif name in outcome.outdated:
+        note = "  (runs on with the resources that it has)"
+    print(f"  {state:>9}  {task.id if task else '':>8}  {name}{note}")
 
 
 def summary(plan: Plan, options: Launch) -> str:

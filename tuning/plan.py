@@ -89,6 +89,15 @@ class Stage:
         """Hash over all fields of the stage, as 12 hexadecimal digits."""
         return digest(asdict(self))[:12]
 
+    @property
+    def work(self) -> tuple[str, ...]:
+        """What it does, phase by phase and run by run: what two stages have in common, one of them
+        would do and the other wait for.
+        """
+        of = {"train": self.hash}
+        evaluation = f"{self.hash}:{self.evaluation_hash}"
+        return tuple(f"{phase}:{of.get(phase, evaluation)}" for phase in self.phases)
+
 
 _KINDS = {
     "pretrain": "pretrain",

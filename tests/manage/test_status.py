@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from tuning import cli
 from tuning import config as site
 from tuning.launchers.slurm.client import Job
 from tuning.launchers.slurm.ledger import Array, Jobs
+from tuning.launchers.slurm.script import STOPPED_IN_SETUP
 from tuning.manage.status import StageStatus, stages_of, states, table
 from tuning.plan import Plan, Stage
 from tuning.runs import atomic
@@ -50,7 +53,7 @@ class Cluster:
         self.accounted: dict[str, str] = {}
         self.fails = False
 
-    def queue(self) -> list[Job]:
+    def queue(self, users: Iterable[int] = ()) -> list[Job]:
         if self.fails:
             raise StageFailed("squeue does not answer: it is away.")
         return self.jobs
@@ -67,12 +70,12 @@ class Experiment:
         self.folder = home / "outputs" / "reports" / "trial"
         self.slurm = Cluster()
 
-    def submit(self) -> None:
+    def submit(self, *, released: bool = True) -> None:
         """Tasks 7_0, 7_1 and 7_2."""
         names = [s.name for s in PLAN.stages if s.has_work]
         keys = [s.key for s in PLAN.stages if s.has_work]
         Jobs(self.folder).write([Array(token="trial.1.sft", kind="sft", stages=names, keys=keys,
-                                       number=7, released=True)])  # fmt: skip
+                                       number=7, released=released)])  # fmt: skip
 
     def task(self, index: int, state: str, reason: str = "None", **values) -> None:
         """How SLURM sees a task."""
@@ -171,13 +174,103 @@ def test_a_run_directory_has_the_last_word(submitted):
         ("BeginTime", "requeued; SLURM restarts it soon"),
         ("JobArrayTaskLimit", "limit of tasks that run at the same time"),
         ("QOSMaxJobsPerUserLimit", "limit of the QOS"),
-        ("JobHeldUser", "held; its submission was interrupted: submit again"),
+        ("JobHeldUser", "held by a person; it goes on after: scontrol release 7_0"),
+        ("JobHeldAdmin", "held by an administrator, who can release it: scontrol release 7_0"),
+        (
+            "launch failed requeued held",
+            "SLURM could not start it and holds it: submit again to free it",
+        ),
+        (
+            "PartitionTimeLimit",
+            "the partition allows less time (PartitionTimeLimit): change time or partition and "
+            "submit again",
+        ),
+        (
+            "QOSMaxWallDurationPerJobLimit",
+            "it asks for more time than is allowed (QOSMaxWallDurationPerJobLimit): change time or "
+            "qos and submit again",
+        ),
+        (
+            "AssocMaxGRESPerJob",
+            "the GPUs are not allowed (AssocMaxGRESPerJob): change gres or qos and submit again",
+        ),
+        ("QOSMaxGRESPerUser", "limit of the QOS"),
+        ("QOSMaxMemoryPerUser", "limit of the QOS"),
+        ("AssocGrpCpuLimit", "limit of the account"),
+        (
+            "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority "
+            "partitions",
+            "nodes not available",
+        ),
     ],
 )
 def test_a_queued_stage_says_what_it_waits_for(submitted, reason, told):
     submitted.task(0, "PENDING", reason)
     row = submitted.rows()["a"]
     assert (row.state, row.reason, row.job) == ("waiting", told, "7_0")
+
+
+def test_a_stage_that_is_held_since_its_submission_was_interrupted_says_so(experiment):
+    experiment.submit(released=False)
+    experiment.task(0, "PENDING", "JobHeldUser")
+    told = ("waiting", "held; its submission was interrupted: submit again")
+    assert experiment.told()["a"] == told
+
+
+def test_the_job_of_another_user_says_whose_it_is(submitted):
+    submitted.task(0, "RUNNING", node="n1", user="nobody")
+    submitted.task(1, "PENDING", "Resources", user="nobody")
+    assert submitted.told()["a"] == ("running", "on n1, job of nobody")
+    assert submitted.told()["b"] == ("waiting", "resources, job of nobody")
+
+
+@pytest.mark.parametrize("job", ["COMPLETED", ""])
+def test_a_stage_that_was_done_and_whose_directory_is_gone_says_so(submitted, job):
+    submitted.run("b", "done", train=1)
+    submitted.record("a", "done")
+    submitted.output(0, "a: done\n")
+    if job:
+        submitted.task(0, job)
+    assert submitted.told()["a"] == ("pending", "was done, but its files are gone; submit again")
+    assert submitted.told()["b"] == ("done", "")
+
+
+def test_a_job_that_was_stopped_during_its_set_up_lines_says_so(submitted):
+    submitted.output(0, f"Loading cuda\nerror: {STOPPED_IN_SETUP}\n")
+    submitted.task(0, "FAILED", "NonZeroExitCode")
+    assert submitted.told()["a"] == ("failed", STOPPED_IN_SETUP)
+    assert "raise time" in STOPPED_IN_SETUP
+
+
+def test_a_stage_that_hangs_shows_how_long_it_made_no_progress(submitted):
+    submitted.task(0, "RUNNING", elapsed="3:00:10", node="n1")
+    place = submitted.folder / "stages" / "slurm" / "a.json"
+    found = {"directory": "x", "phase": "train", "at": 40, "of": 125, "note": "", "time": 0}
+    atomic.write_json(place, found)
+    for ago, told in ((60, ""), (15 * 60, " (no progress for 15 min)"),
+                      (3 * 3600, " (no progress for 3 h)")):  # fmt: skip
+        os.utime(place, (time.time() - ago,) * 2)
+        assert submitted.rows()["a"].progress == f"train 40/125{told}"
+    submitted.record("a", "running")  # it has started again
+    assert submitted.rows()["a"].progress == "train 40/125"
+
+
+def test_a_stage_that_another_experiment_has_in_the_queue_is_told_from_there(submitted):
+    """Own tasks first; a stage without one is what the other experiment's task is."""
+    theirs = submitted.folder.parent / "other"
+    work = [list(s.work) for s in PLAN.stages[:1]]
+    Jobs(theirs).write([Array(token="other.1.sft", kind="sft", stages=["a"], keys=["k"],
+                              works=work, number=9, released=True)])  # fmt: skip
+    submitted.slurm.jobs.append(
+        Job(id="9_0", state="RUNNING", token="other.1.sft", node="n2", elapsed="0:07")
+    )
+    submitted.task(1, "PENDING", "Dependency")
+    row = submitted.rows()["a"]
+    told = ("running", "9_0", "on n2, job of experiment other", "0:07")
+    assert (row.state, row.job, row.reason, row.elapsed) == told
+    assert submitted.told()["b"] == ("waiting", "for a")
+    submitted.task(0, "PENDING", "Dependency")
+    assert submitted.told()["a"] == ("waiting", "for 9_0, the same run in other")
 
 
 def test_a_stage_with_parents_names_those_that_are_not_there(submitted):
@@ -388,7 +481,7 @@ def test_a_skipped_stage_says_why(experiment):
     assert found["fork-remaining"] == ("skipped", "perplexity never reached 2.0 (best 2.31)")
 
 
-def test_a_table_has_a_column_for_what_is_known_and_is_cut_at_the_width():
+def test_a_table_has_a_column_for_what_is_known_and_no_reason_is_cut():
     rows = [
         StageStatus(stage="a", state="done", metric="loss 0.5"),
         StageStatus(stage="long-name", state="failed", reason="no such file: /a/b/c"),
@@ -398,7 +491,10 @@ def test_a_table_has_a_column_for_what_is_known_and_is_cut_at_the_width():
         "a          done    loss 0.5\n"
         "long-name  failed            no such file: /a/b/c"
     )
-    assert table(rows, width=33).splitlines()[2] == "long-name  failed            no s"
+    assert table(rows, width=60) == table(rows)
+    assert table(rows, width=25) == (
+        "state   stage\ndone    a\n    loss 0.5\nfailed  long-name\n    no such file: /a/b/c"
+    )
     assert table([]) == ""
 
 

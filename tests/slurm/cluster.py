@@ -47,6 +47,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 GresTypes=gpu
+Prolog={folder}/prolog
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/jobcomp.txt
 {accounting}
@@ -98,12 +99,16 @@ class Cluster:
         largest_array: int = 101,
         remembers: int = 600,
         accounted: bool = False,
+        limited: bool = False,
     ) -> None:
-        """`remembers`: seconds for which ended jobs are known; `accounted`: with slurmdbd."""
+        """`remembers`: seconds for which ended jobs are known; `accounted`: with slurmdbd, and
+        `limited`: its limits and those of QOS hold.
+        """
         self.folder = folder
         self.largest_array = largest_array
         self.remembers = remembers
         self.accounted = accounted
+        self.limited = limited
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
@@ -134,6 +139,19 @@ class Cluster:
     def start_node(self, node: str) -> None:
         """Start (or start again) the daemon of a node."""
         self._start(node, "slurmd", "-D", "-N", node)
+
+    @contextlib.contextmanager
+    def failing_starts(self) -> Iterator[None]:
+        """A block in which no job can be started: SLURM holds it and drains its node."""
+        fails = self.folder / "prolog.fails"
+        fails.touch()
+        try:
+            yield
+        finally:
+            fails.unlink()
+            drained = self.run("sinfo", "-h", "-N", "-p", "low", "-t", "drain", "-o", "%N").split()
+            for node in drained:
+                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
     def kill_node(self, node: str, job: str) -> None:
         """What a power failure does: the daemon of a node, and all of a job there, gone at once."""
@@ -215,6 +233,11 @@ class Cluster:
                 f"AccountingStoragePass={self.folder}/munge.socket\n"
                 "AccountingStorageTRES=gres/gpu\nAccountingStorageEnforce=limits"
             )
+        if self.limited:
+            storage += "\nAccountingStorageEnforce=associations,limits,qos"
+        prolog = self.folder / "prolog"
+        prolog.write_text(f"#!/bin/sh\n[ ! -e {self.folder}/prolog.fails ]\n")
+        prolog.chmod(0o755)
         text = SLURM_CONF.format(
             host=socket.gethostname(), folder=self.folder, ctld_port=ports[0], accounting=storage,
             node_ports=f"{ports[1]}-{ports[2]}", largest_array=self.largest_array,

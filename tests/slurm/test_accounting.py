@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,13 +31,18 @@ RUN = (
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """A cluster that forgets ended jobs after seconds and keeps accounts."""
+def required() -> None:
+    """Whether there can be accounting on this machine."""
     reason = missing() or accounting.missing()
     if reason is not None:
         if os.environ.get("TUNING_REQUIRE_SLURM"):
             pytest.fail(f"no accounting here: {reason}")
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def machines(required: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """A cluster that forgets ended jobs after seconds and keeps accounts."""
     folder = tmp_path_factory.mktemp("accounted")
     with running(folder, accounted=True, remembers=2) as cluster:
         yield cluster
@@ -110,3 +116,36 @@ def _used(user: Site, folder: Path) -> None:
     assert found["pft"]["memory_asked"] == 500 << 20
     assert 1 << 20 < found["pft"]["memory"] < 500 << 20
     assert "What it used on the cluster" in (folder / "report.html").read_text()
+
+
+@pytest.fixture
+def limited(required: None, tmp_path: Path) -> Iterator[Site]:
+    """A user with an empty home on a cluster whose QOS `fast` allows five minutes."""
+    folder, home = tmp_path / "cluster", tmp_path / "home"
+    folder.mkdir()
+    home.mkdir()
+    with running(folder, accounted=True, limited=True) as cluster:
+        for words in (
+            "add account project", "add user root account=project", "add qos fast",
+            "modify qos fast set MaxWall=5", "modify user root set qos=normal,fast",
+        ):  # fmt: skip
+            cluster.run("sacctmgr", "-i", *words.split())
+        yield Site(cluster, home)
+
+
+def test_limits_of_accounts_and_qos_are_refused_or_said(limited: Site) -> None:
+    submit = (sys.executable, "-m", "tuning.cli", "submit", *RUN, "--experiment", "trial")
+
+    def refused(*flags: str) -> str:
+        return limited.run(*submit, *flags, code=2).stderr
+
+    wait_for(lambda: "fast" in limited.cluster.run("sacctmgr", "-n", "show", "qos"), 20)
+    assert "qos is nope; change qos (--qos, or in cluster.yaml)" in refused("--qos", "nope")
+    assert "account is nope; change account (--account, or" in refused("--account", "nope")
+    assert not limited.jobs()
+    said = limited.run(*submit, "--qos", "fast", "--time", "30").stderr
+    why = (
+        "it asks for more time than is allowed (QOSMaxWallDurationPerJobLimit): change time or qos"
+    )
+    assert f"cannot start: {why}" in said
+    assert limited.status("trial")["tiny"]["reason"] == f"{why} and submit again"

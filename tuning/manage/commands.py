@@ -13,6 +13,7 @@ from pathlib import Path
 from tuning import config as site
 from tuning.launchers.slurm.client import Job, Slurm
 from tuning.launchers.slurm.ledger import REPORT, Jobs
+from tuning.launchers.slurm.shared import told_to_followers
 from tuning.manage.status import ENDED, StageStatus, stages_of, table
 from tuning.plan import Plan, descendants
 from tuning.runs.errors import EXIT_FAILED, StageFailed, UserError, nearest
@@ -117,7 +118,7 @@ def cancel(plan: Plan, stage: str | None) -> int:
 
 def _cancel(plan: Plan, folder: Path, stage: str | None) -> int:
     jobs = Jobs(folder)
-    queued = _live(Slurm()) if jobs.arrays() else {}
+    queued = _live(Slurm(), jobs) if jobs.arrays() else {}
     numbers = {job.token: job.number for job in queued.values()}
     for array in jobs.arrays():
         array.number = array.number or numbers.get(array.token)  # an interrupted submission
@@ -136,15 +137,19 @@ def _cancel(plan: Plan, folder: Path, stage: str | None) -> int:
     slurm.cancel([task.id for task in last_first])
     for task in reversed(last_first):
         print(f"cancelled {task.id:>8}  {task.stage}")
-    left = _live(slurm)
+    left = _live(slurm, jobs)
     if kept := [task.id for task in live if task.id in left and left[task.id].state == "PENDING"]:
         raise StageFailed(f"SLURM did not cancel {', '.join(kept)}.")
     print("running stages save their state; `tuning submit` with the same flags resumes them")
+    if note := told_to_followers(folder):
+        print(note)
     return 0
 
 
-def _live(slurm: Slurm) -> dict[str, Job]:
-    return {job.id: job for job in slurm.queue() if job.live}
+def _live(slurm: Slurm, *experiments: Jobs) -> dict[str, Job]:
+    """Live jobs by their ids, of everybody who submitted parts of these experiments."""
+    users = {user for jobs in experiments for user in jobs.users()}
+    return {job.id: job for job in slurm.queue(users) if job.live}
 
 
 def clean(*, dry_run: bool, orphans: bool) -> int:
@@ -166,12 +171,11 @@ def clean(*, dry_run: bool, orphans: bool) -> int:
 
 def _snapshots_in_use() -> set[str]:
     """The snapshots that queued or running jobs use."""
-    arrays = [
-        array
-        for path in site.reports_dir().glob("*/slurm/jobs.json")
-        for array in Jobs(path.parent.parent).arrays()
+    experiments = [
+        Jobs(path.parent.parent) for path in site.reports_dir().glob("*/slurm/jobs.json")
     ]
+    arrays = [array for jobs in experiments for array in jobs.arrays()]
     if not arrays:
         return set()
-    tokens = {job.token for job in _live(Slurm()).values()}
+    tokens = {job.token for job in _live(Slurm(), *experiments).values()}
     return {Path(array.code).name for array in arrays if array.token in tokens}

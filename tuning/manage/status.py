@@ -8,13 +8,20 @@ tell the reason.
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
+import textwrap
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tuning.launchers.slurm import reasons
 from tuning.launchers.slurm.client import WAITS, Job, Slurm
 from tuning.launchers.slurm.ledger import Jobs, Task
+from tuning.launchers.slurm.script import STOPPED_IN_SETUP
+from tuning.launchers.slurm.shared import Elsewhere, elsewhere
 from tuning.plan import Plan, Stage, Standing, standing
 from tuning.runs import atomic
 from tuning.runs.errors import StageFailed, UserError
@@ -22,6 +29,8 @@ from tuning.runs.json_text import NotJSON, parse_object
 from tuning.runs.lock import Lock
 from tuning.runs.rundir import RunDirectory
 
+QUIET_SECONDS = 120.0
+"""Progress that is older than this is shown with its age."""
 ENDED = ("done", "skipped", "failed", "blocked", "cancelled", "stopped")
 
 
@@ -48,6 +57,10 @@ class _View:
     tasks: Mapping[str, Task] = field(default_factory=dict)
     queue: Mapping[str, Job] = field(default_factory=dict)
     accounted: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, Elsewhere] = field(default_factory=dict)
+    """Live tasks of other experiments that have the runs of stages."""
+    unreleased: frozenset[str] = frozenset()
+    """The tokens of arrays whose submission was interrupted."""
     answered: bool = True
 
     @property
@@ -60,9 +73,11 @@ def stages_of(plan: Plan, home: Path, slurm: Slurm | None = None) -> list[StageS
     was submitted.
     """
     view = _View(plan, home)
-    view.tasks = Jobs(view.folder).latest()
+    jobs = Jobs(view.folder)
+    view.tasks = jobs.latest()
     if view.tasks:
-        view.queue, view.accounted = _ask(slurm or Slurm(), view)
+        view.unreleased = frozenset(a.token for a in jobs.arrays() if not a.released)
+        _ask(slurm or Slurm(), view, jobs)
     found: dict[str, StageStatus] = {}
     for stage in plan.stages:
         if stage.has_work:
@@ -75,21 +90,21 @@ def states(found: Sequence[StageStatus]) -> dict[str, tuple[str, str]]:
     return {entry.stage: (entry.state, entry.reason) for entry in found}
 
 
-def _ask(slurm: Slurm, view: _View) -> tuple[dict[str, Job], dict[str, str]]:
-    """SLURM's job list and accounting of our tasks; empty if SLURM does not answer."""
+def _ask(slurm: Slurm, view: _View, jobs: Jobs) -> None:
+    """Read SLURM's job list and accounting of the tasks of everybody who submitted a part, and of
+    other experiments' tasks that do the same; nothing if SLURM does not answer.
+    """
     try:
-        queue = {job.id: job for job in slurm.queue()}
-        gone = [
-            task.id
-            for stage in view.plan.stages
-            if (task := view.tasks.get(stage.name)) is not None
-            and task.id not in queue
-            and standing(view.plan, stage, view.home).state == "pending"
+        queue = {job.id: job for job in slurm.queue(jobs.users())}
+        pending = [
+            s for s in view.plan.stages if standing(view.plan, s, view.home).state == "pending"
         ]
-        return queue, slurm.ended(gone)
+        tasks = [task for stage in pending if (task := view.tasks.get(stage.name)) is not None]
+        view.accounted = slurm.ended([task.id for task in tasks if task.id not in queue])
+        view.others = elsewhere(pending, view.folder, slurm.queue)
+        view.queue = queue
     except (StageFailed, UserError):
         view.answered = False
-        return {}, {}
 
 
 def _status(view: _View, stage: Stage, above: Mapping[str, StageStatus]) -> StageStatus:
@@ -97,7 +112,12 @@ def _status(view: _View, stage: Stage, above: Mapping[str, StageStatus]) -> Stag
     task = view.tasks.get(stage.name)
     job = view.queue.get(task.id) if task else None
     state, reason = found.state, found.reason
-    if state == "pending":
+    other = view.others.get(stage.name)
+    if state == "pending" and other is not None and not (job is not None and job.live):
+        task, job = other.task, other.job
+        state, told = _live(view, task, job, stage, above)
+        reason = ", ".join(filter(None, (told, f"job of experiment {other.experiment}")))
+    elif state == "pending":
         state, reason = _not_done(view, stage, found, job, above)
     return StageStatus(
         stage=stage.name,
@@ -114,11 +134,11 @@ def _not_done(
     view: _View, stage: Stage, found: Standing, job: Job | None, above: Mapping[str, StageStatus]
 ) -> tuple[str, str]:
     """State and reason of a stage that is neither done nor skipped."""
-    if job is not None and job.live:
-        return _live(job, stage, above)
+    task = view.tasks.get(stage.name)
+    if task is not None and job is not None and job.live:
+        return _live(view, task, job, stage, above)
     if any(d is not None and Lock(d.path).holder() for d in (found.run, found.evaluation)):
         return "running", ""
-    task = view.tasks.get(stage.name)
     record = atomic.read_object(view.folder / "stages" / f"{stage.name}.json") or {}
     if task is not None and record.get("job") not in (None, task.id):
         record = {}  # of an earlier submission
@@ -127,6 +147,8 @@ def _not_done(
         if task is not None and record.get("signal"):
             return _silent(view, task, job, reason, begun=True)  # SLURM may know who sent it
         return "failed", reason
+    if record.get("state") in ("done", "skipped"):
+        return "pending", _vanished(stage, found)
     for parent in stage.parents:
         if parent in above and above[parent].state in ("failed", "blocked", "cancelled"):
             return "blocked", f"{parent} {above[parent].state}"
@@ -139,26 +161,47 @@ def _not_done(
     return "pending", str(record.get("reason", "")) or "not started"
 
 
-def _live(job: Job, stage: Stage, above: Mapping[str, StageStatus]) -> tuple[str, str]:
+def _vanished(stage: Stage, found: Standing) -> str:
+    """Of a stage that ended well and is not done: its files are gone, or those of its parent."""
+    if found.run is None and found.evaluation is None and stage.parent:
+        return f"was done, but what it started from, {stage.parent}, is gone; submit again"
+    return "was done, but its files are gone; submit again"
+
+
+def _live(
+    view: _View, task: Task, job: Job, stage: Stage, above: Mapping[str, StageStatus]
+) -> tuple[str, str]:
+    """State and reason of a stage whose job is pending or running."""
+    whose = f"job of {job.user}" if job.user and job.user != _me() else ""
     if job.state not in WAITS:
-        return "running", f"on {job.node}" if job.node else ""
+        where = f"on {job.node}" if job.node else ""
+        return "running", ", ".join(filter(None, (where, whose)))
     if job.reason == "Dependency":
-        ended = ("done", "skipped")
-        missing = [p for p in stage.parents if p in above and above[p].state not in ended]
-        return "waiting", f"for {', '.join(missing)}" if missing else "dependency"
-    return "waiting", _REASONS.get(job.reason, job.reason.lower())
+        return "waiting", _for_what(view, stage, above)
+    told = reasons.words(job, released=task.token not in view.unreleased)
+    return "waiting", ", ".join(filter(None, (told, whose)))
 
 
-_REASONS = {
-    "JobHeldUser": "held; its submission was interrupted: submit again",
-    "BeginTime": "requeued; SLURM restarts it soon",
-    "None": "",
-    "JobArrayTaskLimit": "limit of tasks that run at the same time",
-    "QOSMaxJobsPerUserLimit": "limit of the QOS",
-    "ReqNodeNotAvail": "nodes not available",
-}
+def _for_what(view: _View, stage: Stage, above: Mapping[str, StageStatus]) -> str:
+    """What a stage waits for: parents, or another experiment that has its run."""
+    ended = ("done", "skipped")
+    missing = [p for p in stage.parents if p in above and above[p].state not in ended]
+    if missing:
+        return f"for {', '.join(missing)}"
+    other = view.others.get(stage.name)
+    return f"for {other.task.id}, the same run in {other.experiment}" if other else "dependency"
+
+
+def _me() -> str:
+    """The name of this user; their number if they have none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
 
 _WORDS = (
+    (re.escape(STOPPED_IN_SETUP), "failed", STOPPED_IN_SETUP),
     (r"oom.kill|exceeded (?:job )?memory limit|Out Of Memory", "failed", "out of memory"),
     (r"DUE TO TIME LIMIT", "failed", "time limit reached before it saved"),
     (r"DUE TO NODE FAILURE", "failed", "node failure"),
@@ -207,16 +250,38 @@ def _tail(path: Path, size: int = 4096) -> str:
 
 
 def _progress(view: _View, stage: Stage) -> str:
-    """`train 40/125 loss 0.51`, from the newest progress file of the stage."""
+    """`train 40/125 loss 0.51`, from the newest progress file of the stage, and its age if it has
+    become old.
+    """
+    folder = view.folder
+    if (other := view.others.get(stage.name)) and stage.name not in view.tasks:
+        folder = other.folder
     places = sorted(
-        (view.folder / "stages").glob(f"*/{stage.name}.json"), key=lambda p: p.stat().st_mtime
+        (folder / "stages").glob(f"*/{stage.name}.json"), key=lambda p: p.stat().st_mtime
     )
-    progress = atomic.read_object(places[-1]) if places else None
-    if not progress or not progress.get("directory"):
-        return "starting" if not progress else str(progress.get("phase", ""))
-    return " ".join(
-        filter(None, (progress["phase"], f"{progress['at']}/{progress['of']}", progress["note"]))
-    )
+    progress = (atomic.read_object(places[-1]) if places else None) or {}
+    words = [str(progress.get("phase", "")) or "starting"]
+    if progress.get("directory"):
+        words += [f"{progress['at']}/{progress['of']}", progress["note"]]
+    last = max(_written(place) for place in (*places, folder / "stages" / f"{stage.name}.json"))
+    return " ".join(filter(None, (*words, _age(last))))
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _age(moment: float) -> str:
+    """`(no progress for 7 min)` since a moment; "" if it is recent or unknown."""
+    seconds = time.time() - moment
+    if not moment or seconds < QUIET_SECONDS:
+        return ""
+    minutes = round(seconds / 60)
+    length = f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"
+    return f"(no progress for {length})"
 
 
 def _metric(found: Standing) -> str:
@@ -247,10 +312,38 @@ def _seconds(found: Standing) -> str:
 
 
 def table(found: Sequence[StageStatus], width: int = 0) -> str:
-    """The statuses as a text table; lines are cut to `width` if that is given."""
-    heads = ("stage", "state", "job", "progress", "metric", "elapsed", "reason")
+    """The statuses as a text table; where it is wider than `width`, everything but the states is
+    below the stages, and nothing is cut.
+    """
+    lines = _columns(found, ("stage", "state", "job", "progress", "metric", "elapsed", "reason"))
+    if not width or all(len(line) <= width for line in lines):
+        return "\n".join(lines)
+    head, *rows = _columns(found, ("state", "job", "elapsed", "stage"))
+    told = [head]
+    for entry, row in zip(found, rows, strict=True):
+        more = "; ".join(filter(None, (entry.progress, entry.metric, entry.reason)))
+        told += [row, *_indented(more, width)]
+    return "\n".join(told)
+
+
+def _indented(text: str, width: int) -> list[str]:
+    """Lines of a text that is below a row; paths and commands stay whole."""
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent="    ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _columns(found: Sequence[StageStatus], heads: Sequence[str]) -> list[str]:
+    """A line of heads and a line for each stage, with the columns that hold anything."""
+    if not found:
+        return []
     rows = [[str(getattr(entry, head)) for head in heads] for entry in found]
     used = [i for i in range(len(heads)) if any(row[i] for row in rows)]
     widths = {i: max(len(heads[i]), *(len(row[i]) for row in rows)) for i in used}
     lines = ["  ".join(row[i].ljust(widths[i]) for i in used) for row in (list(heads), *rows)]
-    return "\n".join(line.rstrip()[: width or None] for line in lines)
+    return [line.rstrip() for line in lines]

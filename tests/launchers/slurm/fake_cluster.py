@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuning.launchers.slurm.client import Job
+from tuning.launchers.slurm.client import HELD_BY_SLURM, Job, Node, Refused
 from tuning.launchers.slurm.job import Forks
 from tuning.launchers.slurm.ledger import REPORT
 from tuning.plan import Plan, Stage, standing, sweetspot_ready
@@ -62,6 +62,10 @@ class FakeTask:
     """Whether only the number of its array is left of it."""
     processes: int = 1
     """Processes a node, as its script asks for."""
+    mem: str = ""
+    """Memory, as its script asks for."""
+    stuck: bool = False
+    """Whether SLURM holds it since it could not be started."""
     conditions: list[tuple[str, int, int | None]] = field(default_factory=list)
     doomed: bool = False
     begins: int = 0
@@ -86,6 +90,8 @@ class FakeTask:
             return "None"
         if self.held:
             return "JobHeldUser"
+        if self.stuck:
+            return HELD_BY_SLURM[0]
         if self.doomed:
             return "DependencyNeverSatisfied"
         return "Dependency" if self.conditions else "BeginTime" if self.begins else "Priority"
@@ -120,9 +126,24 @@ class FakeCluster:
         """
         self.refusals: list[int] = []
         """The calls of submit, counted from here, that are refused."""
+        self.impossible = ""
+        """The memory that no node has."""
+        self.unchangeable = ""
+        """The same, where only a change of the job says so."""
         self._next = 1
 
     # -- what a submission asks
+
+    def refusal(self, script: str) -> str:
+        """Why a script could never run: the `impossible` that it asks for."""
+        self._call("refusal", lambda: None)
+        asks = read_script(script)[0].get("--mem", "")
+        impossible = asks and asks == self.impossible
+        return "Requested node configuration is not available" if impossible else ""
+
+    def nodes(self) -> list[Node]:
+        """One node of one core."""
+        return [Node(partition="low", default=True, cpus=1, mem=4000, gres="(null)", up=True)]
 
     def submit(self, script: Path) -> int:
         """Take a script into the queue."""
@@ -142,23 +163,25 @@ class FakeCluster:
             lambda: self.change(number, half, condition),
         )  # fmt: skip
 
-    def release(self, numbers: Iterable[int]) -> None:
-        """Let held arrays go."""
-        listed = list(numbers)
+    def release(self, jobs: Iterable[int | str]) -> None:
+        """Let held arrays or tasks go."""
+        listed = [str(job) for job in jobs]
+        if not listed:
+            return
         self._call(
             "release", lambda: self._release(listed),
             lambda: self._release(listed[: len(listed) // 2]),
         )  # fmt: skip
 
-    def cancel(self, jobs: Sequence[str]) -> None:
+    def cancel(self, jobs: Sequence[str], *, waiting: bool = False) -> None:
         """Cancel tasks or arrays; what has ended is no error."""
         listed = list(jobs)
         self._call(
-            "cancel", lambda: self.end_by_force(listed),
-            lambda: self.end_by_force(listed[: len(listed) // 2]),
+            "cancel", lambda: self.end_by_force(listed, waiting=waiting),
+            lambda: self.end_by_force(listed[: len(listed) // 2], waiting=waiting),
         )  # fmt: skip
 
-    def queue(self) -> list[Job]:
+    def queue(self, users: Iterable[int] = ()) -> list[Job]:
         """Every task that is remembered, in no order."""
         return list(self._call("queue", self._queue))
 
@@ -221,14 +244,18 @@ class FakeCluster:
                     throttle=int(throttle or len(stages)),
                     alone=len(stages) == 1,
                     processes=processes,
+                    mem=options.get("--mem", ""),
                 )
             )
         self.submitted += [stage.name for stage in stages]
         return number
 
     def _require_once(self, stage: Stage) -> None:
-        """Fail where a stage is in the queue already; a report that runs may stay."""
-        there = [t.id for t in self.tasks if t.live and t.stage.name == stage.name]
+        """Fail where a stage is in the queue already; a report that runs may stay, and so may what
+        will never start.
+        """
+        named = [t for t in self.tasks if t.stage.name == stage.name]
+        there = [t.id for t in named if t.live and not t.doomed]
         assert stage.name == REPORT.name or not there, f"{stage.name} is in the queue as {there}"
 
     def change(self, number: int, indices: Iterable[int], condition: str) -> None:
@@ -246,23 +273,27 @@ class FakeCluster:
             if task is None or task.state != "PENDING":
                 refused.append(f"{number}_{index}: Job is no longer pending execution")
                 continue
+            if task.mem and task.mem == self.unchangeable:
+                raise Refused("scontrol update: Requested partition configuration not available.")
             task.apart, task.doomed, task.conditions = not task.alone, False, list(conditions)
         if refused:
             raise StageFailed(f"scontrol update: {'; '.join(refused)}.")
 
-    def _release(self, numbers: Iterable[int]) -> None:
+    def _release(self, jobs: Iterable[str]) -> None:
         """What has ended cannot be released, which is no error."""
-        for number in numbers:
-            self._note(f"release {number}")
+        for job in jobs:
+            self._note(f"release {job}")
             for task in self.tasks:
-                if task.number == number:
-                    task.held = False
+                if job in (task.id, str(task.number)):
+                    task.held = task.stuck = False
 
-    def end_by_force(self, jobs: Iterable[str]) -> None:
-        """Cancel, as anybody may."""
+    def end_by_force(self, jobs: Iterable[str], *, waiting: bool = False) -> None:
+        """Cancel, as anybody may; or only what waits."""
         for job in jobs:
             self._note(f"cancel {job}")
             for task in [t for t in self.tasks if job in (t.id, str(t.number)) and t.live]:
+                if waiting and task.state != "PENDING":
+                    continue
                 task.apart = task.apart or job == str(task.number)
                 self._cancel(task)
 
@@ -343,7 +374,8 @@ class FakeCluster:
                 continue
             task.conditions = [c for c in task.conditions if self._met(c) is not True]
             task.doomed = any(self._met(condition) is False for condition in task.conditions)
-            if not task.conditions and not task.held and self._has_place(task):
+            free = not task.held and not task.stuck
+            if not task.conditions and free and self._has_place(task):
                 self._start(task)
 
     def _met(self, condition: tuple[str, int, int | None]) -> bool | None:
@@ -366,7 +398,9 @@ class FakeCluster:
         self._note(f"{task.id} {task.stage.name}: starts")
         task.state, task.apart, task.begins = "RUNNING", True, 0
         if task.stage.name == REPORT.name:
-            early = [t.id for t in self.tasks if t.live and t.stage.name != REPORT.name]
+            experiment = task.token.split(".")[0]
+            own = [t for t in self.tasks if t.token.startswith(f"{experiment}.")]
+            early = [t.id for t in own if t.live and t.stage.name != REPORT.name]
             assert not early, f"the report starts before {early} have ended"
         self.stages.start(task.stage)
 

@@ -7,13 +7,14 @@ SLURM 22.05.
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 from pathlib import Path
 
 import pytest
 
 from tuning.launchers.slurm import client as slurm
-from tuning.launchers.slurm.client import Job, Slurm, tasks
+from tuning.launchers.slurm.client import Job, Node, Refused, Slurm, tasks
 from tuning.runs.errors import StageFailed, UserError
 
 pytestmark = pytest.mark.unit
@@ -75,15 +76,15 @@ def test_tasks_of_an_array_are_written_as_ranges(indices, words):
 
 
 SQUEUE = """\
-12_0|RUNNING|None|tuning:trial.1.sft|1:02|n1
-12_1|PENDING|Resources|tuning:trial.1.sft|0:00|
-12_2|PENDING|DependencyNeverSatisfied|tuning:trial.1.sft|0:00|
-13_0|PENDING|JobHeldUser|tuning:a.b.2.pft-1|0:00|
-13_1|CANCELLED|DependencyNeverSatisfied|tuning:a.b.2.pft-1|0:00|
-14|CANCELLED|None|tuning:trial.1.sft|0:00|
-15_3|RUNNING|None|something else|0:10|n2
-16_0|RUNNING|None|(null)|0:10|n2
-17_0|COMPLETING|None|tuning:x.1.sft|1-00:00:01|n[1-2]
+12_0|RUNNING|None|tuning:trial.1.sft|1:02|n1|me
+12_1|PENDING|Resources|tuning:trial.1.sft|0:00||me
+12_2|PENDING|DependencyNeverSatisfied|tuning:trial.1.sft|0:00||me
+13_0|PENDING|JobHeldUser|tuning:a.b.2.pft-1|0:00||me
+13_1|CANCELLED|DependencyNeverSatisfied|tuning:a.b.2.pft-1|0:00||me
+14|CANCELLED|None|tuning:trial.1.sft|0:00||me
+15_3|RUNNING|None|something else|0:10|n2|me
+16_0|RUNNING|None|(null)|0:10|n2|me
+17_0|COMPLETING|None|tuning:x.1.sft|1-00:00:01|n[1-2]|me
 """
 
 
@@ -94,12 +95,20 @@ def test_squeue_tells_of_our_tasks_only(commands):
         "12_0", "12_1", "12_2", "13_0", "13_1", "14_0", "17_0"
     ]  # fmt: skip
     assert found[0] == Job(id="12_0", state="RUNNING", reason="None", token="trial.1.sft",
-                           elapsed="1:02", node="n1")  # fmt: skip
+                           elapsed="1:02", node="n1", user="me")  # fmt: skip
     assert (found[3].token, found[3].number, found[3].index) == ("a.b.2.pft-1", 13, 0)
     assert [job.live for job in found] == [True, True, False, True, False, False, True]
     assert [job.doomed for job in found] == [False, False, True, False, False, False, False]
     assert [job.held for job in found] == [False, False, False, True, False, False, False]
-    assert commands.calls == ["squeue --me -h -r -t all -o %i|%T|%r|%k|%M|%N"]
+    assert commands.calls == ["squeue --me -h -r -t all -o %i|%T|%r|%k|%M|%N|%u"]
+
+
+def test_squeue_is_asked_of_everybody_who_submitted_a_part(commands):
+    commands.answer("squeue", SQUEUE)
+    other = next(entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid != os.getuid())
+    Slurm().queue([other, os.getuid(), 4_000_000_001])
+    whose = ",".join(map(str, sorted({os.getuid(), other})))
+    assert commands.calls[0].startswith(f"squeue -u {whose} -h ")
 
 
 @pytest.mark.parametrize(
@@ -139,6 +148,51 @@ def test_a_refusal_is_said_in_one_line(commands):
         "SLURM refuses trial.1.sft.sbatch: invalid partition specified: gpu; Batch job submission "
         "failed: Invalid partition name specified."
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "refusal"),
+    [
+        ("allocation failure: Requested node configuration is not available",
+         "Requested node configuration is not available"),
+        ("sbatch: error: Invalid generic resource (gres) specification",
+         "Invalid generic resource (gres) specification"),
+        ("allocation failure: Requested nodes are busy", ""),
+        ("allocation failure: Required node not available (down, drained or reserved)", ""),
+        ("allocation failure: Job violates accounting/QOS policy (job submit limit, user's size "
+         "and/or time limits)", ""),
+        ("allocation failure: Unable to contact slurm controller (connect failure)", ""),
+    ],
+)  # fmt: skip
+def test_a_script_is_tried_and_only_what_never_passes_is_a_refusal(commands, said, refusal):
+    commands.answer("sbatch", error=said, code=1)
+    assert Slurm().refusal("#!/bin/sh\n") == refusal
+    assert commands.calls == ["sbatch --test-only --array=0-0"]
+    commands.answer("sbatch", error="sbatch: Job 7 to start at 2026-01-01T00:00:00 using 1 ...")
+    assert Slurm().refusal("#!/bin/sh\n") == ""
+
+
+def test_the_nodes_of_a_cluster(commands):
+    commands.answer("sinfo", "low*|8|64000|gpu:a100:4(S:0-1)|idle\nbig|64|1000000+|(null)|drained\n"
+                             "low*|8|64000|(null)|mixed*\nlow*|8|64000|(null)|idle~\n")  # fmt: skip
+    found = Slurm().nodes()
+    assert found[0] == Node(partition="low", default=True, cpus=8, mem=64_000,
+                            gres="gpu:a100:4(S:0-1)", up=True)  # fmt: skip
+    assert [(node.partition, node.mem) for node in found[:2]] == [
+        ("low", 64_000),
+        ("big", 1_000_000),
+    ]
+    assert [node.up for node in found] == [True, False, False, True]
+
+
+def test_a_change_that_will_never_be_made_is_a_refusal(commands):
+    said = "12_0-1: Requested partition configuration not available now\n"
+    commands.answer("scontrol", error=said, code=1)
+    with pytest.raises(Refused, match="partition configuration not available now"):
+        Slurm().depend(12, [0, 1], "")
+    commands.answer("scontrol", error="Unable to contact slurm controller\n", code=1)
+    with pytest.raises(StageFailed, match="Unable to contact"):
+        Slurm().depend(12, [0, 1], "")
 
 
 def test_a_command_that_fails_without_a_word_is_named_by_its_exit_code(commands):
@@ -228,7 +282,7 @@ def test_releasing_an_array_of_which_a_task_has_ended_is_no_error(commands):
 def test_a_release_that_slurm_forbids_fails(commands):
     said = "Access/permission denied for job 12\nslurm_suspend error: Access/permission denied\n"
     commands.answer("scontrol", error=said, code=1)
-    with pytest.raises(StageFailed, match="Access/permission denied"):
+    with pytest.raises(Refused, match="Access/permission denied"):
         Slurm().release([12])
 
 
@@ -260,7 +314,7 @@ def test_how_tasks_ended_comes_from_the_accounting_where_there_is_one(commands):
     commands.answer("sacct", "1_0|CANCELLED by 0\n1_1|OUT_OF_MEMORY\n1_2|\n1_[4-5]|TIMEOUT\n")
     asked = ["1_0", "1_1", "1_2", "1_5", "2_0"]
     assert Slurm().ended(asked) == {"1_0": "CANCELLED", "1_1": "OUT_OF_MEMORY", "1_5": "TIMEOUT"}
-    assert commands.calls == ["sacct -n -P -X -j 1,2 -o JobID,State"]
+    assert commands.calls == ["sacct -a -n -P -X -j 1,2 -o JobID,State"]
     assert Slurm().ended([]) == {}
     commands.answer("sacct", error="Slurm accounting storage is disabled", code=1)
     assert Slurm().ended(["1_0"]) == {}

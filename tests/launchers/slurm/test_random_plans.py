@@ -7,19 +7,19 @@ though it is done; a failure stops its descendants only; and submitting again fi
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.launchers.slurm.fake_cluster import Broken, FakeCluster, FakeStages, Spot
-from tuning.launchers.slurm import snapshot
+from tests.launchers.slurm.small import CHAIN, Small, stage
+from tuning.launchers.slurm.ledger import REPORT
 from tuning.launchers.slurm.resources import Cluster
-from tuning.launchers.slurm.submission import Options, Outcome, Submission
+from tuning.launchers.slurm.submission import Outcome, Submission
 from tuning.manage.status import stages_of
 from tuning.plan import Plan, Stage, standing, sweetspot_ready
 from tuning.runs.errors import StageFailed, UserError
@@ -108,6 +108,8 @@ class World:
         graph = Graph(rng)
         self.home = home
         self.settings = settings
+        larger = Cluster({"processes": 2, "mem": "8G"}, environ={}, path=settings.path)
+        self.choices = (settings, larger)
         self.plan = graph.make()
         self.stages = FakeStages(self.plan, home, rng)
         self.stages.spots = graph.spots
@@ -122,15 +124,15 @@ class World:
     def _give_fates(self) -> None:
         """How often each stage fails before it ends well; a few fail until they are put right."""
         rng, trouble = self.rng, self.rng.choice((0.0, 0.1, 0.3))
-        for stage in self.plan.stages:
-            self.stages.moments[stage.name] = rng.randint(1, 6)
+        for each in self.plan.stages:
+            self.stages.moments[each.name] = rng.randint(1, 6)
             if rng.random() < trouble:
                 events = ("failed", "failed", "killed", "again", "again", "late")
-                self.stages.events[stage.name] = rng.choices(events, k=rng.randint(1, 3))
+                self.stages.events[each.name] = rng.choices(events, k=rng.randint(1, 3))
             if rng.random() < trouble / 2:
-                self.stages.faulty.add(stage.name)
+                self.stages.faulty.add(each.name)
 
-    def run(self) -> Outcome:
+    def run(self, settings: Cluster | None = None) -> Outcome:
         """Submit; nothing that had ended before may be submitted."""
         if not self.cluster.live:
             self._forget_late_ends()
@@ -138,7 +140,7 @@ class World:
         count = len(self.cluster.submitted)
         self.cluster._note("-- tuning submit")
         try:
-            return Submission(self.plan, self.settings, self.cluster).run()
+            return Submission(self.plan, settings or self.settings, self.cluster).run()
         finally:
             again = ended & set(self.cluster.submitted[count:])
             assert not again, f"{again} had ended and are submitted again"
@@ -157,6 +159,12 @@ class World:
             self.cluster.breaks = (self.rng.randint(1, 14), "", when)
         elif trouble < 0.5:
             self.cluster.refusals = [self.rng.randint(1, 3)]
+        elif trouble < 0.6:
+            self.ask_for_too_much()
+        if trouble > 0.8:
+            self.settings = self.rng.choice(self.choices)
+            for task in self.cluster.live.values():
+                task.stuck = task.state == "PENDING" and self.rng.random() < 0.3
         try:
             self.run()
             return True
@@ -165,6 +173,24 @@ class World:
             return False
         finally:
             self.cluster.breaks, self.cluster.refusals = None, []
+
+    def ask_for_too_much(self) -> None:
+        """A submission that the cluster could never run changes nothing that is queued, or nothing
+        is left of it.
+        """
+        known = self.rng.random() < 0.5
+        which = "impossible" if known else "unchangeable"
+        setattr(self.cluster, which, "900G")
+        before = {task.id for task in self.cluster.tasks if task.live}
+        with contextlib.suppress(UserError, StageFailed):
+            self.run(Cluster({"processes": 2, "mem": "900G"}, environ={}, path=self.settings.path))
+        setattr(self.cluster, which, "")
+        live = {task.id: task for task in self.cluster.tasks if task.live}
+        report = {task.id for task in live.values() if task.stage.name == REPORT.name}
+        assert live.keys() <= before | report, "something is left of what was refused"
+        if known and not self.cluster.busy:
+            doomed = {t.id for t in self.cluster.tasks if t.doomed}
+            assert before - live.keys() <= doomed, "what was queued was cancelled for nothing"
 
     def disturb(self) -> None:
         """Some time passes, and somebody may cancel jobs."""
@@ -195,10 +221,10 @@ class World:
             name for name in self.with_work
             if self.stages.last.get(name) in ("failed", "killed", "cancelled", "late")
         }  # fmt: skip
-        for stage in self.plan.stages:
-            if stage.has_work and self.stands(stage.name) not in ENDED:
-                reason = stopping & {stage.name, *self._ancestors(stage)}
-                assert reason, f"{stage.name} did not run, and nothing above it failed"
+        for each in self.plan.stages:
+            if each.has_work and self.stands(each.name) not in ENDED:
+                reason = stopping & {each.name, *self._ancestors(each)}
+                assert reason, f"{each.name} did not run, and nothing above it failed"
 
     def check_states(self) -> None:
         """What has failed is not called done, by the directories or by the status."""
@@ -249,29 +275,6 @@ class World:
         assert "submit" not in self.cluster.calls[count:]
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Cluster:
-    """A cluster without settings, and one kind of stage of which two run at a time."""
-    path = tmp_path / "cluster.yaml"
-    path.write_text("stages: {pft: {throttle: 2}}\n")
-    return Cluster({"processes": 2}, environ={}, path=path)
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A folder in memory where there is one: every state is written as it is on a cluster."""
-    shared = Path("/dev/shm")
-    root = Path(tempfile.mkdtemp(dir=shared if shared.is_dir() else None, prefix="tuning-test-"))
-    yield root
-    shutil.rmtree(root)
-
-
-@pytest.fixture(autouse=True)
-def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No job runs any code here, so none is copied."""
-    monkeypatch.setattr(snapshot, "take", lambda: Path("/code"))
-
-
 def require_own_resources(cluster: FakeCluster) -> None:
     """Fail unless what several processes can train has two, and everything else one."""
     wrong = [t.id for t in cluster.tasks if t.processes != (2 if t.stage.joinable else 1)]
@@ -303,53 +306,46 @@ def test_whatever_happens_submitting_again_finishes_an_experiment(
         shutil.rmtree(one.home)
 
 
-def stage(name: str, *parents: str, role: str = "pt", **values) -> Stage:
-    """A stage that trains and nothing else."""
-    values = {"script": "run.py", "phases": ("train",), **values}
-    return Stage(name=name, role=role, hash=digest(name), parents=parents, **values)
+PAIRS = 200
 
 
-class Small:
-    """A plan of a few stages on a cluster on which time passes only when it is told to."""
-
-    def __init__(self, home: Path, settings: Cluster, *stages: Stage, **options) -> None:
-        rng = random.Random(0)
-        self.plan = Plan(experiment="small", stages=stages)
-        self.home = home
-        self.settings = settings
-        self.stages = FakeStages(self.plan, home, rng)
-        self.cluster = FakeCluster(self.stages, rng, **({"memory": 50} | options))
-
-    def submit(self, plan: Plan | None = None, **options) -> Outcome:
-        """As `tuning submit` does."""
-        return Submission(plan or self.plan, self.settings, self.cluster, Options(**options)).run()
-
-    def steps(self, count: int) -> None:
-        """Let some moments pass."""
-        for _ in range(count):
-            self.cluster.step()
-
-    def states(self) -> dict[str, str]:
-        """How every stage stands on disk."""
-        return {s.name: standing(self.plan, s, self.home).state for s in self.plan.stages}
-
-    def finish(self) -> dict[str, str]:
-        """Submit once more, and run everything to its end."""
-        self.submit()
-        self.cluster.run_down()
-        return self.states()
+def part(plan: Plan, name: str, rng: random.Random) -> Plan:
+    """An experiment of some stages of a plan and all that they stand on."""
+    wanted: set[str] = set()
+    for each in reversed(plan.stages):
+        if each.name in wanted or rng.random() < 0.4:
+            wanted |= {each.name, *each.parents}
+    return Plan(experiment=name, stages=tuple(s for s in plan.stages if s.name in wanted))
 
 
-@pytest.fixture
-def small(memory: Path, settings: Cluster, monkeypatch: pytest.MonkeyPatch):
-    """Makes a `Small` in a home of its own."""
-    home = memory / "home"
-    home.mkdir()
-    monkeypatch.setenv("TUNING_HOME", str(home))
-    return lambda *stages, **options: Small(home, settings, *stages, **options)
+def test_experiments_that_share_runs_queue_each_of_them_once(memory, settings, monkeypatch):
+    """Two people, in turns, at any moment; the cluster refuses to have a stage twice."""
+    for seed in range(PAIRS):
+        one = world(seed, memory, settings, monkeypatch)
+        one.stages.lifts = False
+        one.cluster.busy = 0.0
+        plans = [part(one.plan, name, one.rng) for name in ("first", "second")]
+        try:
+            for _ in range(one.rng.randint(2, 6)):
+                Submission(one.rng.choice(plans), settings, one.cluster).run()
+                one.disturb()
+            one.stages.faulty, one.stages.events = set(), {}
+            for _ in range(4):
+                one.cluster.run_down()
+                one._forget_late_ends()
+                for plan in plans:
+                    Submission(plan, settings, one.cluster).run()
+            one.cluster.run_down()
+            names = {s.name for plan in plans for s in plan.stages if s.has_work}
+            assert {one.stands(name) for name in names} <= {*ENDED}
+            assert not one.cluster.live
+        except Exception as error:
+            lists = "\n".join(f"{p.experiment}: {[s.name for s in p.stages]}" for p in plans)
+            history = "\n".join(one.cluster.history)
+            pytest.fail(f"seed {seed}: {type(error).__name__}: {error}\n{lists}\n{history}")
+        shutil.rmtree(one.home)
 
 
-CHAIN = (stage("a"), stage("b", "a"), stage("c", "b"))
 MIXED = (
     stage("a", role="pretrain"), stage("b", "a", role="sft"), stage("d", "a", "b"),
     stage("row", "b", script="", phases=(), trains=False), stage("c", "row"),

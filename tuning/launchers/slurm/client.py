@@ -6,6 +6,7 @@ Returns plain values and knows nothing of stages. Tasks of arrays are written `1
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -38,19 +39,51 @@ OURS = (
     "NO_REQUEUE",
 )
 """Options that our scripts set; sbatch's variables SBATCH_* of these names would override them."""
-FILTERS = ("SQUEUE_", "SACCT_", "SLURM_CLUSTERS")
-"""Variables that filter the output of squeue and sacct: with them, jobs would be overlooked and
-submitted twice.
+FILTERS = ("SQUEUE_", "SACCT_", "SINFO_", "SLURM_CLUSTERS")
+"""Variables that filter the output of squeue, sacct and sinfo: with them, jobs would be overlooked
+and submitted twice.
 """
-UNSURE = "timed out|unable to contact|connection|communication|try again|temporarily"
+UNSURE = "timed out|unable to contact|connection|communication|try again|temporarily|zero bytes"
 """Errors of sbatch after which SLURM may have accepted the job nevertheless."""
 ACCOUNTED = ("JobID", "State", "ElapsedRaw", "CPUTimeRAW", "TotalCPU", "AllocTRES", "MaxRSS")
 """Columns of sacct."""
 _WIDTH = len(ACCOUNTED)
 TOO_MANY = "MaxSubmitJob"
 """In errors of sbatch: SLURM takes no more jobs of this user, account or QOS now."""
+PASSING = f"{UNSURE}|no longer pending|already (?:finished|completing)|invalid job id|disabled"
+"""Errors of scontrol that say nothing against the job: asked again, SLURM may answer otherwise."""
+NOT_NOW = (
+    "nodes are busy|node not available|policy|partition configuration not available now|held state"
+)
+"""Errors of sbatch --test-only with which sbatch itself accepts a job, or says more."""
+HELD_BY_SLURM = ("launch failed requeued held", "JobHoldMaxRequeue", "job requeued in held state")
+"""Reasons of jobs that SLURM holds after their start failed; their owner may release them."""
+UNAVAILABLE = ("down", "drain", "fail", "maint", "reserved", "unknown", "inval", "reboot")
+"""How the states of nodes begin that take no jobs at present."""
 SECONDS = 60.0
 """The timeout of a command."""
+TEST_SECONDS = 20.0
+"""That of a test, for which SLURM plans when the job would start; it is left out if it is slow."""
+
+
+class Refused(UserError):
+    """What SLURM will not do, however often it is asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node in one of its partitions."""
+
+    partition: str
+    default: bool
+    """Whether this is the partition of jobs that name none."""
+    cpus: int
+    mem: int
+    """In megabytes."""
+    gres: str
+    """As sinfo writes them: `gpu:a100:4(S:0-1)`."""
+    up: bool
+    """Whether it takes jobs at present."""
 
 
 class TooMany(UserError):
@@ -69,6 +102,7 @@ class Job:
     """The token of its array."""
     elapsed: str = ""
     node: str = ""
+    user: str = ""
 
     @property
     def number(self) -> int:
@@ -92,8 +126,13 @@ class Job:
 
     @property
     def held(self) -> bool:
-        """Whether it is held until we release it."""
+        """Whether it is held until its owner releases it."""
         return self.state in WAITS and self.reason == "JobHeldUser"
+
+    @property
+    def held_by_slurm(self) -> bool:
+        """Whether SLURM holds it because its start failed."""
+        return self.state in WAITS and self.reason in HELD_BY_SLURM
 
 
 class Slurm:
@@ -113,7 +152,7 @@ class Slurm:
             return False
 
     def submit(self, script: Path) -> int:
-        """Submit a script; its job id. UserError if SLURM rejects it, TooMany for a limit of jobs,
+        """Submit a script; its job id. Refused if SLURM rejects it, TooMany for a limit of jobs,
         StageFailed if it is unknown whether SLURM accepted it.
         """
         done = self._run("sbatch", "--parsable", str(script))
@@ -125,16 +164,45 @@ class Slurm:
                     f"SLURM takes no more jobs of yours now ({_errors_of(done)}); the same command "
                     "submits the rest when some have ended."
                 )
-            raise UserError(f"SLURM refuses {script.name}: {_errors_of(done)}.")
+            raise Refused(f"SLURM refuses {script.name}: {_errors_of(done)}.")
         return int(done.stdout.strip().split(";")[0])
+
+    def refusal(self, script: str) -> str:
+        """Why SLURM could never run a task of a script, in SLURM's words; "" if it could, or if it
+        does not say.
+        """
+        try:
+            done = self._run(
+                "sbatch", "--test-only", "--array=0-0", script=script, seconds=TEST_SECONDS
+            )
+        except StageFailed:
+            return ""
+        passes = re.search(f"{NOT_NOW}|{UNSURE}", done.stderr, re.IGNORECASE)
+        return "" if done.returncode == 0 or passes else _errors_of(done)
+
+    def nodes(self) -> list[Node]:
+        """Every node, once for each of its partitions."""
+        done = self._run("sinfo", "-h", "-N", "-o", "%P|%c|%m|%G|%T")
+        lines = (line.split("|") for line in done.stdout.splitlines() if line.count("|") == 4)
+        return [
+            Node(
+                partition=partition.rstrip("*"),
+                default=partition.endswith("*"),
+                cpus=int(re.sub(r"\D", "", cpus) or 0),
+                mem=int(re.sub(r"\D", "", mem) or 0),
+                gres=gres,
+                up=not state.startswith(UNAVAILABLE) and not state.endswith("*"),
+            )
+            for partition, cpus, mem, gres, state in lines
+        ]
 
     def depend(self, number: int, indices: Sequence[int], condition: str) -> None:
         """Set the dependency of tasks of an array (`afterok:11_2`); "" removes it."""
         self._change("update", f"JobId={tasks(number, indices)}", f"Dependency={condition}")
 
-    def release(self, numbers: Iterable[int]) -> None:
-        """Release held arrays; their tasks start when their dependencies allow."""
-        listed = ",".join(map(str, numbers))
+    def release(self, jobs: Iterable[int | str]) -> None:
+        """Release held arrays or tasks; they start when their dependencies allow."""
+        listed = ",".join(map(str, jobs))
         if listed:
             self._change("release", listed, harmless="No error|Job has already finished")
 
@@ -142,14 +210,19 @@ class Slurm:
         """Requeue a running job; SLURM ends it at once."""
         self._change("requeue", job)
 
-    def cancel(self, jobs: Sequence[str]) -> None:
-        """Cancel jobs; it is no error if they have ended."""
+    def cancel(self, jobs: Sequence[str], *, waiting: bool = False) -> None:
+        """Cancel jobs, or only those that still wait; it is no error if they have ended."""
+        state = ["--state=PENDING"] if waiting else []
         for start in range(0, len(jobs), 500):
-            self._run("scancel", "--quiet", *jobs[start : start + 500])
+            self._run("scancel", "--quiet", *state, *jobs[start : start + 500])
 
-    def queue(self) -> list[Job]:
-        """Our tasks that SLURM still lists, for some minutes also those that have ended."""
-        done = self._run("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%k|%M|%N")
+    def queue(self, users: Iterable[int] = ()) -> list[Job]:
+        """The tasks of ours, and of these other users, that SLURM still lists, for some minutes
+        also those that have ended.
+        """
+        everybody = sorted({os.getuid(), *filter(_exists, users)})
+        whose = ["-u", ",".join(map(str, everybody))] if len(everybody) > 1 else ["--me"]
+        done = self._run("squeue", *whose, "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%k|%M|%N|%u")
         if done.returncode != 0:
             raise StageFailed(f"squeue does not answer: {_errors_of(done)}.")
         return [job for line in done.stdout.splitlines() if (job := _job(line)) is not None]
@@ -173,7 +246,9 @@ class Slurm:
         if not jobs or shutil.which("sacct") is None:
             return {}
         numbers = sorted({job.partition("_")[0] for job in jobs})
-        done = self._run("sacct", "-n", "-P", "-X", "-j", ",".join(numbers), "-o", "JobID,State")
+        done = self._run(
+            "sacct", "-a", "-n", "-P", "-X", "-j", ",".join(numbers), "-o", "JobID,State"
+        )
         if done.returncode != 0:
             return {}
         lines = (line.split("|") for line in done.stdout.splitlines() if "|" in line)
@@ -218,12 +293,18 @@ class Slurm:
         return found[1] if found else host
 
     def _change(self, *words: str, harmless: str = "$^") -> None:
+        """Change jobs; Refused if SLURM will never do that, StageFailed if it may later."""
         done = self._run("scontrol", *words)
         errors = [line for line in done.stderr.splitlines() if not re.search(harmless, line)]
         if done.returncode != 0 and (errors or not done.stderr):
-            raise StageFailed(f"scontrol {' '.join(words)}: {_errors_of(done)}.")
+            said = f"scontrol {' '.join(words)}: {_errors_of(done)}."
+            passing = not errors or re.search(PASSING, done.stderr, re.IGNORECASE)
+            raise StageFailed(said) if passing else Refused(said)
 
-    def _run(self, *command: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
+    def _run(
+        self, *command: str, seconds: float = SECONDS, script: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command, with `script` as its standard input."""
         self.calls.append(command[0])
         try:
             return subprocess.run(
@@ -232,7 +313,7 @@ class Slurm:
                 text=True,
                 check=False,
                 timeout=seconds,
-                stdin=subprocess.DEVNULL,
+                input=script,
                 env=_environment(),
             )
         except FileNotFoundError:
@@ -252,6 +333,14 @@ def _environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in left_out and not name.startswith(FILTERS)
     }
+
+
+def _exists(user: int) -> bool:
+    """Whether this machine knows a user; squeue refuses to look for others."""
+    try:
+        return bool(pwd.getpwuid(user))
+    except KeyError:
+        return False
 
 
 def tasks(number: int, indices: Sequence[int]) -> str:
@@ -279,18 +368,24 @@ def _each(job: str) -> list[str]:
 
 
 def _job(line: str) -> Job | None:
-    if line.count("|") < 5:
+    if line.count("|") < 6:
         return None
-    job, state, reason, comment, elapsed, node = line.split("|", 5)
+    job, state, reason, comment, elapsed, node, user = line.split("|", 6)
     if not comment.startswith(COMMENT):
         return None
     token = comment.removeprefix(COMMENT)
     job = job if "_" in job else f"{job}_0"  # an array of one that never started
-    return Job(id=job, state=state, reason=reason, token=token, elapsed=elapsed, node=node)
+    return Job(
+        id=job, state=state, reason=reason, token=token, elapsed=elapsed, node=node, user=user
+    )
 
 
 def _errors_of(done: subprocess.CompletedProcess[str]) -> str:
     """The error output of a failed command, in one line."""
     lines = (done.stderr or done.stdout).splitlines()
-    said = [line.partition("error: ")[2] or line for line in lines if line.strip()]
+    said = [
+        line.partition("error: ")[2] or line.partition("allocation failure: ")[2] or line
+        for line in lines
+        if line.strip()
+    ]
     return "; ".join(dict.fromkeys(said)) or f"exit code {done.returncode}"

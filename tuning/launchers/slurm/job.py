@@ -30,6 +30,7 @@ from tuning.launchers.processes import (
 from tuning.launchers.slurm.client import Slurm
 from tuning.launchers.slurm.ledger import Jobs
 from tuning.launchers.slurm.portions import submit_rest
+from tuning.launchers.slurm.shared import followers
 from tuning.launchers.supervisor import Here, Host, Supervisor
 from tuning.plan import Plan, Stage, require_format, sweetspot_ready
 from tuning.runs import atomic
@@ -88,13 +89,15 @@ class Allocation:
 
 
 class Forks:
-    """The stages that depend on a sweetspot of an SFT stage, and their jobs."""
+    """The stages that depend on a sweetspot of an SFT stage, and their jobs; those of other
+    experiments too that follow this one.
+    """
 
     def __init__(self, slurm: Slurm, folder: Path, stage: str) -> None:
         self.slurm = slurm
-        self.jobs = Jobs(folder)
         self.folder = folder
         self.stage = stage
+        self._jobs: dict[Path, Jobs] = {}
         self._released: set[tuple[str, tuple[int, int]]] = set()
         self._tries: Counter[str] = Counter()
 
@@ -102,14 +105,20 @@ class Forks:
         """Remove the dependency of the stages whose checkpoint is complete; if the cluster forbids
         it, they start when SFT is done.
         """
-        found = atomic.read_object(self.folder / "plan.json")
+        for folder in (self.folder, *followers(self.folder)):
+            self._release_of(folder)
+
+    def _release_of(self, folder: Path) -> None:
+        """Those of one experiment."""
+        found = atomic.read_object(folder / "plan.json")
         if found is None:
             return
         plan = Plan.from_json(found)
-        changed = self.jobs.changed()
+        jobs = self._jobs.setdefault(folder, Jobs(folder))
+        changed = jobs.changed()
         waiting = [s for s in plan.stages if s.parent == self.stage and s.sweetspot is not None]
         for stage in waiting:
-            task = self.jobs.task_of(stage.name)
+            task = jobs.task_of(stage.name)
             if task is None or (task.id, changed) in self._released:
                 continue
             if sweetspot_ready(plan, stage, site.home()):
@@ -117,7 +126,7 @@ class Forks:
                 try:
                     self.slurm.depend(task.number, [task.index], "")
                     print(f"{stage.name}: released, its checkpoint exists", flush=True)
-                except StageFailed as error:
+                except (StageFailed, UserError) as error:
                     print(f"{stage.name}: not released ({error})", flush=True)
                     if self._tries[task.id] < TRIES:
                         continue

@@ -6,8 +6,8 @@ next submission can finish one that was interrupted at any moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,18 @@ class Array:
     code: str = ""
     """The snapshot that it runs."""
     time: float = 0.0
+    asked: str = ""
+    """Digest of the resources that it asks for."""
+    works: list[list[str]] = field(default_factory=list)
+    """What each of its stages does (`Stage.work`)."""
+    user: int | None = None
+    """Who submitted it."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Array:
+        """Parse an entry of jobs.json; what another version added is ignored."""
+        known = {entry.name for entry in fields(cls)}
+        return cls(**{key: each for key, each in value.items() if key in known})
 
     @property
     def tasks(self) -> Iterator[Task]:
@@ -84,12 +96,16 @@ class Jobs:
         changed = self.changed()
         if changed != self._read[0]:
             found: dict[str, Any] = atomic.read_object(self.path) or {"arrays": []}
-            self._read = (changed, [Array(**entry) for entry in found["arrays"]])
+            self._read = (changed, [Array.from_json(entry) for entry in found["arrays"]])
         return self._read[1]
 
     def write(self, arrays: Sequence[Array]) -> None:
         """Replace jobs.json, atomically."""
         atomic.write_json(self.path, {"arrays": [asdict(array) for array in arrays]})
+
+    def users(self) -> set[int]:
+        """Everybody who submitted a part of the experiment."""
+        return {array.user for array in self.arrays() if array.user is not None}
 
     def latest(self) -> dict[str, Task]:
         """{stage: its most recent task}."""

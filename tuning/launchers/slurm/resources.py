@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from tuning.flags import build, coerce, field_types, hints, settable
 from tuning.launchers.slurm import sbatch_options
 from tuning.plan import KINDS, Stage
 from tuning.runs.errors import UserError, choose
+from tuning.runs.identity import digest
 from tuning.schema import from_mapping, read_yaml, typed
 
 _FILE: dict[str, Any] = {"flag": False}
@@ -75,6 +76,11 @@ class Resources:
     """Lines of bash to run before the stage: modules, a virtual environment."""
     options: tuple[str, ...] = field(default=(), metadata=_FILE)
     """Further options of sbatch, for example --exclusive."""
+
+    @property
+    def digest(self) -> str:
+        """Recognises a submission that asks for the same."""
+        return digest(asdict(self))[:12]
 
 
 _DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Resources)}

@@ -13,6 +13,12 @@ from tuning.runs.interrupt import CONTAINER_VARIABLE
 COMMENT = "tuning:"
 """The comment of every job of ours is this and its token."""
 
+STOPPED_IN_SETUP = (
+    "asked to stop while the set-up lines of cluster.yaml ran; if they need that long, raise time"
+)
+"""What a job says that gets the warning signal before its stage has started, and ends."""
+_STOPPED = shlex.quote(f'echo "error: {STOPPED_IN_SETUP}" >&2; exit 1')
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayJob:
@@ -44,7 +50,7 @@ def render(job: ArrayJob, resources: Resources) -> str:
     )
     setup = "".join(f"{line}\n" for line in resources.setup)
     if setup:
-        setup = f"\n# set-up lines of cluster.yaml\n{setup}"
+        setup = f"\n# set-up lines of cluster.yaml\ntrap {_STOPPED} USR1 TERM\n{setup}"
     return (
         f"#!/usr/bin/env bash\n{directives}\nset -eo pipefail\n\n{exports}\n{setup}\n"
         f'exec bash "$TUNING_CODE/slurm/stage.sbatch" --tasks {shlex.quote(str(job.tasks))}\n'

@@ -3,49 +3,36 @@
 Stages of one kind that ask for the same resources are one job array, submitted held; then each task
 gets its dependency (afterok on the task of its parent, none if that is done); then all arrays are
 released. Every array is recorded in jobs.json before it is submitted: the next submission finishes
-an interrupted one, and recognises its arrays by their tokens. Of more stages than the cluster takes
-at once, the first are submitted (portions.py).
+an interrupted one, and recognises its arrays by their tokens. What SLURM refuses is taken back. Of
+more stages than the cluster takes at once, the first are submitted (portions.py).
+
+A queued task that only waits is replaced if its stage now asks for other resources. A stage whose
+run is a live job of another experiment gets no job; what needs it depends on that one.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from tuning import config as site
-from tuning.launchers.slurm import portions, snapshot
-from tuning.launchers.slurm.client import WAITS, Job, TooMany
+from tuning.launchers.slurm import feasible, portions, snapshot
+from tuning.launchers.slurm.arrays import Arrays
+from tuning.launchers.slurm.client import WAITS, Job, Refused, TooMany
+from tuning.launchers.slurm.dependencies import Dependencies
 from tuning.launchers.slurm.ledger import REPORT, Array, Jobs, Task
+from tuning.launchers.slurm.outcome import Asked, Door, Outcome
 from tuning.launchers.slurm.resources import Resources
-from tuning.launchers.slurm.script import ArrayJob, render
-from tuning.plan import KINDS, Plan, Stage, save_plan, standing, sweetspot_ready
-from tuning.runs import atomic
-from tuning.runs.errors import UserError
-from tuning.runs.identity import FORMAT
+from tuning.launchers.slurm.shared import Elsewhere, elsewhere, follow
+from tuning.plan import Plan, Stage, save_plan, standing, sweetspot_ready
+from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.lock import Lock
-
-
-class Door(Protocol):
-    """What a submission needs of SLURM; `tuning.launchers.slurm.client.Slurm` is one."""
-
-    def submit(self, script: Path) -> int: ...
-    def depend(self, number: int, indices: Sequence[int], condition: str) -> None: ...
-    def release(self, numbers: Sequence[int]) -> None: ...
-    def cancel(self, jobs: Sequence[str]) -> None: ...
-    def queue(self) -> list[Job]: ...
-    def max_array_size(self) -> int: ...
-
-
-class Asked(Protocol):
-    """What stages ask for; `tuning.launchers.slurm.resources.Cluster` is one."""
-
-    def of(self, stage: Stage) -> Resources: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +46,6 @@ class Options:
     """How many jobs may be queued or running at a time; the rest is submitted later."""
     only: frozenset[str] | None = None
     """Submit at most these stages, and of them those whose parents did not fail."""
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What a submission did: new tasks, tasks that were queued already, ended stages, and those
-    that are left for the next portion.
-    """
-
-    new: dict[str, Task] = field(default_factory=dict)
-    queued: dict[str, Task] = field(default_factory=dict)
-    ended: dict[str, tuple[str, str]] = field(default_factory=dict)
-    left: list[Stage] = field(default_factory=list)
-    goes_on: bool = False
-    """Whether a job will submit what is left."""
 
 
 class Submission:
@@ -95,22 +68,29 @@ class Submission:
         self._asked = {
             name: cluster.of(stage) for name, stage in self._stages.items() if stage.has_work
         }
+        self._files = Arrays(self.folder, self._stages, self._asked, wandb=self.options.wandb)
+        self._dependencies = Dependencies(plan, self.options.dependency)
+        self._elsewhere: dict[str, Elsewhere] = {}
+        self._recorded: dict[str, Array] = {}
+        """Every array that was submitted before, by its token."""
 
     def run(self) -> Outcome:
         """Submit what is neither done nor queued."""
         with Lock(self.folder).holding():
             arrays = self._found()
-            live = self._live(arrays)
-            outcome = self._sorted(live)
+            self._recorded = {array.token: array for array in arrays}
+            self._elsewhere = elsewhere(self.plan.stages, self.folder, self.slurm.queue)
+            live, outcome = self._settled(arrays)
             missing = self._portion(self._to_submit(outcome), live, outcome)
             broken = any(not array.released for array in arrays)
-            if missing or (broken and REPORT.name not in live):
+            waits = broken or outcome.shared or REPORT.name in outcome.replaced
+            if missing or (waits and REPORT.name not in live):
+                self._require_possible(missing)
                 save_plan(self.folder, self.plan)
                 self._drop_report(live)
                 arrays, missing = self._submit_what_fits(arrays, missing, outcome)
-                names = {stage.name for stage in missing}
                 latest = {task.stage: task for array in arrays for task in array.tasks}
-                outcome.new = {name: latest[name] for name in names}
+                outcome.new = {stage.name: latest[stage.name] for stage in missing}
                 live |= {REPORT.name: (latest[REPORT.name], _NEW)}
             self._connect(arrays, live, outcome)
             outcome.goes_on = REPORT.name in live
@@ -123,41 +103,61 @@ class Submission:
         missing = self._to_submit(self._sorted({}))
         if not missing:
             return []
-        arrays = self._arrays([*missing, REPORT], max_array_size, number="1")
-        return [(array, self._script(array, Path("SNAPSHOT"))) for array in arrays]
+        arrays = self._files.of([*missing, REPORT], max_array_size, number="1")
+        return [(array, self._files.script(array, Path("SNAPSHOT"))) for array in arrays]
 
     def words(self, name: str) -> str:
         """The dependency of a stage, for a dry run."""
-        if name == REPORT.name:
-            return "afterany of all others"
-        ended = self._sorted({}).ended
-        above = [parent for parent in self._above(self._stages[name]) if parent not in ended]
-        if not above or sweetspot_ready(self.plan, self._stages[name], site.home()):
-            return self.options.dependency or ""
-        spot = ", or as soon as its checkpoint exists" if self._stages[name].sweetspot else ""
-        return f"afterok {', '.join(above)}{spot}"
+        return self._dependencies.words(name, self._sorted({}).ended)
 
     def _found(self) -> list[Array]:
         """The arrays of jobs.json; one whose job id is unknown is looked up by its token."""
         arrays = self.jobs.arrays()
         if all(array.number is not None for array in arrays):
             return arrays
-        numbers = {job.token: job.number for job in self.slurm.queue() if job.live}
+        numbers = {job.token: job.number for job in self._queue() if job.live}
         for array in arrays:
             array.number = array.number or numbers.get(array.token)
         kept = [array for array in arrays if array.number is not None]
         self.jobs.write(kept)
         return kept
 
+    def _queue(self) -> list[Job]:
+        """What SLURM knows of the tasks of everybody who submitted this experiment."""
+        return self.slurm.queue(self.jobs.users())
+
+    def _settled(self, arrays: Sequence[Array]) -> tuple[dict[str, tuple[Task, Job]], Outcome]:
+        """What is live, and what follows from it, when all that has to go has been cancelled.
+
+        A task may start before it is cancelled; then it stays, and everything is sorted again.
+        """
+        replaced: dict[str, Task] = {}
+        for _ in range(TRIES):
+            live = self._live(arrays)
+            outcome = self._sorted(live)
+            outcome.replaced = {n: t for n, t in replaced.items() if n not in outcome.queued}
+            dropped = [task.id for task in outcome.dropped.values()]
+            if not dropped:
+                return live, outcome
+            self._require_possible(self._to_submit(outcome))
+            self.slurm.cancel(dropped, waiting=True)
+            replaced |= {n: t for n, t in outcome.dropped.items() if self._differs(n, t)}
+        raise StageFailed(f"SLURM did not cancel {', '.join(dropped)}; submit again.")
+
     def _live(self, arrays: Sequence[Array]) -> dict[str, tuple[Task, Job]]:
-        """{stage: its pending or running task, and SLURM's view of it}."""
+        """{stage: its pending or running task, and SLURM's view of it}; what SLURM holds since its
+        start failed is released.
+        """
         if not arrays:
             return {}
         tokens = {array.token for array in arrays}
-        seen = {job.id: job for job in self.slurm.queue() if job.token in tokens}
+        seen = {job.id: job for job in self._queue() if job.token in tokens}
+        self._require_ours(arrays, seen)
         doomed = [job.id for job in seen.values() if job.doomed]
         if doomed:
             self.slurm.cancel(doomed)
+        stuck = [job for job in seen.values() if job.held_by_slurm and self._is_ours(job.token)]
+        self.slurm.release([job.id for job in stuck])
         found = {}
         for array in arrays:
             for task in array.tasks:
@@ -166,23 +166,54 @@ class Submission:
                     found[task.stage] = (task, job)
         return found
 
+    def _require_ours(self, arrays: Sequence[Array], seen: Mapping[str, Job]) -> None:
+        """Raise UserError if another user's submission of the experiment was interrupted: only that
+        user can complete it.
+        """
+        for array in arrays:
+            held = [job for task in array.tasks if (job := seen.get(task.id)) and job.held]
+            if held and not array.released and not self._is_ours(array.token):
+                user = held[0].user
+                raise UserError(
+                    f"the submission of '{self.plan.experiment}' by {user} was interrupted; {user} "
+                    f"must submit it again, or cancel job {array.number}."
+                )
+
     def _sorted(self, live: Mapping[str, tuple[Task, Job]]) -> Outcome:
-        """What is queued and what has ended; a task that depends on a job that is gone is neither,
-        and is cancelled.
+        """What is queued and what has ended; a waiting task that depends on a job that is gone, or
+        asks for other resources than its stage, is neither, and is to be dropped.
         """
         outcome = Outcome()
         for stage in self.plan.stages:
             if stage.name in live:
                 task, job = live[stage.name]
                 self._require_same(stage, task)
-                if job.state not in WAITS or self._can_start(stage, outcome):
+                differs = self._differs(stage.name, task)
+                can_start = self._can_start(stage, job, outcome)
+                stays = job.state not in WAITS or not self._is_ours(task.token)
+                if stays or (can_start and not differs):
                     outcome.queued[stage.name] = task
+                    outcome.outdated |= {stage.name: task} if differs else {}
                     continue
-                self.slurm.cancel([task.id])
+                outcome.dropped[stage.name] = task
             found = standing(self.plan, stage, site.home())
             if found.state in ("done", "skipped") or not stage.has_work:
                 outcome.ended[stage.name] = (found.state, found.reason)
+            elif (other := self._elsewhere.get(stage.name)) is not None and other.same:
+                outcome.shared[stage.name] = other
+        if REPORT.name in live and live[REPORT.name][1].state in WAITS:
+            report = live[REPORT.name][0]
+            outcome.dropped |= {REPORT.name: report} if self._differs(REPORT.name, report) else {}
         return outcome
+
+    def _differs(self, name: str, task: Task) -> bool:
+        """Whether a task asks for other resources than its stage does now."""
+        recorded = self._recorded[task.token].asked
+        return bool(recorded) and recorded != self._asked[name].digest
+
+    def _is_ours(self, token: str) -> bool:
+        """Whether this user submitted an array, and so may change its jobs."""
+        return self._recorded[token].user in (None, os.getuid())
 
     def _require_same(self, stage: Stage, task: Task) -> None:
         if task.key != stage.key:
@@ -191,24 +222,34 @@ class Submission:
                 f"cancel it: tuning cancel {self.plan.experiment}"
             )
 
-    def _can_start(self, stage: Stage, outcome: Outcome) -> bool:
-        """Whether all dependencies of a stage are done or queued."""
-        known = outcome.queued.keys() | outcome.ended.keys()
-        return set(self._above(stage)) <= known or sweetspot_ready(self.plan, stage, site.home())
+    def _can_start(self, stage: Stage, job: Job, outcome: Outcome) -> bool:
+        """Whether all dependencies of a stage are done or queued, or its job was let go since its
+        checkpoint exists.
+        """
+        known = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
+        let_go = job.reason != "Dependency" and sweetspot_ready(self.plan, stage, site.home())
+        return let_go or set(self._dependencies.above(stage)) <= known
 
     def _to_submit(self, outcome: Outcome) -> list[Stage]:
-        return [
-            stage
-            for stage in self.plan.stages
-            if stage.name not in outcome.queued and stage.name not in outcome.ended
-        ]
+        cared_for = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
+        return [stage for stage in self.plan.stages if stage.name not in cared_for]
+
+    def _require_possible(self, stages: Sequence[Stage]) -> None:
+        """Raise Refused if the cluster could never run one of these stages, or the report."""
+        kinds: dict[Resources, list[Array]] = defaultdict(list)
+        for array in self._files.of([*stages, REPORT], largest=sys.maxsize, number="1"):
+            kinds[self._asked[array.stages[0]]].append(array)
+        for resources, arrays in kinds.items():
+            named = ", ".join(dict.fromkeys(array.kind for array in arrays))
+            script = self._files.script(arrays[0], Path("SNAPSHOT"))
+            feasible.require_possible(self.slurm, named, resources, script)
 
     def _portion(
         self, missing: list[Stage], live: Mapping[str, tuple[Task, Job]], outcome: Outcome
     ) -> list[Stage]:
         """The first of the missing stages that may be submitted now; the others are left."""
         if self.options.only is not None:
-            going = outcome.queued.keys() | outcome.ended.keys()
+            going = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
             chosen = portions.unblocked(self.plan.stages, self.options.only, going)
             missing = [stage for stage in missing if stage.name in chosen]
         if self.options.max_submit is None:
@@ -244,92 +285,21 @@ class Submission:
         code = snapshot.take()
         before = (int(array.token.split(".")[-2].partition("-")[0]) for array in arrays)
         number = f"{1 + max(before, default=0)}-{secrets.token_hex(3)}"
-        new = self._arrays([*missing, REPORT], self.slurm.max_array_size(), number)
+        new = self._files.of([*missing, REPORT], self.slurm.max_array_size(), number)
         for array in new:
             array.code, array.time = str(code), time.time()
-            self._write_files(array, code)
+            self._files.write(array, code)
         everything = [*arrays, *new]
         self.jobs.write(everything)
         try:
             for array in new:
-                array.number = self.slurm.submit(self._script_path(array))
+                array.number = self.slurm.submit(self._files.script_path(array))
                 self.jobs.write(everything)
         except UserError:
             self.slurm.cancel([str(array.number) for array in new if array.number is not None])
             self.jobs.write(arrays)
             raise
         return everything
-
-    def _arrays(self, stages: Sequence[Stage], largest: int, number: str) -> list[Array]:
-        """One array for all stages of a kind that ask for the same resources, split where it would
-        exceed the cluster's limit.
-        """
-        found = []
-        for kind in KINDS:
-            parts = self._parts([stage for stage in stages if stage.kind == kind], largest)
-            for part, own in enumerate(parts, 1):
-                suffix = f"-{part}" if len(parts) > 1 else ""
-                found.append(
-                    Array(
-                        token=f"{self.plan.experiment}.{number}.{kind}{suffix}",
-                        kind=kind,
-                        stages=[stage.name for stage in own],
-                        keys=[stage.key for stage in own],
-                    )
-                )
-        return found
-
-    def _parts(self, stages: Sequence[Stage], largest: int) -> list[list[Stage]]:
-        """Stages of one kind by their resources, at most `largest` in each part."""
-        groups: dict[Resources, list[Stage]] = defaultdict(list)
-        for stage in stages:
-            groups[self._asked[stage.name]].append(stage)
-        return [
-            group[start : start + largest]
-            for group in groups.values()
-            for start in range(0, len(group), largest)
-        ]
-
-    def _write_files(self, array: Array, code: Path) -> None:
-        """Write the script of an array and the file that lists its stages."""
-        atomic.write_json(
-            self._tasks_path(array),
-            {
-                "format": FORMAT,
-                "folder": str(self.folder),
-                "wandb": self.options.wandb,
-                "stages": [asdict(self._stages[name]) for name in array.stages],
-            },
-        )
-        atomic.write_text(self._script_path(array), self._script(array, code))
-
-    def _script_path(self, array: Array) -> Path:
-        return self.folder / "slurm" / f"{array.token}.sbatch"
-
-    def _tasks_path(self, array: Array) -> Path:
-        return self.folder / "slurm" / f"{array.token}.json"
-
-    def _script(self, array: Array, code: Path) -> str:
-        from tuning.launchers.prefetch import cache_folders, offline_environment
-
-        resources = self._asked[array.stages[0]]
-        environment = {
-            "TUNING_HOME": str(site.home()),
-            "TUNING_CODE": str(code),
-            "TUNING_PYTHON": (not resources.container and resources.python) or sys.executable,
-            "TUNING_PROCESSES": str(resources.processes),
-            **(offline_environment() if resources.offline else {}),
-        }
-        job = ArrayJob(
-            token=array.token,
-            count=len(array.stages),
-            code=code,
-            tasks=self._tasks_path(array),
-            output=self.folder / "slurm",
-            folders=(str(site.home()), *cache_folders()),
-            environment=environment,
-        )
-        return render(job, resources)
 
     def _connect(
         self, arrays: Sequence[Array], live: Mapping[str, tuple[Task, Job]], outcome: Outcome
@@ -347,19 +317,35 @@ class Submission:
             waiting[REPORT.name] = live[REPORT.name][0]
         under_way = {task.id for task, job in live.values() if job is not _NEW and not job.held}
         going = {task.id for task in waiting.values()} - under_way
+        others = {n: o for n, o in self._elsewhere.items() if n not in outcome.ended}
         self._cancel_strangers(live, going)
-        for array in unreleased:
-            conditions: dict[str, list[int]] = defaultdict(list)
-            for task in array.tasks:
-                if task.id in going:
-                    conditions[self._condition(task, waiting, arrays)].append(task.index)
-            for condition, indices in conditions.items():
-                self.slurm.depend(array.number or 0, indices, condition)
-        held = [a for a in unreleased if any(task.id in going for task in a.tasks)]
-        self.slurm.release([array.number or 0 for array in held])
+        try:
+            for array in unreleased:
+                tasks = [task for task in array.tasks if task.id in going]
+                conditions = self._dependencies.conditions(tasks, waiting, arrays, others)
+                for condition, indices in conditions.items():
+                    self.slurm.depend(array.number or 0, indices, condition)
+            held = [a for a in unreleased if any(task.id in going for task in a.tasks)]
+            self.slurm.release([array.number or 0 for array in held])
+        except Refused as refusal:
+            self._take_back(arrays, going & {t.id for a in unreleased for t in a.tasks}, under_way)
+            raise Refused(
+                f"SLURM refuses the jobs of '{self.plan.experiment}': {refusal} They were "
+                "cancelled; change what they ask for (flags, or cluster.yaml) and submit again."
+            ) from None
         for array in unreleased:
             array.released = True
         self.jobs.write(arrays)
+        for other in self._elsewhere.values():
+            follow(other.folder, self.folder)
+
+    def _take_back(self, arrays: Sequence[Array], going: set[str], under_way: set[str]) -> None:
+        """Cancel the tasks of arrays that could not be connected or released, and forget them."""
+        self.slurm.cancel(sorted(going))
+        kept = [a for a in arrays if a.released or any(t.id in under_way for t in a.tasks)]
+        for array in kept:
+            array.released = True
+        self.jobs.write(kept)
 
     def _cancel_strangers(self, live: Mapping[str, tuple[Task, Job]], going: set[str]) -> None:
         """Cancel held tasks of stages that left the plan, before their array is released."""
@@ -367,32 +353,10 @@ class Submission:
         if left:
             self.slurm.cancel(left)
 
-    def _condition(self, task: Task, waiting: Mapping[str, Task], arrays: Sequence[Array]) -> str:
-        """The dependency of a task as SLURM writes it; "" for none."""
-        if task.stage == REPORT.name:
-            numbers = sorted({t.number for t in waiting.values() if t.stage != REPORT.name})
-            return "afterany:" + ":".join(map(str, numbers)) if numbers else ""
-        stage = self._stages[task.stage]
-        if sweetspot_ready(self.plan, stage, site.home()):
-            return self.options.dependency or ""
-        alone = {array.number for array in arrays if len(array.stages) == 1}
-        above = [
-            str(parent.number) if parent.number in alone else parent.id
-            for name in self._above(stage)
-            if (parent := waiting.get(name)) is not None
-        ]
-        return "afterok:" + ":".join(above) if above else self.options.dependency or ""
-
-    def _above(self, stage: Stage) -> list[str]:
-        """The parents of a stage that have jobs; for a parent without work, its own parents."""
-        found = []
-        for name in stage.parents:
-            parent = self._stages[name]
-            found += [name] if parent.has_work else self._above(parent)
-        return list(dict.fromkeys(found))
-
 
 _LASTING = ("dependency", "wandb", "max_submit")
 """The options that hold for all portions."""
+TRIES = 5
+"""How often what has to go is cancelled before SLURM is taken not to do it."""
 _NEW = Job(id="0_0", state="PENDING")
 """SLURM's view of a task that was just submitted."""

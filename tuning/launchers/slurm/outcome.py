@@ -1,0 +1,57 @@
+"""What a submission needs, and what it says that it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from tuning.launchers.slurm.client import Job, Node
+from tuning.launchers.slurm.ledger import Task
+from tuning.launchers.slurm.resources import Resources
+from tuning.launchers.slurm.shared import Elsewhere
+from tuning.plan import Stage
+
+
+class Door(Protocol):
+    """What a submission needs of SLURM; `tuning.launchers.slurm.client.Slurm` is one."""
+
+    def refusal(self, script: str) -> str: ...
+    def nodes(self) -> list[Node]: ...
+    def submit(self, script: Path) -> int: ...
+    def depend(self, number: int, indices: Sequence[int], condition: str) -> None: ...
+    def release(self, jobs: Iterable[int | str]) -> None: ...
+    def cancel(self, jobs: Sequence[str], *, waiting: bool = False) -> None: ...
+    def queue(self, users: Iterable[int] = ()) -> list[Job]: ...
+    def max_array_size(self) -> int: ...
+
+
+class Asked(Protocol):
+    """What stages ask for; `tuning.launchers.slurm.resources.Cluster` is one."""
+
+    def of(self, stage: Stage) -> Resources: ...
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a submission did."""
+
+    new: dict[str, Task] = field(default_factory=dict)
+    """Tasks that it submitted."""
+    queued: dict[str, Task] = field(default_factory=dict)
+    """Tasks that were queued already."""
+    ended: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """State and reason of stages that have ended."""
+    shared: dict[str, Elsewhere] = field(default_factory=dict)
+    """Stages whose work is a live task of another experiment."""
+    dropped: dict[str, Task] = field(default_factory=dict)
+    """Waiting tasks to cancel: they ask for other resources, or depend on a job that is gone."""
+    replaced: dict[str, Task] = field(default_factory=dict)
+    """Tasks that were cancelled because their stages now ask for other resources."""
+    outdated: dict[str, Task] = field(default_factory=dict)
+    """Tasks that run with other resources than their stages now ask for."""
+    left: list[Stage] = field(default_factory=list)
+    """Stages that are left for the next portion."""
+    goes_on: bool = False
+    """Whether a job will submit what is left."""
