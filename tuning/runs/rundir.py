@@ -19,7 +19,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any
 from tuning.runs import atomic, provenance
 from tuning.runs.errors import Interrupted, StageFailed, UserError
 from tuning.runs.identity import FORMAT, differences
-from tuning.runs.json_text import NotJSON, parse_object
+from tuning.runs.json_text import NotJSON, parse_object, shown
 from tuning.runs.lock import Lock, drop_if_empty
 from tuning.runs.log import logger
 from tuning.runs.progress import begin_step, tell
@@ -96,6 +96,45 @@ def take(path: Path, identity: Identity, *, force: bool = False) -> None:
         )
 
 
+_NUMBER = (int, float)
+_CONFIG = {
+    **dict.fromkeys(("hash", "kind", "run_name"), str),
+    **dict.fromkeys(("settings", "hashed", "provenance"), dict),
+    "parent": (dict, type(None)),
+    "artifact": (str, type(None)),
+}
+_STATUS = {"state": str, "reason": str, "phases": dict}
+_PHASE = {"state": str, "seconds": _NUMBER}
+_COUNTS = ("global_step", "train_size", "data_points_seen", "data_used", "train_tokens")
+_RESULT = {
+    **dict.fromkeys((*_COUNTS, "train_seconds", "perplexity", "base_perplexity"), _NUMBER),
+    "sweetspots": dict,
+}
+"""The types of what the files of a run have, where they have it."""
+
+
+def _typed(path: Path, types: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The object in a file of a run; None without a file, UserError for values of other types."""
+    found = atomic.read_object(path)
+    if found is not None:
+        _check_types(path, found, types)
+    return found
+
+
+def _check_types(path: Path, found: Any, types: Mapping[str, Any], where: str = "") -> None:
+    if not isinstance(found, dict):
+        raise _edited(path, where, found)
+    for name, kind in types.items():
+        if name in found and not isinstance(found[name], kind):
+            raise _edited(path, f"{where}: {name}".removeprefix(": "), found[name])
+
+
+def _edited(path: Path, where: str, value: Any) -> UserError:
+    return UserError(
+        f"'{path}' was edited or damaged: {where} is {shown(value)}; restore it, or remove the run."
+    )
+
+
 class RunDirectory:
     """Reads a run directory; writes through `claim()` only."""
 
@@ -116,7 +155,7 @@ class RunDirectory:
     @property
     def config(self) -> dict[str, Any] | None:
         """config.json; None if no run has claimed the directory."""
-        return atomic.read_object(self.path / "config.json")
+        return _typed(self.path / "config.json", _CONFIG)
 
     @property
     def hash(self) -> str | None:
@@ -133,18 +172,20 @@ class RunDirectory:
     @property
     def status(self) -> dict[str, Any]:
         """status.json; a directory without one is pending."""
-        status = atomic.read_object(self.path / "status.json")
-        return status or {"state": "pending", "reason": "", "phases": {}}
+        status = _typed(self.path / "status.json", _STATUS) or {}
+        for name, phase in status.get("phases", {}).items():
+            _check_types(self.path / "status.json", phase, _PHASE, f"phases: {name}")
+        return {"state": "pending", "reason": "", "phases": {}} | status
 
     @property
     def result(self) -> dict[str, Any]:
         """result.json; {} if it does not exist yet."""
-        return atomic.read_object(self.path / "result.json") or {}
+        return _typed(self.path / "result.json", _RESULT) or {}
 
     def done(self, phase: str) -> bool:
         """Whether a phase (train, infer or evaluate) is done, by this version of the code."""
         entry = self.status["phases"].get(phase)
-        return bool(entry and entry["state"] == "done") and self.is_current
+        return bool(entry and entry.get("state") == "done") and self.is_current
 
     def metrics(self) -> list[dict[str, Any]]:
         """The objects in metrics.jsonl; a last line that a kill cut off is ignored."""
