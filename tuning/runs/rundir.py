@@ -31,6 +31,7 @@ from tuning.runs.identity import FORMAT, differences
 from tuning.runs.json_text import NotJSON, parse_object, shown
 from tuning.runs.lock import Lock, drop_if_empty
 from tuning.runs.log import logger
+from tuning.runs.names import require_file_name
 from tuning.runs.progress import begin_step, tell
 
 SHORT = 8
@@ -56,7 +57,7 @@ def locate(root: Path, run_name: str, hash_: str) -> Path:
     """`root/run_name`, or `root/run_name-{hash8}` if another run has that name, or the same run
     written by another version of the code.
     """
-    plain = root / run_name
+    plain = root / require_file_name("run", run_name)
     standing = RunDirectory(plain)
     suffix = f"-{hash_[:SHORT]}"
     free = standing.config is None or (standing.hash == hash_ and standing.is_current)
