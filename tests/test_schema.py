@@ -242,3 +242,11 @@ def test_a_bad_override_says_where_it_stands(values, message):
 def test_what_is_not_for_people_cannot_be_overridden():
     with pytest.raises(UserError, match="unknown setting"):
         override((Flagged,), {"inside": "y"}, "here")
+
+
+@pytest.mark.parametrize("text", ['a: "\\0"', 'a: ["x\\ud800"]', '"\\udc00": 1', 'a:\n  b: "\\0"'])
+def test_what_no_file_or_script_can_hold_is_refused(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"x\.yaml' has a character in line [12] that is no text"):
+        read_yaml(path)

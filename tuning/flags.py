@@ -19,7 +19,7 @@ from dataclasses import MISSING, Field, fields
 from functools import cache
 from typing import Any, TypeVar
 
-from tuning.runs.errors import UserError, choose
+from tuning.runs.errors import UserError, choose, cut
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ def convert(kind: type, value: Any, named: str) -> Any:
     except (TypeError, ValueError, OverflowError):
         words = {int: "a whole number", float: "a number", bool: "true or false"}
         raise UserError(
-            f"{named} is '{value}'; it must be {words.get(kind, kind.__name__)}."
+            f"{named} is '{cut(value)}'; it must be {words.get(kind, kind.__name__)}."
         ) from None
 
 

@@ -19,6 +19,7 @@ from tuning.runs import atomic
 from tuning.runs.errors import Skipped, StageFailed, UserError, choose
 from tuning.runs.identity import FORMAT, digest
 from tuning.runs.json_text import NotJSON
+from tuning.runs.names import require_file_name
 from tuning.runs.rundir import RunDirectory, locate
 from tuning.sweetspots.store import find_sweetspot
 
@@ -71,6 +72,7 @@ class Stage:
     def from_json(cls, value: Mapping[str, Any]) -> Stage:
         """Parse a stage from JSON; unknown fields are ignored. UserError for what is no stage."""
         stage = restore(cls, value)
+        require_file_name("stage", stage.name)
         choose(f"role of stage '{stage.name}':", stage.role, _KINDS)
         return stage
 
@@ -159,6 +161,7 @@ class Plan:
                 f"plan.json of experiment '{name}' was edited: it needs experiment, stages and "
                 "about. Submit the experiment again under another --experiment name."
             )
+        require_file_name("experiment", name)
         made = tuple(Stage.from_json(entry) for entry in stages)
         return cls(experiment=name, stages=made, about=about)
 

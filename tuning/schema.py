@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuning.flags import convert, hints, settable
-from tuning.runs.errors import UserError, choose
+from tuning.runs.errors import UserError, choose, cut
 
 T = TypeVar("T")
 
@@ -56,10 +56,17 @@ def _content(node: Any, path: Path) -> Any:
     if node.tag not in _TAGS:
         raise UserError(f"'{path}' has the tag '{node.tag}' {_line(node)}; tags are not read.")
     if isinstance(node.value, str):
+        _require_text(node, path)
         return None if node.style is None and node.value in _NULL else node.value
     if node.tag == _TAGS[1]:
         return [_content(entry, path) for entry in node.value]
     return _pairs(node, path)
+
+
+def _require_text(node: Any, path: Path) -> None:
+    """Raise UserError for what a scalar may escape and no file, flag or script can hold."""
+    if "\0" in node.value or any("\ud800" <= letter <= "\udfff" for letter in node.value):
+        raise UserError(f"'{path}' has a character {_line(node)} that is no text.")
 
 
 def _pairs(node: Any, path: Path) -> dict[str, Any]:
@@ -70,6 +77,7 @@ def _pairs(node: Any, path: Path) -> dict[str, Any]:
     for key, value in node.value:
         if not isinstance(key.value, str):
             raise UserError(f"'{path}': a key {_line(key)} is a list or a mapping, not a word.")
+        _require_text(key, path)
         if key.value in keys:
             raise UserError(
                 f"'{path}' gives the key '{key.value}' twice, {_line(keys[key.value])} and "
@@ -172,7 +180,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return {name: _entry(inner[1], name, entry, f"{where}: {name}") for name, entry in entries}
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise wrong(value, where, f"a list, for example [{value}]")
+            raise wrong(value, where, f"a list, for example [{cut(value)}]")
         return tuple(_typed(inner[0], entry, where) for entry in value)
     if value is None or (hint is str and isinstance(value, Mapping | list)):
         raise wrong(value, where, "one word")

@@ -170,7 +170,7 @@ def preset(name: str | None) -> dict[str, Any]:
     """The settings of a preset by its name."""
     if name is None:
         return {}
-    choose("preset", name, sorted(_presets()))
+    choose("preset", str(name), sorted(_presets()))
     return override(PRETRAIN_PARTS, _presets()[name], f"presets.yaml: {name}")
 
 

@@ -260,7 +260,12 @@ def _cost_at(run: RunDirectory, step: int) -> Cost | None:
 def _curve(run: RunDirectory | None) -> tuple[dict[str, Any], ...]:
     if run is None:
         return ()
-    return tuple(line for line in run.metrics() if "perplexity" in line)
+    needed = ("perplexity", "data_points_seen")
+    return tuple(
+        line
+        for line in run.metrics()
+        if all(isinstance(line.get(name), int | float) for name in needed)
+    )
 
 
 def _found(run: RunDirectory | None, label: str | None) -> Sweetspot | None:

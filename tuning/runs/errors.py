@@ -40,6 +40,12 @@ class Quit(Exception):
     """Ctrl-C where nothing was being trained; its text, if any, is one line, exit code 130."""
 
 
+def cut(value: object, most: int = 100) -> str:
+    """A value as an error names it: its beginning where it is long."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """ " Did you mean 'x'?" with a leading space, or "" if no allowed value is close."""
     matches = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.5)
@@ -52,6 +58,6 @@ def choose(kind: str, value: str, allowed: Iterable[str], hint: str = "") -> str
     if value in options:
         return value
     raise UserError(
-        f"unknown {kind} '{value}'; choose from: {', '.join(options)}."
+        f"unknown {kind} '{cut(value)}'; choose from: {', '.join(options)}."
         f"{nearest(value, options)}{' ' + hint if hint else ''}"
     )

@@ -26,6 +26,13 @@ def require_name(kind: str, name: str) -> str:
     return name
 
 
+def require_file_name(kind: str, name: str) -> str:
+    """Return a name that was read from a file of ours, or raise UserError if it leads elsewhere."""
+    if name in ("", ".", "..") or {"/", "\0"} & set(name):
+        raise UserError(f"{kind} {_quoted(name)} cannot name a folder; the file was edited.")
+    return name
+
+
 def require_distinct(kind: str, names: Iterable[str]) -> None:
     """Raise UserError for two names that are one folder where upper and lower case are the same."""
     seen: dict[str, str] = {}

@@ -25,12 +25,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tuning.runs import atomic, provenance
+from tuning.runs import atomic, provenance, typed
 from tuning.runs.errors import Interrupted, StageFailed, UserError
 from tuning.runs.identity import FORMAT, differences
 from tuning.runs.json_text import NotJSON, parse_object
 from tuning.runs.lock import Lock, drop_if_empty
 from tuning.runs.log import logger
+from tuning.runs.names import require_file_name
 from tuning.runs.progress import begin_step, tell
 
 SHORT = 8
@@ -56,7 +57,7 @@ def locate(root: Path, run_name: str, hash_: str) -> Path:
     """`root/run_name`, or `root/run_name-{hash8}` if another run has that name, or the same run
     written by another version of the code.
     """
-    plain = root / run_name
+    plain = root / require_file_name("run", run_name)
     standing = RunDirectory(plain)
     suffix = f"-{hash_[:SHORT]}"
     free = standing.config is None or (standing.hash == hash_ and standing.is_current)
@@ -120,7 +121,7 @@ class RunDirectory:
     @property
     def config(self) -> dict[str, Any] | None:
         """config.json; None if no run has claimed the directory."""
-        return atomic.read_object(self.path / "config.json")
+        return typed.read(self.path / "config.json", typed.CONFIG)
 
     @property
     def hash(self) -> str | None:
@@ -137,18 +138,20 @@ class RunDirectory:
     @property
     def status(self) -> dict[str, Any]:
         """status.json; a directory without one is pending."""
-        status = atomic.read_object(self.path / "status.json")
-        return status or {"state": "pending", "reason": "", "phases": {}}
+        status = typed.read(self.path / "status.json", typed.STATUS) or {}
+        for name, phase in status.get("phases", {}).items():
+            typed.check(self.path / "status.json", phase, typed.PHASE, f"phases: {name}")
+        return {"state": "pending", "reason": "", "phases": {}} | status
 
     @property
     def result(self) -> dict[str, Any]:
         """result.json; {} if it does not exist yet."""
-        return atomic.read_object(self.path / "result.json") or {}
+        return typed.read(self.path / "result.json", typed.RESULT) or {}
 
     def done(self, phase: str) -> bool:
         """Whether a phase (train, infer or evaluate) is done, by this version of the code."""
         entry = self.status["phases"].get(phase)
-        return bool(entry and entry["state"] == "done") and self.is_current
+        return bool(entry and entry.get("state") == "done") and self.is_current
 
     def metrics(self) -> list[dict[str, Any]]:
         """The objects in metrics.jsonl; a last line that a kill cut off is ignored."""

@@ -30,8 +30,9 @@ def open_tokenizer(artifact: Artifact) -> PreTrainedTokenizerBase:
             f"model '{artifact.model}' brings no chat template; give --chat_template NAME, one of: "
             f"{', '.join(_templates())}."
         )
-    _end_turns(tokenizer, artifact.model)
-    _require_vocabulary(tokenizer, artifact)
+    with readable(artifact.tokenizer):  # which runs its template
+        _end_turns(tokenizer, artifact.model)
+        _require_vocabulary(tokenizer, artifact)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
