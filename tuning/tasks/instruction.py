@@ -58,7 +58,7 @@ def accepts(row: Mapping[str, Any]) -> str | None:
     if not isinstance(arguments, list) or len(arguments) != len(names):
         return f"kwargs is {arguments!r:.60}; it must have an object for each instruction"
     for name, given in zip(names, arguments, strict=True):
-        if name not in ARGUMENTS:
+        if not isinstance(name, str) or name not in ARGUMENTS:
             return f"the instruction {name!r:.60} is none of IFEval's {len(ARGUMENTS)}"
         if not isinstance(given, dict):
             return f"kwargs of {name} is {given!r:.60}; it must be an object"
