@@ -70,13 +70,27 @@ def _confirmed(plan: Plan, options: Launch) -> bool:
 
 
 def prefetch(words: Sequence[str]) -> int:
-    """Download the hub models of an experiment; returns the exit code."""
+    """Make the datasets and download the hub models of an experiment; returns the exit code."""
     from tuning.launchers.prefetch import fetch
 
     with quits("stopped; the same command downloads the rest"):
-        plan, _ = _plan(list(words))
-        fetch(plan)
+        fetch(_plan_with_data(list(words)))
     return 0
+
+
+def _plan_with_data(words: list[str]) -> Plan:
+    """The plan; datasets that it needs and that are not here are made from their sources."""
+    from tuning.data.command import described
+    from tuning.data.preparation import prepare
+    from tuning.data.prepared import NotPrepared
+    from tuning.data.recipes import RECIPES
+
+    while True:
+        try:
+            return _plan(words)[0]
+        except NotPrepared as missing:
+            made = prepare(missing.dataset, RECIPES[missing.loader])
+            print(described(missing.dataset, made), file=sys.stderr)
 
 
 def _plan(words: list[str]) -> tuple[Plan, argparse.Namespace]:

@@ -13,6 +13,7 @@ from tuning import config as site
 from tuning.config import DatasetEntry
 from tuning.data import train_dataset
 from tuning.data.loaders import LOADERS, loader
+from tuning.data.prepared import NotPrepared
 from tuning.evaluation.prompts import require_test_pool
 from tuning.runs.errors import UserError
 from tuning.training.config_training import preference_config, sft_config
@@ -86,9 +87,10 @@ def test_an_added_loader_is_used_by_its_name(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "tuluif"])
-def test_names_that_come_later_say_what_works_now(name):
-    with pytest.raises(UserError, match="dataset 'x' has no loader yet in this version; 'arith' w"):
-        loader(DatasetEntry(name="x", loader=name))
+def test_a_published_dataset_that_is_not_here_says_how_to_make_it(monkeypatch, tmp_path, name):
+    use(monkeypatch, tmp_path)
+    with pytest.raises(NotPrepared, match=f"'x' is not here yet.*tuning/data/{name}_sft.py --sour"):
+        loader(DatasetEntry(name="x", loader=name)).size("sft")
 
 
 def test_an_unknown_loader_names_the_nearest():

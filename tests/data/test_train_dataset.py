@@ -80,8 +80,8 @@ def test_other_sizes_are_refused(size, message):
         train_dataset.rows(entry("arith"), "sft", size)
 
 
-def test_a_dataset_that_comes_later_says_what_works_now():
-    with pytest.raises(UserError, match="dataset 'later' has no loader yet in this version"):
+def test_a_dataset_that_is_not_here_says_how_to_make_it():
+    with pytest.raises(UserError, match="dataset 'later' is not here yet; make it with `tuning pr"):
         train_dataset.version(entry("later"), "sft")
 
 

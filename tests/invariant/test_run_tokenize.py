@@ -92,7 +92,7 @@ def test_a_file_that_is_there_is_left_unless_forced(trained_home: Path, tmp_path
         ({"pool": "sfft"}, "unknown pool 'sfft'; choose from: sft, validation."),
         ({"model": "tinny"}, "Did you mean 'tiny'?"),
         ({"model": "tiny"}, "make it with: python tuning/run_pretrain.py --model tiny"),
-        ({"dataset": "gsm8k"}, "'gsm8k' has no loader yet"),
+        ({"dataset": "gsm8k"}, "'gsm8k' is not here yet"),
         ({"task": "ifeval"}, "task 'ifeval' has no dataset 'arith'"),
         ({"size": 0}, "it must be at least 1"),
         ({"ouput": "x"}, "unknown flag '--ouput'"),

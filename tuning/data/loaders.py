@@ -13,7 +13,9 @@ from typing import Any, Protocol
 from tuning.config import DatasetEntry
 from tuning.data.arith import Arith
 from tuning.data.jsonl import JsonLines
-from tuning.runs.errors import UserError, choose
+from tuning.data.prepared import Prepared
+from tuning.data.recipes import RECIPES
+from tuning.runs.errors import choose
 
 Row = dict[str, Any]
 
@@ -44,18 +46,10 @@ class Loader(Protocol):
         ...
 
 
-def _later(entry: DatasetEntry) -> Loader:
-    raise UserError(
-        f"dataset '{entry.name}' has no loader yet in this version; 'arith' works, and your own "
-        "files do with 'loader: jsonl' in collections.yaml."
-    )
-
-
 LOADERS: dict[str, Callable[[DatasetEntry], Loader]] = {
     "arith": Arith,
     "jsonl": JsonLines,
-    "gsm8k": _later,
-    "tuluif": _later,
+    **dict.fromkeys(RECIPES, Prepared),
 }
 
 

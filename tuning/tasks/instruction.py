@@ -49,6 +49,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 """The instructions by id, and the arguments of each; known here without importing the checkers."""
 
+SYSTEM_MESSAGE = "Answer the request, and follow every instruction in it to the letter."
+
 
 def accepts(row: Mapping[str, Any]) -> str | None:
     """Why the instructions of a row cannot be checked; None where they can."""

@@ -12,6 +12,10 @@ from typing import Any
 from tuning.tasks import latex, numerals
 from tuning.tasks.base import Grade, Task
 
+SYSTEM_MESSAGE = (
+    "Solve the problem step by step. End with a line '#### N', where N is the answer as a number."
+)
+"""Asks for the form that is read."""
 _MARKER = re.compile(r"(?<!#)####(?!#)|\\boxed(?![A-Za-z])")
 _EMPHASIS = re.compile(r"\*\*|__|`|\\\(|\\\)|\\\$(?=\s*[-+.0-9])")
 _INLINE = re.compile(r"\$((?:\\.|[^$\\])*[^$\\\s])\$(?![0-9])")
