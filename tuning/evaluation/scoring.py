@@ -24,24 +24,32 @@ def score(directory: RunDirectory, config: EvaluationRunConfig) -> dict[str, Any
     rows = _answered(directory.path / "responses.jsonl", config)
     grade = task(config.task).grade
     grades = [[grade(text, row) for text in row["responses"]] for row in rows]
-    correct = [sum(entry.right for entry in of_prompt) for of_prompt in grades]
-    samples = config.sampling.n_samples
-    ks = sorted({1, *config.sampling.k_values})
     scores = {
         "run_name": directory.name,
         "artifact": config.artifact,
         "task": config.task,
         "dataset": config.dataset,
         "hash": config.hash,
-        "prompts": len(rows),
-        "samples": samples,
-        "pass_at_k": {str(k): _rounded(mean_interval(per_prompt(correct, samples, k))) for k in ks},
-        "correct": correct,
+        **measured(grades, config.sampling.k_values),
         "prompts_beyond_context": sum(BEYOND in row for row in rows),
-        "parts": _parts(grades),
     }
     atomic.write_json(directory.path / "scores.json", scores)
     return scores
+
+
+def measured(grades: Sequence[Sequence[Grade]], k_values: Sequence[int] = ()) -> dict[str, Any]:
+    """What the grades of all prompts say, each of which has as many answers: pass@k, further
+    measures, right answers a prompt.
+    """
+    correct = [sum(entry.right for entry in of_prompt) for of_prompt in grades]
+    samples, ks = len(grades[0]), sorted({1, *k_values})
+    return {
+        "prompts": len(grades),
+        "samples": samples,
+        "pass_at_k": {str(k): _rounded(mean_interval(per_prompt(correct, samples, k))) for k in ks},
+        "correct": correct,
+        "parts": _parts(grades),
+    }
 
 
 def _answered(path: Path, config: EvaluationRunConfig) -> list[dict[str, Any]]:
