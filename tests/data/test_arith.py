@@ -10,6 +10,7 @@ import re
 import pytest
 
 from tuning.data import arith
+from tuning.data.generated import SIZES
 
 pytestmark = pytest.mark.unit
 
@@ -31,10 +32,10 @@ def question(row: dict) -> str:
 
 def test_sizes_and_order(pools):
     assert {name: len(rows) for name, rows in pools.items()} == {
-        "sft": arith.SFT,
-        "preference": arith.PREFERENCE,
-        "validation": arith.VALIDATION,
-        "test": arith.TEST,
+        "sft": SIZES["sft"],
+        "preference": SIZES["preference"],
+        "validation": SIZES["validation"],
+        "test": SIZES["test"],
     }
     assert pools == arith.pools(0)
     assert question(arith.pools(1)["sft"][0]) != question(pools["sft"][0])

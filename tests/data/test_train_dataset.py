@@ -10,16 +10,17 @@ import pytest
 
 from tests.small_site import use
 from tuning.config import DatasetEntry, collections
-from tuning.data import arith, train_dataset
+from tuning.data import train_dataset
+from tuning.data.generated import SIZES
 from tuning.runs.errors import UserError
 
 pytestmark = pytest.mark.unit
 
 POOLS = {
-    "sft": arith.SFT,
-    "preference": arith.PREFERENCE,
-    "validation": arith.VALIDATION,
-    "test": arith.TEST,
+    "sft": SIZES["sft"],
+    "preference": SIZES["preference"],
+    "validation": SIZES["validation"],
+    "test": SIZES["test"],
 }
 
 
@@ -59,7 +60,7 @@ def test_no_prompt_stands_in_two_pools():
     assert len(set.union(*prompts)) == sum(POOLS.values())
 
 
-@pytest.mark.parametrize("size", [1, arith.SFT])
+@pytest.mark.parametrize("size", [1, SIZES["sft"]])
 def test_what_the_pool_holds_may_be_asked_for(size):
     train_dataset.require(entry("arith"), "sft", size, "train_size")
 

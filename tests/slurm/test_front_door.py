@@ -50,7 +50,7 @@ def test_a_failure_stops_only_what_stands_on_it_and_is_made_good(user: Site) -> 
     )
     assert "tiny_sft-arith-32" in rows[RUNS[2]]["reason"]
     assert rows[RUNS[3]]["reason"] == f"{RUNS[2]} failed"
-    assert "FileExistsError" in user.tuning("logs", RUNS[2], "--experiment", the_experiment(user))
+    assert "File exists" in user.tuning("logs", RUNS[2], "--experiment", the_experiment(user))
 
     (user.home / "models/tiny_sft-arith-32").unlink()
     before = {

@@ -10,20 +10,16 @@ import functools
 import itertools
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tuning.config import DatasetEntry
+from tuning.data.generated import SIZES, Generated
 
 VERSION = "1"
 """Increased with every change that affects a row or a document."""
 
-SFT = 10_000
-PREFERENCE = 10_000
-VALIDATION = 256
-TEST = 1_000
-SIZES = {"sft": SFT, "preference": PREFERENCE, "validation": VALIDATION, "test": TEST}
 COLUMNS = {
     "sft": ("prompt", "completion", "answer"),
     "preference": ("prompt", "chosen", "rejected", "answer"),
@@ -34,7 +30,7 @@ COLUMNS = {
 MAX_NUMBER = 10
 MAX_RESULT = 20
 
-_NAMES = (
+NAMES = (
     ("Anna", "She"),
     ("Ben", "He"),
     ("Dora", "She"),
@@ -48,7 +44,7 @@ _NAMES = (
     ("Nina", "She"),
     ("Tom", "He"),
 )
-_THINGS = (
+THINGS = (
     "apples",
     "balls",
     "books",
@@ -162,33 +158,9 @@ def pools(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-class Arith:
-    """The dataset as a Loader; sizes and columns are known before its pools are made."""
-
-    def __init__(self, entry: DatasetEntry) -> None:
-        self.name = entry.name
-        self._pools: dict[str, list[dict[str, Any]]] = {}
-
-    def version(self, pools: Sequence[str]) -> str:
-        """VERSION, whatever the pools: the rows depend on the code alone."""
-        return VERSION
-
-    def pool(self, name: str) -> list[dict[str, Any]]:
-        """All rows of a pool, in order."""
-        self._pools = self._pools or pools()
-        return self._pools[name]
-
-    def size(self, name: str) -> int:
-        """Number of rows of a pool."""
-        return SIZES[name]
-
-    def columns(self, name: str) -> frozenset[str]:
-        """The columns of its rows."""
-        return frozenset(COLUMNS[name])
-
-    def where(self, name: str, number: int) -> str:
-        """How messages name row `number` (from 0) of a pool."""
-        return f"{name} row {number + 1} of '{self.name}'"
+def opened(entry: DatasetEntry) -> Generated:
+    """The dataset as a Loader."""
+    return Generated(entry, version=VERSION, columns=COLUMNS, make=pools)
 
 
 def pretraining_documents(seed: int = 0) -> Iterator[str]:
@@ -228,8 +200,8 @@ def _numbers(*, pretraining: bool) -> tuple[tuple[Step, Step], ...]:
 
 
 def _problem(rng: random.Random, *, pretraining: bool = False) -> Problem:
-    name, pronoun = rng.choice(_NAMES)
-    things = rng.choice(_THINGS)
+    name, pronoun = rng.choice(NAMES)
+    things = rng.choice(THINGS)
     first, second = rng.choice(_numbers(pretraining=pretraining))
     sentences = [rng.choice(_STARTS).format(name=name, things=things, a=first.left)]
     for step, link in ((first, ""), (second, rng.choice(_LINKS))):

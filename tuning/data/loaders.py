@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from tuning.config import DatasetEntry
-from tuning.data.arith import Arith
+from tuning.data import arith, ifsynth
 from tuning.data.jsonl import JsonLines
 from tuning.data.prepared import Prepared
 from tuning.data.recipes import RECIPES
@@ -47,7 +47,8 @@ class Loader(Protocol):
 
 
 LOADERS: dict[str, Callable[[DatasetEntry], Loader]] = {
-    "arith": Arith,
+    "arith": arith.opened,
+    "ifsynth": ifsynth.opened,
     "jsonl": JsonLines,
     **dict.fromkeys(RECIPES, Prepared),
 }
