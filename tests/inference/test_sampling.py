@@ -19,9 +19,9 @@ from tuning.evaluation.config import evaluation_config, sampling_config
 from tuning.evaluation.scoring import score
 from tuning.inference.generator import seed_of
 from tuning.inference.hf_engine import HFGenerator
-from tuning.inference.sampling import sample
+from tuning.inference.sampling import _asked, sample
 from tuning.runs import interrupt
-from tuning.runs.errors import Interrupted
+from tuning.runs.errors import Interrupted, UserError
 from tuning.runs.rundir import RunDirectory
 from tuning.tasks import math
 from tuning.tasks.base import Task
@@ -64,6 +64,9 @@ class Rows:
 
     def size(self, name):
         return len(self.rows)
+
+    def columns(self, name):
+        return frozenset(self.rows[0])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -150,6 +153,64 @@ def test_prompts_beyond_the_context_are_counted_and_marked(monkeypatch, tmp_path
     ]
     run = RunDirectory(tmp_path)
     assert score(run, config(prompts=4))["prompts_beyond_context"] == 2
+
+
+def test_worked_examples_stand_before_the_prompts_of_a_base_model(tmp_path, engine):
+    asked = []
+
+    class Listening(Counting):
+        def generate(self, prompts, *more):
+            asked.extend(prompts)
+            return super().generate(prompts, *more)
+
+    sampling = sampling_config("tiny", SAMPLING | {"few_shot": 2, "max_new_tokens": 2})
+    base, trained = (
+        evaluation_config(
+            model_config("tiny"), dataset="arith", task="math", sampling=sampling, run=run,
+            run_hash=run,
+        )
+        for run in (None, "a")
+    )  # fmt: skip
+    assert (base.sampling.few_shot, trained.sampling.few_shot, trained.examples) == (2, 0, None)
+    plain = evaluation_config(
+        model_config("tiny"), dataset="arith", task="math",
+        sampling=sampling_config("tiny", SAMPLING | {"max_new_tokens": 2}),
+    )  # fmt: skip
+    assert base.hash != plain.hash
+    sample(RunDirectory(tmp_path), base, Listening(engine.model, engine.tokenizer))
+    examples = train_dataset.rows(ARITH, "sft", 2)
+    turns = [turn for row in examples for turn in row["prompt"] + row["completion"]]
+    tests = train_dataset.rows(ARITH, "test", 10)
+    assert asked == [turns + row["prompt"] for row in tests]
+    lines = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [train_dataset.prompt_text(row) for row in tests]
+
+
+def test_a_system_message_stays_in_front_of_worked_examples(monkeypatch, tmp_path):
+    def row(text, **columns):
+        return {
+            "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": text}]
+        } | columns
+
+    rows = [row("1?", completion=[{"role": "assistant", "content": "one"}], answer="1")]
+    monkeypatch.setitem(LOADERS, "arith", lambda entry: Rows(rows))
+    sampling = sampling_config("tiny", SAMPLING | {"few_shot": 1, "prompts": 1})
+    base = evaluation_config(model_config("tiny"), dataset="arith", task="math", sampling=sampling)
+    (asked,) = _asked(base, rows)
+    assert [m["content"] for m in asked] == ["s", "1?", "one", "1?"]
+
+
+def test_at_temperature_0_the_most_likely_answer_is_given(tmp_path, generator):
+    greedy = {"temperature": 0.0, "n_samples": 1, "k_values": (1,)}
+    assert sampled(tmp_path / "a", generator, **greedy) == sampled(
+        tmp_path / "b", generator, **greedy
+    )
+    one, other = (
+        sampled(tmp_path / str(seed), generator, **greedy, sampling_seed=seed) for seed in (1, 2)
+    )
+    assert one == other
+    with pytest.raises(UserError, match="temperature 0 gives one answer, and n_samples is 3"):
+        config(temperature=0.0)
 
 
 def test_the_same_run_gives_the_same_answers_and_another_others(tmp_path, generator, whole):

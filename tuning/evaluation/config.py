@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuning import config as site
@@ -32,7 +32,7 @@ class PassAtKConfig:
     max_new_tokens: int = 512
     """Longest answer in tokens."""
     temperature: float = 0.7
-    """Sampling temperature."""
+    """Sampling temperature; 0 takes the most likely token, and gives one answer per prompt."""
     top_p: float = 1.0
     """Nucleus sampling: smallest set of tokens with this probability."""
     top_k: int = 0
@@ -43,13 +43,22 @@ class PassAtKConfig:
     """Sampling seed; the seed of each batch is derived from it, the run and the batch index."""
     backend: str = setting("hf", before="hf")
     """The inference engine that samples; hf is transformers."""
+    few_shot: int = setting(0, before=0)
+    """Worked examples before each prompt when a base model is evaluated, the first of the SFT pool;
+    trained models get none.
+    """
 
     def __post_init__(self) -> None:
         choose("backend", self.backend, GENERATORS)
         for name in ("prompts", "n_samples", "max_new_tokens", "batch_size"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"temperature is {self.temperature}; it must be above zero.")
+        require(self, "few_shot", self.few_shot >= 0, "0 or more")
+        require(self, "temperature", 0 <= self.temperature < math.inf, "0 or more, and finite")
+        if self.temperature == 0 and self.n_samples > 1:
+            raise UserError(
+                f"temperature 0 gives one answer, and n_samples is {self.n_samples}; give "
+                "--n_samples 1 --k_values 1."
+            )
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
         if self.top_k < 0:
@@ -84,6 +93,8 @@ class EvaluationRunConfig(RunConfig):
     data: DatasetConfig = setting(flag=False, hashed=False)
     """The dataset whose test pool is answered."""
     task: str = setting(flag=False)
+    examples: DatasetConfig | None = setting(None, flag=False, before=None)
+    """The worked examples before each prompt; None without."""
     sampling: PassAtKConfig = PassAtKConfig()
     is_default: bool = setting(True, flag=False, hashed=False)
     """Whether the sampling is the model's default."""
@@ -127,6 +138,9 @@ def evaluation_config(
     """
     data = dataset_config(dataset, task, "test")
     default = sampling_config(base.model)
+    if run is not None:
+        sampling, default = (replace(s, few_shot=0) for s in (sampling, default))
+    shots = sampling.few_shot
     return EvaluationRunConfig(
         base=base,
         run=run,
@@ -138,6 +152,7 @@ def evaluation_config(
         version=data.version,
         data=data,
         task=site.collections().task(task),
+        examples=dataset_config(dataset, task, "sft", shots) if shots else None,
         sampling=sampling,
         is_default=hashed_settings(sampling) == hashed_settings(default),
     )

@@ -76,10 +76,7 @@ class HFGenerator:
             output = self.model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
-                do_sample=True,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
+                **_drawn(sampling),
                 max_new_tokens=sampling.max_new_tokens,
                 num_return_sequences=sampling.n_samples,
                 eos_token_id=self.ends,
@@ -91,6 +88,18 @@ class HFGenerator:
         )
         n = sampling.n_samples
         return [answers[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def _drawn(sampling: PassAtKConfig) -> dict[str, Any]:
+    """How the next token is drawn, as transformers takes it."""
+    if sampling.temperature == 0:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+    }
 
 
 def _telling(prompt: int, most: int) -> Callable[..., Any]:

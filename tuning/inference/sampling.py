@@ -14,7 +14,7 @@ from typing import Any
 
 from tuning.data import train_dataset
 from tuning.evaluation.config import EvaluationRunConfig
-from tuning.inference.generator import Generator
+from tuning.inference.generator import Generator, Messages
 from tuning.runs import atomic, interrupt
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory, read_lines
@@ -29,17 +29,19 @@ def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Gene
     from tqdm import tqdm
 
     rows = config.data.rows("test", config.sampling.prompts)
+    asked = _asked(config, rows)
     columns = task(config.task).columns
     size = generator.chunk_size(config.sampling)
     chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
     path = directory.path / "responses.jsonl"
     done = _keep_whole_chunks(path, [len(chunk) for chunk in chunks])
-    room = _room(generator, rows, config.sampling.max_new_tokens)
+    room = _room(generator, asked, config.sampling.max_new_tokens)
     with tqdm(initial=done, total=len(chunks), desc="inference", mininterval=2.0) as bar:
         for number in range(done, len(chunks)):
             interrupt.check()
             directory.progress("infer", number, len(chunks))
-            prompts, first = [row["prompt"] for row in chunks[number]], number * size
+            first = number * size
+            prompts = asked[first : first + len(chunks[number])]
             answers = generator.generate(prompts, config.sampling, config.hash, first)
             lines = [
                 _line(first + i, row, texts, columns, room[first + i])
@@ -50,19 +52,34 @@ def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Gene
     directory.progress("infer", len(chunks), len(chunks), final=True)
 
 
-def _room(generator: Generator, rows: list[dict[str, Any]], wanted: int) -> list[int]:
+def _asked(config: EvaluationRunConfig, rows: list[dict[str, Any]]) -> list[Messages]:
+    """The prompts as the model gets them: worked examples as turns before what is asked, after a
+    system message.
+    """
+    shown: Messages = []
+    if config.examples is not None:
+        for row in config.examples.rows("sft", config.sampling.few_shot):
+            shown += [m for m in row["prompt"] if m["role"] != "system"] + row["completion"]
+    prompts = []
+    for row in rows:
+        own = row["prompt"][0]["role"] == "system"
+        prompts.append([*row["prompt"][:own], *shown, *row["prompt"][own:]])
+    return prompts
+
+
+def _room(generator: Generator, prompts: list[Messages], wanted: int) -> list[int]:
     """Tokens that the context leaves for each answer; says how many prompts leave too few."""
-    room = generator.room([row["prompt"] for row in rows])
+    room = generator.room(prompts)
     beyond = sum(left <= 0 for left in room)
     tight = sum(0 < left < wanted for left in room)
     if beyond:
         logger.warning(
-            f"{beyond} of {len(rows)} test prompts are longer than the context of the model, by up "
+            f"{beyond} of {len(room)} test prompts are longer than the context of the model, by up "
             f"to {-min(room)} tokens: the answers to them mean nothing"
         )
     if tight:
         logger.warning(
-            f"{tight} of {len(rows)} test prompts leave less than max_new_tokens ({wanted}) of the "
+            f"{tight} of {len(room)} test prompts leave less than max_new_tokens ({wanted}) of the "
             f"context of the model, one of them {min(left for left in room if left > 0)}"
         )
     return room
