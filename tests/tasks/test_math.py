@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from fractions import Fraction
 from pathlib import Path
 
@@ -113,6 +114,24 @@ def grade(response: str, answer: object) -> Grade:
         (r"\boxed{\left(2+3\right)\cdot 4}", 20),
         (r"\boxed{\frac{1}{2} + 0.1}", Fraction(3, 5)),
         (r"\boxed{2^{-1}}", Fraction(1, 2)),
+        (r"\boxed{2(3)}", 6),
+        (r"\boxed{3\left(\frac12\right)}", Fraction(3, 2)),
+        (r"\boxed{\frac{5(3)}{2}}", Fraction(15, 2)),
+        (r"\boxed{25\text{ cm}^2}", 25),
+        (r"\boxed{5\,\mathrm{m^2}}", 5),
+        (r"\boxed{1.5\text{ million}}", 1_500_000),
+        (r"\boxed{2~1/2}", Fraction(5, 2)),
+        (r"\boxed{1.1^{3}}", Fraction(1331, 1000)),
+        (r"\boxed{\frac{\sqrt{12}}{\sqrt{3}}}", 2),
+        (r"\boxed{\sqrt{2}\cdot\sqrt{8}}", 4),
+        (r"\boxed{\sqrt[3]{27}}", 3),
+        ("#### $$5$$", 5),
+        (r"#### \[5\]", 5),
+        (r"#### 5\% of it", 5),
+        ("#### = 5", 5),
+        ('#### "5"', 5),
+        ("#### 5 Millions", 5_000_000),
+        ("#### 20 in 4 days", 20),
         # several markers
         ("#### 1. Find the cost\n2 + 3\n\\boxed{5}", 5),
         ("\\boxed{4}\nno:\n#### 5\n", 5),
@@ -166,6 +185,45 @@ def test_the_final_answer_is_found(response, answer):
         "#### 1e5000",
         "#### 12 3/0",
         "#### --5",
+        "#### 0,750 kg",
+        "#### 5\u00b2",
+        "#### 1\uff12",
+        "#### 1\u2019000",
+        "#### 3\u00b75",
+        "#### 1\u20442",
+        "#### 5 \u22c5 3",
+        "#### 5 \u00b1 1",
+        "#### 5..6",
+        "#### 2\u03c0",
+        "#### 2 * sqrt(3)",
+        "#### 1.5 x 10^3",
+        "#### 5\u200b6",
+        "#### 5\u4e07",
+        "#### 5 hundred",
+        "#### $5 M",
+        "#### 5 ft 6 in",
+        "#### 5 hours and 30 minutes",
+        "#### 5\u00b030'",
+        "#### 20% of 50 = 10",
+        "#### 5! = 120",
+        "#### 1. 5",
+        "#### $5$ or $6$",
+        "#### $5$-$6$",
+        "#### $x = 5$, $y = 6$",
+        "#### 5**2",
+        r"\boxed{5\text{ or }\frac12}",
+        r"\boxed{\text{not }5}",
+        r"\boxed{12\:30}",
+        r"\boxed{5\,6}",
+        r"\boxed{\frac{1}{2}3}",
+        r"\boxed{3\frac12\frac13}",
+        r"\boxed{1.5\frac12}",
+        r"\boxed{6/2(1+2)}",
+        r"\boxed{2{3}}",
+        r"\boxed{5--6}",
+        r"\boxed{2024-05-06}",
+        r"\boxed{10-20}",
+        r"\boxed{\sqrt{0.5}}",
         # the last marker counts, also where nothing can be read behind it
         "#### 5\n#### Explanation",
         r"#### 5 \boxed{}",
@@ -210,7 +268,11 @@ def test_answers_are_compared_exactly(response, answer, right):
     assert grade(response, answer) == Grade(right=right, reward=reward, parts={"format": True})
 
 
-@pytest.mark.parametrize("answer", [12, 12.0, "12", " 12. ", "so 5 + 7 = 12\n#### 12"], ids=repr)
+@pytest.mark.parametrize(
+    "answer",
+    [12, 12.0, "12", " 12. ", "so 5 + 7 = 12\n#### 12", r"$\frac{24}{2}$", "**12**"],
+    ids=repr,
+)
 def test_an_answer_is_a_number_its_text_or_a_worked_answer(answer):
     assert math.accepts({"answer": answer}) is None
     assert grade("#### 12", answer).right
@@ -231,7 +293,17 @@ def test_a_decimal_is_the_decimal_that_is_written():
 
 @pytest.mark.parametrize(
     "answer",
-    ["1e999999999", "3,4", "1 234", "18 apples", "5 or 6", "10" * 5000, float("nan"), float("inf")],
+    [
+        "1e999999999",
+        "0,500",
+        "3,4",
+        "1 234",
+        "18 apples",
+        "5 or 6",
+        "10" * 5000,
+        float("nan"),
+        float("inf"),
+    ],
     ids=lambda answer: str(answer)[:12],
 )
 def test_a_reference_that_no_answer_can_equal_is_refused(answer):
@@ -248,6 +320,9 @@ def test_a_reference_that_no_answer_can_equal_is_refused(answer):
         r"\boxed{" * 20_000,
         r"\boxed{\frac{1" * 2_000,
         r"\boxed{\sum_{i=1}^{10^9} i}",
+        r"\boxed{\sqrt[1/99999999]{9}}",
+        r"\boxed{(\sqrt[3]{\sqrt[7]{(99999999977)}\times 7/99999999977}+7-1)^{99}}",
+        "#### -" + " " * 200_000 + "x",
         r"\boxed{99999999!!!!}",
         "#### 5" + " " * 100_000 + "x",
         "#### " + "5 " * 50_000,
@@ -272,3 +347,24 @@ def test_verdicts_are_those_of_the_publisher():
         answer = line["ground_truth"].replace("\nA: ", "\n#### ")
         solution = line["solution"].replace("\nA: ", "\n#### ")
         assert grade(solution, answer).right == line["is_correct"], solution
+
+
+def test_any_text_gives_a_grade():
+    draw = random.Random(0)
+    signs = [
+        *"0123456789.,-+*/ ^(){}[]$\\%#\n\u00bd\u00b2xX",
+        "\\frac",
+        "\\sqrt",
+        "\\boxed{",
+        "#### ",
+    ]
+    signs += ["\\text{", "\\times", "\\left(", " million", " and ", "\u20ac", "\u00b0"]
+    for _ in range(5_000):
+        start = draw.choice(["#### ", "\\boxed{", ""])
+        text = start + "".join(draw.choice(signs) for _ in range(draw.randint(1, 40)))
+        assert math.grade(text, {"answer": 5}).parts.keys() == {"format"}
+        math.accepts({"answer": text})
+
+
+def test_a_reference_may_be_a_large_number():
+    assert math.accepts({"answer": 10**400}) is None

@@ -17,8 +17,13 @@ SYSTEM_MESSAGE = (
 )
 """Asks for the form that is read."""
 _MARKER = re.compile(r"(?<!#)####(?!#)|\\boxed(?![A-Za-z])")
-_EMPHASIS = re.compile(r"\*\*|__|`|\\\(|\\\)|\\\$(?=\s*[-+.0-9])")
-_INLINE = re.compile(r"\$((?:\\.|[^$\\])*[^$\\\s])\$(?![0-9])")
+_BEFORE = re.compile(r"[\s*_`\"'\u201c:=]*")
+"""What may stand between the hashes and the number."""
+_INLINE = re.compile(
+    r"\$\$(?P<double>[^$]+)\$\$|\$(?P<single>(?:\\.|[^$\\])*[^$\\\s])\$(?![0-9])"
+    r"|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]"
+)
+_EMPHASIS = re.compile(r"(?<![0-9])\*\*|\*\*(?![0-9])|__|`")
 _WRONG_BUT_IN_FORM = 0.1
 """The reward of a wrong answer that is where it was asked for."""
 
@@ -29,17 +34,22 @@ def final_answer(response: str) -> Fraction | None:
     if not markers:
         return None
     after = response[markers[0].end() :]
-    return _after_hashes(after) if markers[0][0] == "####" else _in_latex(_braced(after))
+    return _after_hashes(after) if markers[0][0] == "####" else _boxed(after)
 
 
 def reference(answer: Any) -> Fraction | None:
     """A reference answer: a number, its text, or a worked answer that ends in one; else None."""
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return None
-    if isinstance(answer, str):
-        plain = numerals.whole(answer)
-        return final_answer(answer) if plain is None else plain
-    return Fraction(str(answer)) if math.isfinite(answer) else None
+    if isinstance(answer, int):
+        return Fraction(answer)
+    if isinstance(answer, float):
+        return Fraction(str(answer)) if math.isfinite(answer) else None
+    if _MARKER.search(answer):
+        return final_answer(answer)
+    bare = _EMPHASIS.sub(" ", answer).strip()
+    found = _INLINE.fullmatch(bare)
+    return latex.value(found[found.lastgroup or 0] if found else bare)
 
 
 def accepts(row: Mapping[str, Any]) -> str | None:
@@ -66,28 +76,20 @@ MATH = Task(name="math", columns=("answer",), accepts=accepts, grade=grade)
 
 def _after_hashes(text: str) -> Fraction | None:
     """The number that a text begins with, on its first line that is not blank."""
-    line = text.strip().partition("\n")[0].lstrip("*_` ")
+    line = text.strip().partition("\n")[0]
+    line = line[_BEFORE.match(line).end() :]  # type: ignore[union-attr]
     if found := _INLINE.match(line):
-        return _in_latex(found[1])
-    line = _EMPHASIS.sub(lambda found: found[0][1:] if "$" in found[0] else "", line).strip()
-    if "\\" in line:
-        return _in_latex(line.rstrip("."))
-    return numerals.leading(line)
+        rest = _EMPHASIS.sub(" ", line[found.end() :].replace("$", ""))
+        return latex.value(found[found.lastgroup or 0]) if numerals.stands_alone(rest) else None
+    line = _EMPHASIS.sub(" ", re.sub(r"\\([$%])", r"\1", line)).strip()
+    return latex.value(line.rstrip(".")) if "\\" in line else numerals.leading(line)
 
 
-def _in_latex(text: str | None) -> Fraction | None:
-    """The number that a piece of LaTeX is."""
-    if text is None:
-        return None
-    plain = numerals.whole(latex.as_text(text))
-    return latex.value(text) if plain is None else plain
-
-
-def _braced(text: str) -> str | None:
-    """What stands between the braces that a text begins with; None without them."""
+def _boxed(text: str) -> Fraction | None:
+    """The number between the braces that a text begins with; None without them."""
     text, depth = text.lstrip(), 0
     for place, character in enumerate(text):
         depth += (character == "{") - (character == "}")
         if depth == 0:
-            return text[1:place] if place else None
+            return latex.value(text[1:place]) if place else None
     return None
