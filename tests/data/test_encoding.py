@@ -14,7 +14,7 @@ from tuning.data.encoding import (
     EncodedPair,
     encode,
     encode_pairs,
-    require_prompts_fit,
+    prompt_lengths,
 )
 from tuning.engine.tokenizer import train_tokenizer
 from tuning.runs.errors import UserError
@@ -156,7 +156,7 @@ def test_cut_answers_are_counted_and_must_still_differ(tokenizer, said):
 
 def test_a_prompt_of_a_pair_that_fills_the_length_is_refused(tokenizer):
     rows = [pair("12", "13"), pair("12", "13", question="2 + 10?" * 20)]
-    for check in (encode_pairs, require_prompts_fit):
+    for check in (encode_pairs, prompt_lengths):
         with pytest.raises(
             UserError, match=r"^row 1: the prompt has \d+ tokens and max_seq_length"
         ):
@@ -171,3 +171,16 @@ def test_a_template_that_asks_otherwise_than_it_trains_is_said(tokenizer, said):
     assert "<think>" not in tokenizer.decode(found[0].ids)
     (line,) = said
     assert line.startswith("warning: 2 of 2 answers are trained without '<think>'")
+
+
+def test_a_template_that_hides_the_answer_or_moves_the_prompt_is_refused(tokenizer):
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    with pytest.raises(UserError, match="row 0: the chat template leaves the answer out"):
+        encoded(changed, [row()], 200)
+    changed.chat_template = "{{ messages | length }}" + tokenizer.chat_template
+    with pytest.raises(UserError, match="row 0: the chat template renders the prompt otherwise"):
+        encoded(changed, [row()], 200)
+    changed.chat_template = "{{ raise_exception('no roles') }}"
+    with pytest.raises(UserError, match="row 0: the chat template refuses turns of user: no roles"):
+        encoded(changed, [row()], 200)

@@ -44,6 +44,29 @@ def test_whole_conversations_need_no_prompt():
     }
 
 
+def test_answers_that_differ_in_blanks_within_are_two():
+    """Indentation is code."""
+    row("preference", prompt="p", chosen="if x:\n    y\n    z", rejected="if x:\n    y\nz")
+
+
+@pytest.mark.parametrize("prompt", ["2+3?", "and 4?"])
+def test_whole_conversations_of_several_turns_bring_their_prompt(prompt):
+    system = [{"role": "system", "content": "brief"}]
+    chosen, rejected = (system + TALK + assistant(text) for text in ("9", "8"))
+    found = row("preference", prompt=prompt, chosen=chosen, rejected=rejected)
+    assert found["prompt"] == system + TALK
+    assert (found["chosen"], found["rejected"]) == (assistant("9"), assistant("8"))
+
+
+def test_the_same_question_under_another_system_message_is_in_one_pool_only(tmp_path):
+    other = [{"role": "system", "content": "brief"}, *user("s0")]
+    made = loader(tmp_path, test=[{"prompt": other, "answer": 2}])
+    with pytest.raises(UserError, match=r"in sft and test, sft\.jsonl:1 and test\.jsonl:1"):
+        made.pool("sft")
+    both = [{"prompt": prompt, "answer": 2} for prompt in ("q", [other[0], *user("q")])]
+    assert len(loader(tmp_path, test=both).pool("test")) == 2
+
+
 def test_a_completion_may_repeat_the_prompt():
     found = row("sft", prompt=TALK, completion=TALK + assistant("9"))
     assert found["completion"] == assistant("9")
@@ -67,7 +90,7 @@ def test_a_completion_may_repeat_the_prompt():
         ("preference", {"prompt": "p", "chosen": "a", "rejected": "a"}, "are the same answer"),
         (
             "preference",
-            {"prompt": "p", "chosen": "a b", "rejected": assistant("a\nb ")},
+            {"prompt": "p", "chosen": "a b", "rejected": assistant(" a b\n")},
             "the same",
         ),
         (

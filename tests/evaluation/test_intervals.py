@@ -129,6 +129,7 @@ def test_the_mean_of_several_values_a_prompt_is_over_prompts():
     one_each = [1.0, 0.0, 1.0, 1.0, 0.0]
     assert ratio_interval(one_each, [1] * 5) == mean_interval(one_each)
     assert ratio_interval([3, 2], [3, 2]) == wilson(1.0, 2)
+    assert ratio_interval([1] * 50, [2] * 50) == mean_interval([0.5] * 50)
     lengths = ratio_interval([10.0, 14.0], [2, 2])
     assert (lengths.estimate, lengths.low < 6 < lengths.high) == (6.0, True)
     with pytest.raises(ValueError, match="at least one value"):

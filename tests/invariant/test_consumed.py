@@ -95,3 +95,12 @@ def test_rows_that_cannot_be_trained_on_are_refused_before_training(
     done = run_entry(home, "run_dpo.py", *flags, collections=tmp_path / "collections.yaml")
     assert "error: preference.jsonl:12: the prompt has " in check(done, 2).stderr
     assert [path.name for path in (home / "models").iterdir()] == ["tiny"]
+
+
+def test_grpo_is_refused_beyond_the_context_as_the_others_are(
+    trained_home: Path, tmp_path: Path
+) -> None:
+    home = copy_home(trained_home, tmp_path / "home")
+    flags = (*DATA, "--pft_method", "grpo", "--train_size", "16", "--max_seq_length", "1000")
+    done = run_entry(home, "run_dpo.py", *flags, "--max_completion_length", "500")
+    assert "tokens, answer included, and the context of 'tiny' is " in check(done, 2).stderr

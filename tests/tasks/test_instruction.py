@@ -50,6 +50,9 @@ def test_the_instructions_and_their_arguments_are_those_of_the_checkers():
     for name, checker in INSTRUCTION_DICT.items():
         takes = [p for p in signature(checker.build_description).parameters if p != "self"]
         assert set(takes) == set(instruction.ARGUMENTS[name]), name
+    from lm_eval.tasks.ifeval.instructions_util import LANGUAGE_CODES
+
+    assert set(LANGUAGE_CODES) == set(instruction.LANGUAGES.split())
 
 
 def test_a_response_is_graded_by_all_of_its_instructions():
@@ -76,7 +79,7 @@ def test_sentences_are_split_by_trained_data():
 
 
 def test_what_is_drawn_at_random_is_the_same_each_time_and_disturbs_nobody():
-    asked = row("keywords:letter_frequency", let_frequency=3, let_relation="at least")
+    asked = row("keywords:letter_frequency", letter="#", let_frequency=3, let_relation="at least")
     texts = [letter * 3 for letter in "abcdefghijklmnopqrstuvwxyz"]
     random.seed(5)
     expected = random.Random(5).random()
@@ -108,6 +111,43 @@ def test_arguments_of_other_instructions_may_be_there_as_null():
     empty = dict.fromkeys(("num_words", "relation", "keywords"))
     assert instruction.accepts(row("punctuation:no_comma", **empty)) is None
     assert instruction.grade("fine", row("punctuation:no_comma", **empty)).right
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "why"),
+    [
+        ("keywords:existence", {}, "keywords of keywords:existence is None; it must be a list"),
+        ("keywords:existence", {"keywords": "abc"}, "is 'abc'; it must be a list of texts"),
+        ("keywords:existence", {"keywords": [":)"]}, "cannot be searched for as a regular expr"),
+        ("length_constraints:number_words", {"relation": "at least"}, "num_words of"),
+        (
+            "length_constraints:number_words",
+            {"num_words": "3", "relation": "at least"},
+            "whole num",
+        ),
+        ("length_constraints:number_words", {"num_words": 3, "relation": "x"}, "'less than'"),
+        ("detectable_format:number_bullet_lists", {"num_bullets": 0}, "above zero"),
+        ("language:response_language", {"language": "zh"}, "must be one of ar bg"),
+        ("combination:repeat_prompt", {}, "prompt_to_repeat of"),
+        (
+            "length_constraints:nth_paragraph_first_word",
+            {"num_paragraphs": 2, "nth_paragraph": 3, "first_word": "a"},
+            "nth_paragraph above num_paragraphs",
+        ),
+    ],
+)
+def test_an_instruction_needs_all_of_its_arguments(name, kwargs, why):
+    assert why in (instruction.accepts(row(name, **kwargs)) or "")
+
+
+@pytest.mark.parametrize("response", ["[" * 1500, '{"a":' * 1500, "x" * 100_000, "\x00", "*" * 999])
+def test_any_response_is_graded(response):
+    for name, kwargs in (
+        ("detectable_format:json_format", {}),
+        ("language:response_language", {"language": "de"}),
+        ("detectable_format:number_highlighted_sections", {"num_highlights": 3.0}),
+    ):
+        assert set(instruction.grade(response, row(name, **kwargs)).parts) > {"prompt_loose"}
 
 
 def test_without_the_package_index_it_is_said_what_to_do(monkeypatch, tmp_path):

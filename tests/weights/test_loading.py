@@ -128,6 +128,7 @@ def test_the_template_decides_what_ends_a_turn(folder, template, end):
     [
         ("<|im_end|>\\n<|end|>", "<|im_end|>"),
         (" </stop> <|end|>\\n", "<|end|>"),
+        ("\\n\\n<|im_end|>", "<|im_end|>"),
         ("<|eot_id|>", None),
         ("</s>\\n", None),
         ("", None),
@@ -135,6 +136,7 @@ def test_the_template_decides_what_ends_a_turn(folder, template, end):
 )
 def test_a_turn_ends_with_a_token_or_the_template_is_refused(folder, end, token):
     made = AutoTokenizer.from_pretrained(folder)
+    made.add_tokens(["\n\n"])
     made.chat_template = (
         "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
         "{% if message['role'] == 'assistant' %}{{ '" + end + "' }}{% endif %}{% endfor %}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +70,37 @@ def encode_pairs(
     return pairs
 
 
-def require_prompts_fit(
+def prompt_lengths(
     tokenizer: Any, rows: Iterable[dict[str, Any]], max_length: int, where: Where
-) -> None:
-    """Raise UserError for a prompt that leaves no room for an answer."""
+) -> list[int]:
+    """The tokens of each prompt; UserError for one that leaves no room for an answer."""
+    lengths = []
     for number, row in enumerate(rows):
-        length = len(_ids(tokenizer, row["prompt"], add_generation_prompt=True))
-        _require_room(length, max_length, where(number))
+        with _named(where(number)):
+            lengths.append(len(_ids(tokenizer, row["prompt"], add_generation_prompt=True)))
+        _require_room(lengths[-1], max_length, where(number))
+    return lengths
+
+
+def rendered(tokenizer: Any, messages: list[dict[str, Any]], **kwargs: Any) -> str:
+    """A conversation in the words of the chat template; UserError for one that it refuses."""
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(f"the chat template refuses turns of {roles}: {error}") from None
+    return text
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Name the row in an error about it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 class _Encoder:
@@ -97,13 +122,17 @@ class _Encoder:
         self, number: int, prompt: list[dict[str, Any]], answer: list[dict[str, Any]]
     ) -> Encoded:
         """A prompt with one answer."""
-        asked = _ids(self.tokenizer, prompt, add_generation_prompt=True)
-        whole = _ids(self.tokenizer, prompt + answer)
-        shared = _shared(asked, whole)
+        with _named(self.where(number)):
+            asked = _ids(self.tokenizer, prompt, add_generation_prompt=True)
+            whole = _ids(self.tokenizer, prompt + answer)
+            shared = _shared(asked, whole)
+            if shared < len(asked):
+                self._require_prompt(prompt, shared)
+                self.left_out.append(self.tokenizer.decode(asked[shared:]))
         _require_room(shared, self.max_length, self.where(number))
-        if shared < len(asked):
-            self.left_out.append(self.tokenizer.decode(asked[shared:]))
         response = self._to_end_of_turn(whole[shared:])
+        if not response:
+            raise UserError(f"{self.where(number)}: the chat template leaves the answer out.")
         room = self.max_length - shared
         self.answers += 1
         self.cut += len(response) > room
@@ -138,6 +167,16 @@ class _Encoder:
                 "renders both alike"
             )
 
+    def _require_prompt(self, prompt: list[dict[str, Any]], shared: int) -> None:
+        """Raise UserError where the conversation does not begin with the turns of its prompt."""
+        turns = _ids(self.tokenizer, prompt)
+        if shared < len(turns) - 1:
+            raise UserError(
+                "the chat template renders the prompt otherwise where an answer follows, from "
+                f"{self.tokenizer.decode(turns[shared:])[:60]!r} on; what the user says would be "
+                "trained. Use another --chat_template."
+            )
+
     def _to_end_of_turn(self, ids: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id
         return ids[: len(ids) - ids[::-1].index(end)] if end in ids else ids
@@ -159,6 +198,6 @@ def _shared(first: list[int], second: list[int]) -> int:
 
 
 def _ids(tokenizer: Any, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+    text = rendered(tokenizer, messages, **kwargs)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

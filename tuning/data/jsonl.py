@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning.config import DatasetEntry
-from tuning.data.rows import ANSWERS, Messages, asked_as, checked_row, prompt_key
+from tuning.data.rows import ANSWERS, Messages, asked_as, checked_row, prompt_key, question_key
 from tuning.runs.errors import UserError
 from tuning.runs.json_text import parse_object, text_lines
 
@@ -94,14 +94,21 @@ class JsonLines:
         return asked_as(checked_row(pool, parse_object(line, where), where), self.system_message)
 
     def _check_disjoint(self, pools: dict[str, list[dict[str, Any]]]) -> None:
-        """Raise UserError if a prompt occurs twice, in one pool or in two."""
+        """Raise UserError if a prompt occurs twice in a pool, or, whatever its system message, in
+        two.
+        """
         seen: dict[Any, tuple[str, int]] = {}
         for pool, rows in pools.items():
+            here: dict[Any, tuple[str, int]] = {}
+            asked: dict[Any, tuple[str, int]] = {}
             for number, row in enumerate(rows):
-                key = prompt_key(row["prompt"])
-                if key in seen:
-                    raise self._repeated(row["prompt"], *seen[key], pool, number)
-                seen[key] = (pool, number)
+                key, what = prompt_key(row["prompt"]), question_key(row["prompt"])
+                other = here.get(key) or seen.get(what)
+                if other is not None:
+                    raise self._repeated(row["prompt"], *other, pool, number)
+                here[key] = (pool, number)
+                asked.setdefault(what, (pool, number))
+            seen |= asked
 
     def _repeated(
         self, prompt: Messages, pool: str, number: int, other: str, place: int

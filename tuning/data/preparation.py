@@ -22,7 +22,7 @@ from typing import Any
 from tuning import config as site
 from tuning.data import raw
 from tuning.data.recipes import KINDS, Recipe, Row, Unusable
-from tuning.data.rows import asked_as, checked_row, prompt_key
+from tuning.data.rows import asked_as, checked_row, question_key
 from tuning.runs import atomic
 from tuning.runs.content import file_hash
 from tuning.runs.errors import UserError
@@ -194,7 +194,7 @@ def _first_of_each(rows: Iterable[Row], dropped: Counter[str], why: str) -> list
 
 def _key(row: Row) -> Any:
     """What makes two rows the same problem: what is asked, whatever the system message."""
-    return prompt_key([m for m in row["prompt"] if m["role"] != "system"])
+    return question_key(row["prompt"])
 
 
 def _draw(value: Any) -> int:

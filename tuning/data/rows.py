@@ -34,14 +34,14 @@ def checked_row(pool: str, raw: dict[str, Any], where: str) -> dict[str, Any]:
     """
     row = raw | {c: _messages(raw[c], c, where) for c in ("prompt", *ANSWERS[pool]) if c in raw}
     answers = {c: row[c] for c in ANSWERS[pool] if c in row}
-    if "prompt" not in row:
-        if len(answers) < 2:
-            raise UserError(f"{where} lacks prompt; every row has one.")
-        row["prompt"] = _shared(*answers.values())
+    if "prompt" not in row and len(answers) < 2:
+        raise UserError(f"{where} lacks prompt; every row has one.")
+    if len(answers) == 2:
+        row["prompt"] = _whole_prompt(row.get("prompt"), *answers.values())
     _check_prompt(row["prompt"], where)
     for column, answer in answers.items():
         row[column] = _answer(row["prompt"], answer, column, where)
-    if len(answers) == 2 and len({prompt_key(row[c]) for c in answers}) == 1:
+    if len(answers) == 2 and len({_texts(row[c]) for c in answers}) == 1:
         raise UserError(
             f"{where}: chosen and rejected are the same answer; a pair needs two that differ."
         )
@@ -61,6 +61,11 @@ def prompt_key(messages: Sequence[dict[str, Any]]) -> tuple[tuple[str, str], ...
         (message["role"], " ".join(unicodedata.normalize("NFC", message["content"]).split()))
         for message in messages
     )
+
+
+def question_key(messages: Sequence[dict[str, Any]]) -> tuple[tuple[str, str], ...]:
+    """What is asked, whatever the system message."""
+    return prompt_key([message for message in messages if message["role"] != "system"])
 
 
 def _messages(value: Any, column: str, where: str) -> Messages:
@@ -91,6 +96,24 @@ def _shared(first: Messages, second: Messages) -> Messages:
     while same and same[-1]["role"] != "user":
         same.pop()
     return same
+
+
+def _whole_prompt(prompt: Messages | None, chosen: Messages, rejected: Messages) -> Messages:
+    """The prompt of a pair; where two whole conversations have more turns than it names, theirs."""
+    shared = _shared(chosen, rejected)
+    if prompt is None or (shared and question_key(prompt) in _parts(shared)):
+        return shared
+    return prompt
+
+
+def _parts(conversation: Messages) -> list[tuple[tuple[str, str], ...]]:
+    """What a prompt that names a part of a conversation may be: its first or its last question."""
+    asked = [message for message in conversation if message["role"] == "user"]
+    return [prompt_key([asked[0]]), prompt_key([asked[-1]])]
+
+
+def _texts(answer: Messages) -> tuple[str, ...]:
+    return tuple(message["content"].strip() for message in answer)
 
 
 def _equal(pair: tuple[dict[str, Any], dict[str, Any]]) -> bool:

@@ -84,5 +84,5 @@ def rows(dataset: DatasetEntry, pool: str, size: int | None = None) -> list[Row]
 
 
 def prompt_text(row: Row) -> str:
-    """The words of a prompt without its chat template; what makes two rows the same problem."""
+    """The words of a prompt without its chat template, for people."""
     return "\n".join(message["content"] for message in row["prompt"])

@@ -52,9 +52,9 @@ def ratio_interval(
         raise ValueError("a mean needs at least one value")
     mean, prompts = float(found.sum() / asked.sum()), found.size
     shares = bool((found >= 0).all() and (found <= asked).all())
-    if shares and (prompts == 1 or mean in (0.0, 1.0)):
-        return wilson(mean, prompts)
     left = (found - mean * asked) / asked.mean()
+    if shares and (prompts == 1 or np.allclose(left, 0)):
+        return wilson(mean, prompts)
     error = Z * float(np.sqrt((left**2).sum() / max(prompts - 1, 1) / prompts))
     least, most = (0.0, 1.0) if shares else (-np.inf, np.inf)
     return Interval(estimate=mean, low=max(least, mean - error), high=min(most, mean + error))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from tuning.data.encoding import rendered
 from tuning.evaluation.config import PassAtKConfig
 from tuning.inference.generator import Messages, seed_of
 from tuning.runs.progress import tell_part
@@ -49,10 +50,7 @@ class HFGenerator:
         return [context - len(ids) for ids in encoded]
 
     def _texts(self, prompts: Sequence[Messages]) -> list[str]:
-        return [
-            self.tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
-            for p in prompts
-        ]
+        return [rendered(self.tokenizer, p, add_generation_prompt=True) for p in prompts]
 
     def seed(self, sampling: PassAtKConfig, run_hash: str, first: int) -> int:
         """The seed of the batch whose first prompt has the place `first`."""

@@ -7,8 +7,11 @@ eight readings of it, without its first or last line and without asterisks.
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import random
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -16,38 +19,87 @@ from typing import Any
 from tuning.tasks import sentences
 from tuning.tasks.base import Grade, Task
 
-ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "keywords:existence": ("keywords",),
-    "keywords:frequency": ("keyword", "frequency", "relation"),
-    "keywords:forbidden_words": ("forbidden_words",),
-    "keywords:letter_frequency": ("letter", "let_frequency", "let_relation"),
-    "language:response_language": ("language",),
-    "length_constraints:number_sentences": ("num_sentences", "relation"),
-    "length_constraints:number_paragraphs": ("num_paragraphs",),
-    "length_constraints:number_words": ("num_words", "relation"),
-    "length_constraints:nth_paragraph_first_word": (
-        "num_paragraphs",
-        "nth_paragraph",
-        "first_word",
-    ),
-    "detectable_content:number_placeholders": ("num_placeholders",),
-    "detectable_content:postscript": ("postscript_marker",),
-    "detectable_format:number_bullet_lists": ("num_bullets",),
-    "detectable_format:constrained_response": (),
-    "detectable_format:number_highlighted_sections": ("num_highlights",),
-    "detectable_format:multiple_sections": ("section_spliter", "num_sections"),
-    "detectable_format:json_format": (),
-    "detectable_format:title": (),
-    "combination:two_responses": (),
-    "combination:repeat_prompt": ("prompt_to_repeat",),
-    "startend:end_checker": ("end_phrase",),
-    "change_case:capital_word_frequency": ("capital_frequency", "capital_relation"),
-    "change_case:english_capital": (),
-    "change_case:english_lowercase": (),
-    "punctuation:no_comma": (),
-    "startend:quotation": (),
+LANGUAGES = (
+    "ar bg bn de en es fa fi fr gu he hi it ja kn ko ml mr ne pa pl pt ru sw ta te th uk ur vi"
+)
+"""What an instruction may ask for, as the checkers have it."""
+Check = Callable[[Any], str | None]
+"""Why a value cannot be an argument; None where it can."""
+
+
+def _count(value: Any) -> str | None:
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    return None if whole and value > 0 else "must be a whole number above zero"
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) and value.strip() else "must be text"
+
+
+def _pattern(value: Any) -> str | None:
+    """The checkers use some texts as regular expressions."""
+    try:
+        return _text(value) or (re.compile(value) and None)
+    except re.error as error:
+        return f"cannot be searched for as a regular expression ({error})"
+
+
+def _patterns(value: Any) -> str | None:
+    if not isinstance(value, list) or not value:
+        return "must be a list of texts"
+    return next(filter(None, map(_pattern, value)), None)
+
+
+def _relation(value: Any) -> str | None:
+    return None if value in ("at least", "less than") else "must be 'at least' or 'less than'"
+
+
+def _language(value: Any) -> str | None:
+    known = isinstance(value, str) and value in LANGUAGES.split()
+    return None if known else f"must be one of {LANGUAGES}"
+
+
+ARGUMENTS: dict[str, dict[str, Check]] = {
+    "keywords:existence": {"keywords": _patterns},
+    "keywords:frequency": {"keyword": _pattern, "frequency": _count, "relation": _relation},
+    "keywords:forbidden_words": {"forbidden_words": _patterns},
+    "keywords:letter_frequency": {
+        "letter": _text,
+        "let_frequency": _count,
+        "let_relation": _relation,
+    },
+    "language:response_language": {"language": _language},
+    "length_constraints:number_sentences": {"num_sentences": _count, "relation": _relation},
+    "length_constraints:number_paragraphs": {"num_paragraphs": _count},
+    "length_constraints:number_words": {"num_words": _count, "relation": _relation},
+    "length_constraints:nth_paragraph_first_word": {
+        "num_paragraphs": _count,
+        "nth_paragraph": _count,
+        "first_word": _text,
+    },
+    "detectable_content:number_placeholders": {"num_placeholders": _count},
+    "detectable_content:postscript": {"postscript_marker": _pattern},
+    "detectable_format:number_bullet_lists": {"num_bullets": _count},
+    "detectable_format:constrained_response": {},
+    "detectable_format:number_highlighted_sections": {"num_highlights": _count},
+    "detectable_format:multiple_sections": {"section_spliter": _pattern, "num_sections": _count},
+    "detectable_format:json_format": {},
+    "detectable_format:title": {},
+    "combination:two_responses": {},
+    "combination:repeat_prompt": {"prompt_to_repeat": _text},
+    "startend:end_checker": {"end_phrase": _text},
+    "change_case:capital_word_frequency": {
+        "capital_frequency": _count,
+        "capital_relation": _relation,
+    },
+    "change_case:english_capital": {},
+    "change_case:english_lowercase": {},
+    "punctuation:no_comma": {},
+    "startend:quotation": {},
 }
-"""The instructions by id, and the arguments of each; known here without importing the checkers."""
+"""The instructions by id, and the arguments of each, all of which it needs: a checker draws at
+random what it is not given. Known here without importing the checkers.
+"""
 
 SYSTEM_MESSAGE = "Answer the request, and follow every instruction in it to the letter."
 
@@ -59,14 +111,26 @@ def accepts(row: Mapping[str, Any]) -> str | None:
         return f"instruction_id_list is {names!r:.60}; it must be a list of instructions"
     if not isinstance(arguments, list) or len(arguments) != len(names):
         return f"kwargs is {arguments!r:.60}; it must have an object for each instruction"
-    for name, given in zip(names, arguments, strict=True):
-        if not isinstance(name, str) or name not in ARGUMENTS:
-            return f"the instruction {name!r:.60} is none of IFEval's {len(ARGUMENTS)}"
-        if not isinstance(given, dict):
-            return f"kwargs of {name} is {given!r:.60}; it must be an object"
-        odd = [key for key, value in given.items() if value and key not in ARGUMENTS[name]]
-        if odd:
-            return f"{name} has no argument {odd[0]!r:.60}; its arguments are {ARGUMENTS[name]}"
+    each = (_refusal(name, given) for name, given in zip(names, arguments, strict=True))
+    return next(filter(None, each), None)
+
+
+def _refusal(name: Any, given: Any) -> str | None:
+    """Why one instruction cannot be checked."""
+    if not isinstance(name, str) or name not in ARGUMENTS:
+        return f"the instruction {name!r:.60} is none of IFEval's {len(ARGUMENTS)}"
+    if not isinstance(given, dict):
+        return f"kwargs of {name} is {given!r:.60}; it must be an object"
+    checks = ARGUMENTS[name]
+    for argument, value in given.items():
+        if argument not in checks and value is not None:
+            allowed = ", ".join(checks) or "none"
+            return f"{name} has no argument {argument!r:.60}; its arguments: {allowed}"
+    for argument, check in checks.items():
+        if why := check(given.get(argument)):
+            return f"{argument} of {name} is {given.get(argument)!r:.60}; it {why}"
+    if given.get("nth_paragraph", 0) > given.get("num_paragraphs", math.inf):
+        return f"{name} has nth_paragraph above num_paragraphs"
     return None
 
 
@@ -94,17 +158,31 @@ def followed(response: str, row: Mapping[str, Any]) -> tuple[list[bool], list[bo
     The same for the same response: what the checkers draw at random is seeded.
     """
     checkers = _checkers()
-    example = checkers.InputExample(
-        key=0,
-        instruction_id_list=row["instruction_id_list"],
-        prompt=_text(row.get("prompt", "")),
-        kwargs=row["kwargs"],
+    strict = checkers.test_instruction_following_strict
+    loose = checkers.test_instruction_following_loose
+    asked = list(zip(row["instruction_id_list"], row["kwargs"], strict=True))
+    return (
+        [_follows(strict, response, name, given) for name, given in asked],
+        [_follows(loose, response, name, given) for name, given in asked],
     )
-    with _seeded():
-        strict = checkers.test_instruction_following_strict(example, response)
-    with _seeded():
-        loose = checkers.test_instruction_following_loose(example, response)
-    return list(strict.follow_instruction_list), list(loose.follow_instruction_list)
+
+
+def _follows(check: Callable[..., Any], response: str, name: str, given: dict[str, Any]) -> bool:
+    """Whether one instruction is followed; what is nested too deeply for a checker is not."""
+    arguments = {key: _plain(value) for key, value in given.items() if value is not None}
+    example = _checkers().InputExample(
+        key=0, instruction_id_list=[name], prompt="", kwargs=[arguments]
+    )
+    try:
+        with _seeded():
+            return bool(check(example, response).follow_all_instructions)
+    except RecursionError:
+        return False
+
+
+def _plain(value: Any) -> Any:
+    """Counts as integers: some files have them as floats."""
+    return int(value) if isinstance(value, float) else value
 
 
 INSTRUCTION = Task(
@@ -115,11 +193,6 @@ INSTRUCTION = Task(
 )
 
 
-def _text(prompt: Any) -> str:
-    """The request itself: of a conversation, what the user said last."""
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-
-
 @cache
 def _checkers() -> ModuleType:
     """The official checkers; imported with all that they look for in place."""
@@ -128,6 +201,8 @@ def _checkers() -> ModuleType:
     from lm_eval.tasks.ifeval import utils
 
     langdetect.DetectorFactory.seed = 0
+    # It prints whole responses whose language it cannot tell.
+    logging.getLogger("lm_eval.tasks.ifeval.instructions").setLevel(logging.CRITICAL)
     return utils
 
 

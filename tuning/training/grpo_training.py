@@ -14,13 +14,13 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from tuning.data.encoding import require_prompts_fit
 from tuning.runs.rundir import RunDirectory
 from tuning.tasks.registry import task
 from tuning.training import preference, trainers
 from tuning.training.checkpoints import WholeCheckpoints
 from tuning.training.config_training import PTRunConfig
 from tuning.training.consumed import Consumed, key_of
+from tuning.training.pools import rewarded_rows
 from tuning.training.start import Start
 
 
@@ -49,9 +49,8 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
     arguments = trainers.arguments(config, directory, report_to, prepared.steps, prepared.batch)
     arguments["per_device_train_batch_size"] *= t.num_generations
     arguments["include_num_input_tokens_seen"] = "no"
-    grade, rows = task(config.task).grade, config.dataset.rows("preference", start.train_size)
-    length, where = config.model.max_seq_length, config.dataset.where("preference")
-    require_prompts_fit(prepared.tokenizer, rows, length, where)
+    grade = task(config.task).grade
+    rows = rewarded_rows(config, prepared.tokenizer, start.train_size)
     keys = [key_of([number]) for number in range(len(rows))]
     consumed = Consumed(keys, prepared.batch, whole_batches=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tuning.data.encoding import Encoded, EncodedPair, encode, encode_pairs
+from tuning.data.encoding import Encoded, EncodedPair, encode, encode_pairs, prompt_lengths
 from tuning.runs.errors import UserError
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
 from tuning.weights import reading
@@ -35,12 +35,22 @@ def preference_pairs(config: PTRunConfig, tokenizer: Any, size: int) -> list[Enc
     return pairs
 
 
+def rewarded_rows(config: PTRunConfig, tokenizer: Any, size: int) -> list[dict[str, Any]]:
+    """The first `size` rows of the preference pool, to whose prompts answers are sampled."""
+    rows, where = config.dataset.rows("preference", size), config.dataset.where("preference")
+    lengths = prompt_lengths(tokenizer, rows, config.model.max_seq_length, where)
+    answer = config.training.max_completion_length
+    _require_context(config.model, (length + answer for length in lengths))
+    return rows
+
+
 def _require_context(model: ModelLoadConfig, lengths: Iterable[int]) -> None:
     """Raise UserError for a sequence that is longer than what the base model was made for."""
     shape = reading.read_config(artifact_of(model).base).get_text_config()
     context, longest = getattr(shape, "max_position_embeddings", None), max(lengths)
     if context is not None and longest > context:
         raise UserError(
-            f"the longest example has {longest} tokens and the context of '{model.model}' is "
-            f"{context}; give --max_seq_length {context} or less, which cuts it."
+            f"the longest example has {longest} tokens, answer included, and the context of "
+            f"'{model.model}' is {context}; give --max_seq_length {context} or less (for grpo "
+            "--max_completion_length), or leave long prompts out."
         )

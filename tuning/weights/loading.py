@@ -74,17 +74,24 @@ def _end_turns(tokenizer: Any, model: str) -> None:
     """
     answer = "the answer"
     turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
-    end = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    if answer not in text:
+        raise UserError(
+            f"the chat template of model '{model}' changes the words of an answer; give another "
+            f"--chat_template ({', '.join(_templates())})."
+        )
+    end = text.rpartition(answer)[2]
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(n for n, token in added.items() if token.special)}
     ids = tokenizer(end, add_special_tokens=False)["input_ids"]
-    first = next((token for token in ids if token in special), None)
-    if first is None:
+    ends = [token for token in ids if token in special] or [t for t in ids if t in added]
+    if not ends:
         raise UserError(
             f"the chat template ends an answer of model '{model}' with {end!r}, in which there is "
             "no special token of its tokenizer: the model would not learn to stop. Give another "
             f"--chat_template ({', '.join(_templates())}), or a model whose tokenizer has it."
         )
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
 
 
 def _templates() -> list[str]:
