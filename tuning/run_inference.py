@@ -19,8 +19,8 @@ from tuning.flags import Parser, add_flags, given
 from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from tuning.evaluation.config import EvaluationRunConfig
     from tuning.phases.work import Work
+    from tuning.weights.config import ModelLoadConfig
 
 
 def parser(name: str = "run_inference.py", description: str | None = __doc__) -> Parser:
@@ -30,16 +30,21 @@ def parser(name: str = "run_inference.py", description: str | None = __doc__) ->
     from tuning.weights.config import ModelLoadConfig
 
     made = Parser(prog=name, description=description)
-    which = made.add_argument_group("which model: one of --model and --run")
-    which.add_argument("--model", help="a base model: collections.yaml key, hub id or local folder")
-    which.add_argument("--run", help="a run by the name of its folder under models/")
-    which.add_argument("--sweetspot", help="a sweetspot of --run, e.g. ppl-2.0")
+    add_which(made)
     add_data(made, model=False)
     add_options(made, training=False)
     loading = "how --model is loaded"
     add_flags(made, ModelLoadConfig, skip=("max_seq_length",), title=loading)
     add_flags(made, PassAtKConfig)
     return made
+
+
+def add_which(parser: Parser) -> None:
+    """The flags that name a model: see `named_model`."""
+    which = parser.add_argument_group("which model: one of --model and --run")
+    which.add_argument("--model", help="a base model: collections.yaml key, hub id or local folder")
+    which.add_argument("--run", help="a run by the name of its folder under models/")
+    which.add_argument("--sweetspot", help="a sweetspot of --run, e.g. ppl-2.0")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,53 +74,42 @@ def evaluate(work: Work) -> int:
 
 def described(args: argparse.Namespace) -> Work:
     """The work that a command line describes."""
-    from tuning.evaluation.config import PassAtKConfig
+    from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
     from tuning.phases.options import options_of
     from tuning.phases.work import Work
 
     options = options_of(args)
-    if bool(args.model) == bool(args.run) or (args.sweetspot and not args.run):
-        raise UserError("give --model, or --run with or without --sweetspot.")
+    base, which = named_model(args)
     site.collections().dataset(args.dataset, args.task)
-    values = given(args, (PassAtKConfig,))
-    evaluation = _base(args, values) if args.model else _run(args, values)
-    return Work(options=options, evaluation=evaluation)
-
-
-def _base(args: argparse.Namespace, values: dict[str, Any]) -> EvaluationRunConfig:
-    from tuning.evaluation.config import evaluation_config, sampling_config
-    from tuning.training.config_training import model_config
-    from tuning.weights.config import ModelLoadConfig
-
-    base = model_config(args.model, given(args, (ModelLoadConfig,)))
-    sampling = sampling_config(base.model, values)
-    return evaluation_config(base, dataset=args.dataset, task=args.task, sampling=sampling)
-
-
-def _run(args: argparse.Namespace, values: dict[str, Any]) -> EvaluationRunConfig:
-    from tuning.evaluation.config import evaluation_config, sampling_config
-    from tuning.flags import restore
-    from tuning.sweetspots.rules import named
-    from tuning.training import parents
-    from tuning.weights.config import ModelLoadConfig
-
-    label = None
-    if args.sweetspot:
-        sft, directory = parents.named_sft(args.run)
-        base, hash_ = sft.model, sft.hash
-        label = named(args.sweetspot, sft.rules, sft.run_name).label
-    else:
-        directory, found = parents.named_run(args.run, ("sft", "pt"))
-        base, hash_ = restore(ModelLoadConfig, found["settings"]["model"]), found["hash"]
-    return evaluation_config(
+    evaluation = evaluation_config(
         base,
         dataset=args.dataset,
         task=args.task,
-        sampling=sampling_config(base.model, values),
-        run=directory.name,
-        run_hash=hash_,
-        sweetspot=label,
+        sampling=sampling_config(base.model, given(args, (PassAtKConfig,))),
+        **which,
     )
+    return Work(options=options, evaluation=evaluation)
+
+
+def named_model(args: argparse.Namespace) -> tuple[ModelLoadConfig, dict[str, Any]]:
+    """The base that --model or --run stands on, and which run and sweetspot are meant."""
+    from tuning.flags import restore
+    from tuning.sweetspots.rules import named
+    from tuning.training import parents
+    from tuning.training.config_training import model_config
+    from tuning.weights.config import ModelLoadConfig
+
+    if bool(args.model) == bool(args.run) or (args.sweetspot and not args.run):
+        raise UserError("give --model, or --run with or without --sweetspot.")
+    if args.model:
+        return model_config(args.model, given(args, (ModelLoadConfig,))), {}
+    if args.sweetspot:
+        sft, directory = parents.named_sft(args.run)
+        label = named(args.sweetspot, sft.rules, sft.run_name).label
+        return sft.model, {"run": directory.name, "run_hash": sft.hash, "sweetspot": label}
+    directory, found = parents.named_run(args.run, ("sft", "pt"))
+    base = restore(ModelLoadConfig, found["settings"]["model"])
+    return base, {"run": directory.name, "run_hash": found["hash"]}
 
 
 if __name__ == "__main__":

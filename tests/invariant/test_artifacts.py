@@ -53,7 +53,8 @@ def perplexity(home: Path, run: RunDirectory, checkpoint: Path | None) -> float:
     config: Any = restore(SFTRunConfig, (run.config or {})["settings"])
     rows = config.dataset.rows("validation")[: config.perplexity.validation_size]
     artifact = artifact_of(config.model, run, checkpoint)
-    pool = encode(open_tokenizer(artifact), rows, config.model.max_seq_length)
+    where = config.dataset.where("validation")
+    pool = encode(open_tokenizer(artifact), rows, config.model.max_seq_length, where)
     return measure(open_model(artifact), pool).token_level
 
 

@@ -42,7 +42,7 @@ def test_rows_are_those_that_sft_trains_on(trained_home: Path, tmp_path: Path, p
     done = check(run_entry(trained_home, SCRIPT, *flags(output, pool=pool, size=40)))
     tokenizer = tokenizer_of(trained_home)
     source = train_dataset.rows(ARITH, pool, 40)
-    encoded = encode(tokenizer, source, 192)
+    encoded = encode(tokenizer, source, 192, "row {}".format)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert rows == [labelled(row) for row in encoded]
     for row, before, given in zip(rows, encoded, source, strict=True):

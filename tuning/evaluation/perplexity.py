@@ -18,7 +18,10 @@ from tuning.sweetspots.monitor import Measurement
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel
+
+    Model = PreTrainedModel | PeftModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +46,12 @@ class PerplexityProbe:
     def __init__(self, pool: Sequence[Encoded]) -> None:
         self.pool = pool
 
-    def measure(self, model: PreTrainedModel) -> Measurement:
+    def measure(self, model: Model) -> Measurement:
         """The perplexity of the pool under a model on one device."""
         return measure(model, self.pool).measurement
 
 
-def measure(model: PreTrainedModel, pool: Sequence[Encoded], *, batch_size: int = 64) -> Perplexity:
+def measure(model: Model, pool: Sequence[Encoded], *, batch_size: int = 64) -> Perplexity:
     """The perplexity of the responses in `pool` under `model`; dropout is off while it measures."""
     import torch
 
@@ -78,7 +81,7 @@ def from_sums(losses: Sequence[float], counts: Sequence[int]) -> Perplexity:
     )
 
 
-def _batch(model: PreTrainedModel, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(model: Model, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed negative log-likelihood and number of response tokens of each row; both of shape
     (rows,).
     """

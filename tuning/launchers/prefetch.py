@@ -1,8 +1,8 @@
 """What a plan needs from the network: which files of it are not here, and how to get them.
 
 Compute nodes often reach no network, so a submission names what is missing and `tuning prefetch`
-fetches it on a machine that has one. Only hub models are ever fetched: the datasets of this project
-are made by code (`arith`) or lie in local files (`jsonl`).
+fetches it on a machine that has one. Datasets are made by code, lie in local files, or were made of
+published ones before the plan (tuning/data/preparation.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tuning.plan import Plan, Stage
 from tuning.runs import disk
 from tuning.runs.errors import UserError
 from tuning.runs.log import logger
+from tuning.tasks.registry import TASKS
 from tuning.weights.hub import lacking, wanted
 
 _LOGIN = "set HF_TOKEN, or log in with 'hf auth login'"
@@ -39,11 +40,22 @@ def missing(plan: Plan) -> list[str]:
         for name, hub in hub_models(plan).items()
         if (left := lacking(hub))
     ]
-    return models + _missing_data(plan)
+    tasks = [
+        f"task '{name}' lacks what it grades with"
+        for name in _graded(plan)
+        if not TASKS[name].is_ready()
+    ]
+    return models + tasks + _missing_data(plan)
+
+
+def _graded(plan: Plan) -> list[str]:
+    """The tasks that the stages of a plan evaluate."""
+    found = (stage.evaluation["task"] for stage in plan.stages if stage.evaluation)
+    return [name for name in dict.fromkeys(found) if name in TASKS]
 
 
 def fetch(plan: Plan) -> None:
-    """Download every hub model of a plan that is not whole here.
+    """Download every hub model of a plan that is not whole here, and what its tasks grade with.
 
     A file that is whole is not fetched again. A connection that breaks is taken up where it broke;
     a partial file of a process that was stopped is not resumed. Raises UserError that names the
@@ -61,6 +73,8 @@ def fetch(plan: Plan) -> None:
                 f"{_listed(left)}. Name another repository."
             )
         logger.info(f"{hub}: fetched")
+    for name in _graded(plan):
+        TASKS[name].fetch()
     for line in _missing_data(plan):
         logger.warning(line)
 

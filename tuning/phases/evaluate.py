@@ -14,28 +14,41 @@ from tuning.runs.errors import UserError
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory, claim, locate
 from tuning.sweetspots.store import find_sweetspot
+from tuning.tasks.registry import task
 from tuning.weights.artifact import Artifact, artifact_of
+from tuning.weights.config import ModelLoadConfig
 
 
 def artifact_to_evaluate(config: EvaluationRunConfig) -> Artifact:
-    """The weights to evaluate: a base, a run, or a sweetspot of a run.
+    """The weights to evaluate; see `artifact_named`."""
+    return artifact_named(config.base, config.run, config.run_hash, config.sweetspot)
+
+
+def artifact_named(
+    base: ModelLoadConfig,
+    run: str | None = None,
+    run_hash: str | None = None,
+    sweetspot: str | None = None,
+) -> Artifact:
+    """The weights of a base, a run, or a sweetspot of a run.
 
     Raises Skipped if a finished run has no such sweetspot, and UserError if the run is not trained.
     """
-    if config.run is None:
-        return artifact_of(config.base)
-    run = RunDirectory(locate(site.models_dir(), config.run, config.run_hash or ""))
-    if config.sweetspot is not None:
-        return artifact_of(config.base, run, find_sweetspot(run, config.sweetspot).path)
-    if not run.done("train"):
-        state = run.status["state"]
-        raise UserError(f"run '{config.run}' is not trained yet; it is {state}.")
-    return artifact_of(config.base, run)
+    if run is None:
+        return artifact_of(base)
+    directory = RunDirectory(locate(site.models_dir(), run, run_hash or ""))
+    if sweetspot is not None:
+        return artifact_of(base, directory, find_sweetspot(directory, sweetspot).path)
+    if not directory.done("train"):
+        state = directory.status["state"]
+        raise UserError(f"run '{run}' is not trained yet; it is {state}.")
+    return artifact_of(base, directory)
 
 
 def check_test_pool(config: EvaluationRunConfig) -> None:
     """Raise UserError if the test pool cannot be graded; call it before training starts."""
     require_test_pool(config.data.entry, config.task, config.sampling.prompts)
+    task(config.task).fetch()
 
 
 def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) -> None:

@@ -44,6 +44,11 @@ class Task:
     grade: Callable[[str, Mapping[str, Any]], Grade]
     """(response, row) -> Grade."""
 
+    is_ready: Callable[[], bool] = lambda: True
+    """Whether all that grading needs beyond the code is here."""
+    fetch: Callable[[], None] = lambda: None
+    """Gets it where it is not; UserError without a network."""
+
     def __post_init__(self) -> None:
         if taken := set(self.columns) & set(RESERVED):
             raise ValueError(f"task '{self.name}' cannot grade by {', '.join(sorted(taken))}")

@@ -190,6 +190,8 @@ INSTRUCTION = Task(
     columns=("instruction_id_list", "kwargs"),
     accepts=accepts,
     grade=grade,
+    is_ready=sentences.are_here,
+    fetch=sentences.fetch,
 )
 
 
