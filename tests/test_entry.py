@@ -30,8 +30,8 @@ pytestmark = pytest.mark.unit
         (OSError(errno.ENOLCK, "No locks available"), 1,
          "error: No locks available; put TUNING_HOME on another file system and run again; "
          "half-written files are ignored\n"),
-        (OSError(errno.ENXIO, "No such device", "/x"), 1,
-         "error: No such device '/x'; fix that and run again; half-written files are ignored\n"),
+        (OSError(errno.EXDEV, "Another device", "/x"), 1,
+         "error: Another device '/x'; fix that and run again; half-written files are ignored\n"),
     ],
 )  # fmt: skip
 def test_known_ends_are_one_line(capsys, error, code, line):

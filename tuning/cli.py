@@ -94,7 +94,13 @@ def _written() -> dict[str, dict[str, Any]]:
     """plan.json of every experiment by its name, the newest last."""
     paths = site.reports_dir().glob("*/plan.json")
     newest_last = sorted(paths, key=lambda path: path.stat().st_mtime)
-    return {path.parent.name: read_object(path) or {} for path in newest_last}
+    found = {}
+    for path in newest_last:
+        try:
+            found[path.parent.name] = read_object(path) or {}
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    return found
 
 
 def _plans() -> dict[str, Plan]:

@@ -160,7 +160,7 @@ class Collections:
 
 def collections_path() -> Path:
     """collections.yaml of the checkout, or what TUNING_COLLECTIONS names."""
-    return Path(os.environ.get("TUNING_COLLECTIONS") or CHECKOUT / "collections.yaml").resolve()
+    return expanded(os.environ.get("TUNING_COLLECTIONS") or str(CHECKOUT / "collections.yaml"))
 
 
 def collections() -> Collections:

@@ -44,7 +44,7 @@ def run(main: Callable[[], int | None]) -> None:
         os.environ.setdefault(name, value)
     _print_whatever()
     own_folder = Path(__file__).resolve().parent
-    sys.path[:] = [path for path in sys.path if Path(path).resolve() != own_folder]
+    sys.path[:] = [path for path in sys.path if not _is(path, own_folder)]
     log.configure()
     path = outcome.path()
     os.environ.pop(EXIT_VARIABLE, None)  # the file is for this process, not for those it starts
@@ -58,6 +58,14 @@ def run(main: Callable[[], int | None]) -> None:
     if path:
         outcome.record(path, found)
     sys.exit(found.code)
+
+
+def _is(path: str, folder: Path) -> bool:
+    """Whether a path is this folder; a relative one may start at a folder that is gone."""
+    try:
+        return Path(path).resolve() == folder
+    except OSError:
+        return False
 
 
 def _print_whatever() -> None:

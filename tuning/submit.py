@@ -24,10 +24,11 @@ import argparse
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuning import config as site
 from tuning.experiments import questions
 from tuning.experiments.choices import add_settings, settings_given
 from tuning.flags import Parser, truth
@@ -96,7 +97,7 @@ def _plan_with_data(words: list[str]) -> Plan:
 def _plan(words: list[str]) -> tuple[Plan, argparse.Namespace]:
     """The plan, and the parsed flags, which include how to launch it."""
     if words and not words[0].startswith("-"):
-        return _from_file(Path(words[0]), words[1:])
+        return _from_file(site.expanded(words[0]), words[1:])
     flags = {"--" + word[2:].partition("=")[0].replace("-", "_") for word in words}
     if flags & set(PIPELINE_FLAGS):
         return _sweetspots(words)
@@ -164,7 +165,9 @@ def _from_file(path: Path, words: list[str]) -> tuple[Plan, argparse.Namespace]:
     from tuning.experiments.budget import merged
 
     flags = _flags(path)
-    grid = mapping(flags.pop("grid", None) or {}, f"{path.name}: grid")
+    grid = _by_flag(mapping(flags.pop("grid", None) or {}, f"{path.name}: grid"), path.name)
+    if twice := sorted(flags.keys() & grid.keys()):
+        raise UserError(f"{path.name} gives {twice[0]} beside grid and under it; choose one.")
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise wrong(values, f"{path.name}: grid: {name}", "a list of values")
@@ -181,7 +184,18 @@ def _flags(path: Path) -> dict[str, Any]:
     flags = mapping(read_yaml(path) or {}, path.name)
     if not flags:
         raise UserError(f"'{path}' holds no flags; see tuning submit --help for an example.")
-    return {key.lstrip("-"): value for key, value in flags.items()}
+    return _by_flag(flags, path.name)
+
+
+def _by_flag(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values by the names of their flags; UserError for one that is given twice."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.lstrip("-").replace("-", "_")
+        if name in found:
+            raise UserError(f"{where} gives {name} twice; leave one of them out.")
+        found[name] = value
+    return found
 
 
 def _words(path: Path, values: dict[str, Any]) -> list[str]:

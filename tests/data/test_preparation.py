@@ -124,7 +124,7 @@ def test_pairs_are_the_product_of_solutions_up_to_a_cap(tmp_path):
     assert made["sources"]["preference"]["rows"] == 4 * 16
     assert made["pools"]["preference"]["rows"] == 4 * PAIRS_PER_PROMPT
     assert made["dropped"] == {f"pairs beyond {PAIRS_PER_PROMPT} of a prompt": 32}
-    made = prepare("gsm8k", RECIPES["gsm8k"], {"sft": source})
+    made = prepare("other", RECIPES["gsm8k"], {"sft": source})
     assert made["sources"]["sft"]["rows"] == 4 * 4
 
 
@@ -162,6 +162,45 @@ def test_a_source_is_read_once_until_it_changes(tmp_path, said):
     assert said == [f"gsm8k: sft is here already, from {source}"]
     lines(tmp_path / "train.jsonl", [train(n) for n in range(1, 32)])
     assert prepare("gsm8k", RECIPES["gsm8k"], {"sft": source})["sources"]["sft"]["rows"] == 31
+
+
+def test_what_was_read_of_another_source_is_not_taken_for_this_one(tmp_path):
+    """A source may be read and the next one fail, before the manifest is written."""
+    one = lines(tmp_path / "one.jsonl", [train(n) for n in range(1, 31)])
+    two = lines(tmp_path / "two.jsonl", [train(n) for n in range(31, 61)])
+    first = prepare("gsm8k", RECIPES["gsm8k"], {"sft": one})
+    with pytest.raises(UserError, match="no such file"):
+        prepare("gsm8k", RECIPES["gsm8k"], {"sft": two, "test": str(tmp_path / "none.jsonl")})
+    assert prepare("gsm8k", RECIPES["gsm8k"], {"sft": one}) == first
+    (folder_of("gsm8k") / "raw/sft.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"raw/sft\.jsonl' is not what was read of '.*one\.jsonl'"):
+        prepare(
+            "gsm8k", RECIPES["gsm8k"], {"preference": lines(tmp_path / "p.jsonl", [labelled(9)])}
+        )
+
+
+def test_a_file_name_is_no_pattern(tmp_path):
+    lines(tmp_path / "a1.jsonl", [train(n) for n in range(1, 4)])
+    source = lines(tmp_path / "a[1].jsonl", [train(n) for n in range(1, 31)])
+    assert prepare("gsm8k", RECIPES["gsm8k"], {"sft": source})["sources"]["sft"]["rows"] == 30
+
+
+def test_where_no_row_is_left_it_says_why(tmp_path):
+    source = lines(tmp_path / "train.jsonl", [train(n) for n in range(1, 31)])
+    with pytest.raises(UserError, match="no row is left for the sft pool of 'gsm8k': 30 sft"):
+        prepare("gsm8k", RECIPES["gsm8k"], {"sft": source, "test": source})
+
+
+@pytest.mark.parametrize(
+    "damage", [{"format": 2}, {"sources": []}, {"pools": {"sft": 3}}, {"pools": {"sft": {}}}]
+)
+def test_a_damaged_manifest_is_one_line(tmp_path, damage):
+    gsm8k(tmp_path)
+    path = folder_of("gsm8k") / "manifest.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | damage if damage != {"format": 2} else damage))
+    with pytest.raises(UserError, match="was edited or damaged"):
+        loader(GSM8K).size("sft")
 
 
 def test_planning_reads_the_manifest_only(tmp_path):

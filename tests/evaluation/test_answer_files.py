@@ -99,8 +99,12 @@ def test_problems_are_found_by_what_they_ask(tmp_path, capsys):
         ([{"prompt": "p", "response": 3, **COMMA}], "give response as text"),
         ([{"prompt": "p", "response": "x", **COMMA, "kwargs": []}], "an object for each instruct"),
         (
-            [{"prompt": "p", "responses": ["x"] * n, **COMMA} for n in (1, 2)],
+            [{"prompt": f"p{n}", "responses": ["x"] * n, **COMMA} for n in (1, 2)],
             "different numbers of responses",
+        ),
+        (
+            [{"prompt": "p", "response": "x", **COMMA} for _ in range(2)],
+            r"r\.jsonl:2 has the prompt of r\.jsonl:1",
         ),
     ],
 )

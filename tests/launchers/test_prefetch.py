@@ -83,7 +83,8 @@ def evaluated(model: str, dataset: str = "arith", run: str | None = None) -> Sta
         model_config(model), dataset=dataset, task="math", sampling=sampling_config(model),
         run=run, run_hash=run,
     )  # fmt: skip
-    return Stage(name=run or model, role="base", hash=model, evaluation=plain(config))
+    name = run or config.base.label
+    return Stage(name=name, role="base", hash=model, evaluation=plain(config))
 
 
 def trained(model: str) -> Stage:

@@ -151,7 +151,8 @@ def test_an_evaluated_stage_says_what_it_scored(experiment, k):
     identity = Identity(run_name="a", kind="x", hash="e" * 64, hashed={}, settings={})
     with claim(experiment.home / "outputs" / "math", identity) as directory:
         directory.write_status("done", "", {"evaluate": {"state": "done", "seconds": 60}})
-    scores = {"pass_at_k": {k: {"estimate": 0.25}}}
+    interval = {"estimate": 0.25, "low": 0.0, "high": 1.0}
+    scores = {"prompts": 1, "samples": 4, "correct": [1], "pass_at_k": {k: interval}}
     atomic.write_json(directory.path / "scores.json", scores)
     (row,) = stages_of(plan, experiment.home, experiment.slurm)
     assert (row.state, row.elapsed) == ("done", "0:01:01")

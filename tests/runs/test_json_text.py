@@ -80,3 +80,9 @@ def test_metrics_without_a_step_are_dropped_when_a_run_goes_back(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     RunDirectory(tmp_path).rewind_metrics(1)
     assert RunDirectory(tmp_path).metrics() == [{"step": 1}]
+
+
+def test_a_key_that_is_given_twice_is_refused():
+    with pytest.raises(NotJSON, match='row is not valid JSON: it gives the key "a" twice'):
+        parse('{"a": 1, "b": {"a": 2}, "a": 3}', "row")
+    assert parse('{"a": 1, "b": {"a": 2}}', "row") == {"a": 1, "b": {"a": 2}}

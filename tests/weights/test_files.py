@@ -85,11 +85,17 @@ DAMAGE = {
         "model-1-of-2.safetensors is missing",
     ),
     "no-link": (
-        lambda f: (f / "pytorch_model.bin").symlink_to(f / "blob"),
+        lambda f: replaced(f).symlink_to(f / "blob"),
         "pytorch_model.bin is a link to nothing",
     ),
-    "cut-bin": (lambda f: (f / "pytorch_model.bin").write_bytes(b"PK\x03\x04xx"), "bin is cut"),
+    "cut-bin": (lambda f: replaced(f).write_bytes(b"PK\x03\x04xx"), "bin is cut"),
 }
+
+
+def replaced(folder: Path) -> Path:
+    """The file of weights in the older format, and none in the newer."""
+    (folder / "model.safetensors").unlink()
+    return folder / "pytorch_model.bin"
 
 
 def commands(folder: Path) -> list:
@@ -197,3 +203,21 @@ def test_a_damaged_adapter_is_one_line(whole, tmp_path, how):
     with pytest.raises(UserError, match="adapter' cannot be loaded: ") as caught:
         open_model(replace(base, adapter=adapter))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def beside(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pytorch_model.bin.index.json", b'{"weight_map": {"a": "pytorch_model-00001-of-2.bin"}}'),
+        ("pytorch_model.bin", POINTER.encode()),
+        ("consolidated.safetensors", POINTER.encode()),
+        ("optimizer.bin", b""),
+    ],
+)
+def test_files_of_another_format_beside_the_weights_do_no_harm(folder, name, content):
+    beside(folder, name, content)
+    require_whole(folder)

@@ -23,7 +23,7 @@ from tuning import config as site
 from tuning.data import raw
 from tuning.data.recipes import KINDS, Recipe, Row, Unusable
 from tuning.data.rows import asked_as, checked_row, question_key
-from tuning.runs import atomic
+from tuning.runs import atomic, typed
 from tuning.runs.content import file_hash
 from tuning.runs.errors import UserError
 from tuning.runs.identity import FORMAT
@@ -36,6 +36,9 @@ VALIDATION = 256
 PAIRS_PER_PROMPT = 8
 """Most preference pairs of one prompt."""
 SEED = 42
+_MANIFEST = {"format": int, "sources": dict, "pools": dict}
+_SOURCE = {"source": str, "version": str, "recipe": int, "sha256": str, "left_out": dict}
+_POOL = {"rows": int, "prompts": int, "columns": list, "sha256": str}
 
 
 def folder_of(name: str) -> Path:
@@ -44,8 +47,13 @@ def folder_of(name: str) -> Path:
 
 
 def manifest_of(name: str) -> dict[str, Any] | None:
-    """The manifest of a dataset; None before it was made."""
-    return atomic.read_object(folder_of(name) / MANIFEST)
+    """The manifest of a dataset; None before it was made, UserError for a damaged one."""
+    path = folder_of(name) / MANIFEST
+    found = typed.read(path, _MANIFEST, required=_MANIFEST)
+    for part, types in (("sources", _SOURCE), ("pools", _POOL)):
+        for which, about in (found or {}).get(part, {}).items():
+            typed.check(path, about, types, f"{part}: {which}", required=types)
+    return found
 
 
 def prepare(
@@ -58,9 +66,9 @@ def prepare(
     """
     sources = recipe.sources if sources is None else sources
     with _locked(folder_of(name)) as folder:
-        known = (manifest_of(name) or {}).get("sources", {})
+        known = {} if force else (manifest_of(name) or {"sources": {}})["sources"]
         for kind, source in sources.items():
-            if not force and _is_here(known.get(kind, {}), source, recipe):
+            if _is_here(folder, kind, known.get(kind), source, recipe):
                 logger.info(f"{name}: {kind} is here already, from {source}")
                 continue
             known[kind] = _read(folder, kind, source, recipe)
@@ -69,12 +77,26 @@ def prepare(
         )
 
 
-def _is_here(known: Mapping[str, Any], source: str, recipe: Recipe) -> bool:
+def _is_here(
+    folder: Path, kind: str, known: Mapping[str, Any] | None, source: str, recipe: Recipe
+) -> bool:
     """Whether a source was read, by this version of the recipe; a file, as it is now."""
-    if (known.get("source"), known.get("recipe")) != (source, recipe.version):
+    if known is None or not _is_intact(folder, kind, known):
+        return False
+    if (known["source"], known["recipe"]) != (source, recipe.version):
         return False
     file = site.expanded(source)
     return not raw.is_file(source) or (file.is_file() and file_hash(file) == known["version"])
+
+
+def _is_intact(folder: Path, kind: str, known: Mapping[str, Any]) -> bool:
+    """Whether the rows that were read of a source are as they were written."""
+    path = _raw_rows(folder, kind)
+    return path.is_file() and _sha256(path) == known["sha256"]
+
+
+def _raw_rows(folder: Path, kind: str) -> Path:
+    return folder / "raw" / f"{kind}.jsonl"
 
 
 @contextmanager
@@ -104,8 +126,10 @@ def _read(folder: Path, kind: str, source: str, recipe: Recipe) -> dict[str, Any
     if not rows:
         reasons = "; ".join(f"{reason} ({first[reason]})" for reason in left_out) or "it is empty"
         raise UserError(f"no row of '{source}' can be used as {kind} data: {reasons}.")
-    _write(folder / "raw" / f"{kind}.jsonl", rows)
+    path = _raw_rows(folder, kind)
+    _write(path, rows)
     return {
+        "sha256": _sha256(path),
         "source": source,
         "version": found.version,
         "recipe": recipe.version,
@@ -121,8 +145,16 @@ def _checked(kind: str, row: Row, recipe: Recipe) -> Row:
 
 def _assemble(folder: Path, name: str, recipe: Recipe, sources: dict[str, Any]) -> dict[str, Any]:
     """Divide what was read into pools, and write them and the manifest."""
-    read = {kind: _rows(folder / "raw" / f"{kind}.jsonl") for kind in sources}
-    pools, dropped = divide(read)
+    for kind, source in sources.items():
+        if not _is_intact(folder, kind, source):
+            raise UserError(
+                f"'{_raw_rows(folder, kind)}' is not what was read of '{source['source']}'; read "
+                f"that again: give it as --source with --force."
+            )
+    pools, dropped = divide({kind: _rows(_raw_rows(folder, kind)) for kind in sources})
+    if gone := [kind for kind in sources if kind not in pools]:
+        reasons = ", ".join(f"{count} {why}" for why, count in dropped.items())
+        raise UserError(f"no row is left for the {gone[0]} pool of '{name}': {reasons}.")
     for pool, rows in pools.items():
         _write(folder / f"{pool}.jsonl", rows)
     manifest = {
@@ -215,11 +247,15 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
     atomic.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _described(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
     """What the manifest says of a pool."""
     return {
         "rows": len(rows),
         "prompts": len({_key(row) for row in rows}),
         "columns": sorted(set.intersection(*(set(row) for row in rows))),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": _sha256(path),
     }

@@ -6,6 +6,7 @@ A source is written `ORG/NAME[@REVISION][/CONFIG][:SPLIT]`, or is the path of a 
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,8 +66,13 @@ def _local(path: Path) -> Raw:
 
     if not path.is_file():
         raise UserError(f"'{path}' cannot be read: there is no such file.")
+    if not path.stat().st_size:
+        raise UserError(f"'{path}' is empty.")
+    if "::" in str(path):
+        raise UserError(f"'{path}' has '::' in its name, which means an archive; rename it.")
     try:
-        rows = load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train")
+        files = glob.escape(str(path))
+        rows = load_dataset(_FORMATS[path.suffix], data_files=files, split="train")
     except Exception as error:  # of many kinds, one for each format
         raise UserError(f"'{path}' cannot be read: {_first_line(error)}") from None
     return Raw(source=str(path), version=file_hash(path), rows=rows)
@@ -93,5 +99,7 @@ def _commit(rows: Any) -> str | None:
     return found[1] if found else None
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -55,7 +55,8 @@ def gsm8k_rows(kind: str, raw: Mapping[str, Any]) -> Iterable[Row]:
         raise Unusable("has no question")
     prompt = f"Question: {_bare(question)}\nAnswer:"
     right, wrong = _solutions(raw)
-    reference = raw.get("reference_answer") or raw.get("ground_truth") or raw.get("answer")
+    named = (raw.get(name) for name in ("reference_answer", "ground_truth", "answer"))
+    reference = next((value for value in named if value is not None), None)
     answer = {"answer": _solution(str(reference))} if reference is not None else {}
     if kind == "test":
         if math.accepts(answer or {"answer": None}):
@@ -79,8 +80,8 @@ def _bare(question: str) -> str:
 def _solutions(raw: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The correct and the incorrect solutions of a row, each once."""
     labelled = [v for v in raw.values() if isinstance(v, Mapping) and "is_correct" in v]
-    right = [v["solution"] for v in labelled if v["is_correct"]]
-    wrong = [v["solution"] for v in labelled if not v["is_correct"]]
+    right = [text for v in labelled if v["is_correct"] for text in _texts(v.get("solution"))]
+    wrong = [text for v in labelled if not v["is_correct"] for text in _texts(v.get("solution"))]
     right += _texts(raw.get("correct")) + _texts(raw.get("chosen"))
     wrong += _texts(raw.get("incorrect")) + _texts(raw.get("rejected"))
     if not labelled and not right:
@@ -110,7 +111,7 @@ def tuluif_rows(kind: str, raw: Mapping[str, Any]) -> Iterable[Row]:
         columns = {name: raw.get(name) for name in instruction.INSTRUCTION.columns}
         if why := instruction.accepts(columns):
             raise Unusable(f"cannot be checked: {why}")
-        return [{"prompt": raw["prompt"], "key": raw.get("key")} | columns]
+        return [{"prompt": raw.get("prompt"), "key": raw.get("key")} | columns]
     rows = list(conventional_rows(kind, {k: v for k, v in row.items() if v is not None}))
     if any(_words(row) >= _MOST_WORDS for row in rows):
         raise Unusable(f"has {_MOST_WORDS} words or more")

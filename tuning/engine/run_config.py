@@ -181,7 +181,7 @@ def _config(
     chosen: Mapping[str, Any],
     samples: str | None = None,
 ) -> PretrainRunConfig:
-    chosen = dict(chosen)
+    chosen = dict(chosen) | _homes(chosen)
     source, base_hash = _weights(chosen.pop("model_name_or_path", None))
     chosen |= _batch(chosen)
     data, shape = build(DataConfig, chosen), build(ModelConfig, chosen)
@@ -207,6 +207,15 @@ def _config(
     )
     _check_file(made)
     return made
+
+
+_PATHS = ("model_name_or_path", "data_path", "validation_data_path", "tokenizer", "log_dir")
+
+
+def _homes(chosen: Mapping[str, Any]) -> dict[str, str]:
+    """The paths that begin with `~`, expanded: shells leave it alone in --flag=~/x and in YAML."""
+    paths = {name: str(chosen[name]) for name in _PATHS if chosen.get(name)}
+    return {n: str(site.expanded(p)) for n, p in paths.items() if p.startswith("~")}
 
 
 def _batch(chosen: Mapping[str, Any]) -> dict[str, Any]:

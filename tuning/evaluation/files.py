@@ -6,6 +6,7 @@ it has that; otherwise the rows of a prompts file are found by their prompts.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,14 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     ]
     if not found:
         raise UserError(f"'{path}' is empty; give a line for each prompt.")
+    seen: dict[str, str] = {}
+    for where, line in found:
+        other = seen.setdefault(json.dumps(line.get("prompt"), sort_keys=True), where)
+        if other != where:
+            raise UserError(
+                f"{where} has the prompt of {other}; give all responses to a prompt in one line: "
+                '"responses": [...].'
+            )
     return found
 
 

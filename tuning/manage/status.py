@@ -23,7 +23,7 @@ from tuning.launchers.slurm.ledger import Jobs, Task
 from tuning.launchers.slurm.script import STOPPED_IN_SETUP
 from tuning.launchers.slurm.shared import Elsewhere, elsewhere
 from tuning.plan import Plan, Stage, Standing, standing
-from tuning.runs import atomic
+from tuning.runs import atomic, typed
 from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.json_text import NotJSON, parse_object
 from tuning.runs.lock import Lock
@@ -286,7 +286,7 @@ def _age(moment: float) -> str:
 
 def _metric(found: Standing) -> str:
     """pass@1 if it is known, else the last loss or perplexity."""
-    scores = atomic.read_object(found.evaluation.path / "scores.json") if found.evaluation else None
+    scores = typed.scores(found.evaluation.path / "scores.json") if found.evaluation else None
     if scores:
         k, first = next(iter(scores["pass_at_k"].items()))
         return f"pass@{k} {first['estimate']:.3f}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from tuning.plan import Plan, Stage, Standing, standing
 from tuning.report.rows import Cost, Row, Scores
-from tuning.runs import atomic
+from tuning.runs import typed
 from tuning.runs.errors import Skipped, StageFailed, UserError
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.rules import parse
@@ -286,7 +286,7 @@ def _scores(evaluation: RunDirectory | None) -> tuple[Scores | None, dict[str, A
     """The scores and the config of a finished evaluation."""
     if evaluation is None or not evaluation.done("evaluate"):
         return None, None
-    found = atomic.read_object(evaluation.path / "scores.json")
+    found = typed.scores(evaluation.path / "scores.json")
     if found is None:
         return None, None
     intervals = {

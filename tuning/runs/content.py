@@ -22,6 +22,9 @@ def file_hash(path: Path) -> str:
     return total.hexdigest()
 
 
+_HASHED = (".json", ".safetensors", ".bin", ".model", ".jinja")
+
+
 def weights_hash(folder: Path) -> str:
     """The hash of a model folder: of the names and contents of its files, not of its path.
 
@@ -31,7 +34,7 @@ def weights_hash(folder: Path) -> str:
         raise UserError(f"'{folder}' holds no model: it has no config.json.")
     total = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja"):
+        if file.suffix in _HASHED and file.is_file():
             total.update(f"{file.name}:".encode())
             _add(total, file)
     return total.hexdigest()

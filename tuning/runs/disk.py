@@ -13,13 +13,18 @@ from tuning.runs.errors import StageFailed
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OTHER = "put TUNING_HOME on another file system"
+_GONE = [
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO, errno.ENXIO),
+    *(errno.ENODEV, errno.EBUSY, errno.EAGAIN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EDEADLK),
+    *(errno.ECONNRESET, errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH),
+]
 REFUSALS = {
     **dict.fromkeys(ERRORS, "free space"),
     **dict.fromkeys((errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP), _OTHER),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "the file system failed; wait until it answers"),
+    **dict.fromkeys(_GONE, "the file system failed; wait until it answers"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable for you"),
     errno.ENAMETOOLONG: "choose shorter names",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
     errno.ENOMEM: "use a machine with more memory",
 }
 """What a machine may refuse, by the number of the error, and what to do."""

@@ -30,7 +30,12 @@ def parse(text: str, where: str, *, nan: bool = False) -> Any:
         if nan:
             value = json.loads(text)
         else:
-            value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+            value = json.loads(
+                text,
+                parse_constant=_no_number,
+                parse_float=_finite,
+                object_pairs_hook=_each_once,
+            )
     except json.JSONDecodeError as error:
         raise NotJSON(f"{where} is not valid JSON: {error.msg}.") from None
     except ValueError as error:
@@ -77,7 +82,17 @@ def shown(value: Any, most: int = 40) -> str:
 
 
 class _NoNumber(ValueError):
-    """What JSON does not have as a number."""
+    """What JSON does not have as a number, or has twice."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a key that is given twice would count once, in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _NoNumber(f"it gives the key {shown(twice)} twice")
+    return found
 
 
 def _no_number(word: str) -> NoReturn:

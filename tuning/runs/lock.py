@@ -48,6 +48,14 @@ class Holder:
         return f"process {self.pid} on {self.host}{job}"
 
 
+def _checked(holder: Holder) -> Holder | None:
+    """A holder as it was written; None for one that was edited."""
+    texts = isinstance(holder.host, str) and isinstance(holder.started, str)
+    job = holder.job is None or isinstance(holder.job, str)
+    numbers = isinstance(holder.pid, int) and isinstance(holder.heartbeat, int | float)
+    return holder if texts and job and numbers else None
+
+
 def process_start(pid: int) -> str:
     """The start time of a process, which a later one with the same pid does not share.
 
@@ -147,7 +155,7 @@ class Lock:
     def _read(self) -> Holder | None:
         try:
             holder = read_json(self.path)
-            return Holder(**holder) if holder else None
+            return _checked(Holder(**holder)) if holder else None
         except (TypeError, NotJSON):
             return None
 

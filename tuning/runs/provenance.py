@@ -39,7 +39,8 @@ def collect() -> dict[str, Any]:
 
 def drift(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
     """`name then -> now` for the revision, versions, device and threads that changed."""
-    before, after = then.get("packages") or {}, now["packages"]
+    known = then.get("packages")
+    before, after = known if isinstance(known, dict) else {}, now["packages"]
     changed = [f"{n} {before.get(n)} -> {v}" for n, v in after.items() if before.get(n) != v]
     for name in ("git", "device", "threads"):
         if then.get(name) != now[name]:

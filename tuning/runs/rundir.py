@@ -90,7 +90,7 @@ def take(path: Path, identity: Identity, *, force: bool = False) -> None:
         )
     if standing.get("format") != FORMAT:
         raise UserError(f"'{path}' holds a run of another version of tuning; choose another folder")
-    if standing["hash"] != identity.hash and not force:
+    if standing.get("hash") != identity.hash and not force:
         changed = "; ".join(differences(identity.hashed, standing["hashed"]))
         raise UserError(
             f"'{path}' holds a run with other settings ({changed}); choose another folder"
@@ -99,6 +99,12 @@ def take(path: Path, identity: Identity, *, force: bool = False) -> None:
 
 _WORK = ("checkpoint-*", "model", "result.json", "responses.jsonl")
 """What a run directory has once something was made in it."""
+
+
+def _step_of(line: dict[str, Any]) -> float:
+    """The step of a line of metrics.jsonl; a line that has none is not kept on resume."""
+    step = line.get("step")
+    return step if isinstance(step, int | float) else math.inf
 
 
 class RunDirectory:
@@ -177,7 +183,7 @@ class RunDirectory:
 
     def rewind_metrics(self, step: int) -> None:
         """Drop what was logged after `step`, so that a resumed run counts no step twice."""
-        kept = [line for line in self.metrics() if line.get("step", math.inf) <= step]
+        kept = [line for line in self.metrics() if _step_of(line) <= step]
         atomic.write_text(
             self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept)
         )
@@ -308,11 +314,11 @@ def _prepare(directory: RunDirectory, identity: Identity, *, force: bool) -> Non
             },
         )
         return
-    if standing["hash"] != identity.hash:
-        changed = "; ".join(differences(identity.hashed, standing["hashed"]))
+    if standing.get("hash") != identity.hash:
+        changed = "; ".join(differences(identity.hashed, standing.get("hashed") or {}))
         raise StageFailed(f"{directory.path} holds another configuration ({changed}).")
     if directory.status["state"] != "done" and (
-        drifted := provenance.drift(now, standing["provenance"])
+        drifted := provenance.drift(now, standing.get("provenance") or {})
     ):
         logger.warning(f"{directory.name} was started with other versions: {', '.join(drifted)}")
 

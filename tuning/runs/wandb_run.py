@@ -4,6 +4,7 @@ a hang or the end of a training: where anything of it fails, it is off, with one
 
 from __future__ import annotations
 
+import http.client
 import importlib
 import netrc
 import os
@@ -86,11 +87,16 @@ def _attempt(what: str, call: Callable[[], T]) -> T | None:
 
 def _missing() -> str | None:
     """Why W&B cannot be online; None if it can."""
-    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    host = server.hostname or "api.wandb.ai"
+    url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        host = ""
+    if not host:
+        return f"WANDB_BASE_URL '{url}' names no server"
     if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
         return "no key is set (WANDB_API_KEY)"
-    return None if _answers(server.geturl()) else f"{host} does not answer"
+    return None if _answers(url) else f"{host} does not answer"
 
 
 def _answers(url: str) -> bool:
@@ -102,7 +108,7 @@ def _answers(url: str) -> bool:
             urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
         except urllib.error.HTTPError:
             pass
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return
         answered.set()
 

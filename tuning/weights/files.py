@@ -11,6 +11,7 @@ from tuning.runs.atomic import read_object
 from tuning.runs.content import weights_hash
 from tuning.runs.errors import UserError
 from tuning.runs.json_text import NotJSON, parse_object
+from tuning.weights.hub import wanted
 
 _POINTER = b"version https://git-lfs"
 _OBJECTS = (
@@ -24,6 +25,7 @@ _OBJECTS = (
     "vocab.json",
 )
 """Files that hold a JSON object, and so do those that list shards."""
+_FORMATS = {".safetensors", ".bin"}
 _PARSED = 1 << 20
 """Bytes up to which such a file is parsed; of a larger one the ends are looked at."""
 _HEADER = 100_000_000
@@ -42,7 +44,7 @@ def require_whole(folder: Path, *, partial: bool = False) -> None:
 
     `partial`: files may be missing, since a download may still go on.
     """
-    for file in sorted(folder.iterdir()):
+    for file in _loaded(folder):
         try:
             why = _damage(file)
         except NotJSON as error:
@@ -51,6 +53,24 @@ def require_whole(folder: Path, *, partial: bool = False) -> None:
             raise _cannot(folder, f"{file.name} {why}")
         if file.name.endswith(".index.json") and not partial:
             _require_shards(folder, file)
+
+
+def _loaded(folder: Path) -> list[Path]:
+    """The files that a model or an adapter is loaded from; weights in one format, as `wanted()`
+    chooses it, and not those of others beside them.
+    """
+    files = sorted(folder.iterdir())
+    chosen = set(wanted(file.name for file in files))
+    formats = {Path(name).suffix for name in chosen} & _FORMATS
+    return [file for file in files if _is_loaded(file, chosen, formats)]
+
+
+def _is_loaded(file: Path, chosen: set[str], formats: set[str]) -> bool:
+    if file.suffix in _FORMATS:
+        return file.name in chosen or file.name.startswith("adapter_model.")
+    if file.name.endswith(".index.json"):
+        return not formats or Path(file.name.removesuffix(".index.json")).suffix in formats
+    return True
 
 
 def _require_shards(folder: Path, index: Path) -> None:
@@ -119,4 +139,7 @@ def _cut_safetensors(file: Path, size: int) -> str | None:
         expected = 8 + length + int(end)
     except (NotJSON, UnicodeDecodeError, KeyError, TypeError, IndexError, ValueError):
         return "has a damaged header"
-    return None if size == expected else f"is cut: it has {size:,} of {expected:,} bytes"
+    if size == expected:
+        return None
+    how = "is cut" if size < expected else "is longer than its header says"
+    return f"{how}: it has {size:,} of {expected:,} bytes"

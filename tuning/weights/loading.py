@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def open_tokenizer(artifact: Artifact) -> PreTrainedTokenizerBase:
     """The tokenizer with the artifact's chat template; its end-of-sequence token ends a turn."""
     tokenizer: PreTrainedTokenizerBase = read_tokenizer(artifact.tokenizer)
+    _require_words(tokenizer, artifact)
     if artifact.chat_template:
         template = site.chat_template(artifact.chat_template)
         tokenizer.chat_template = template.read_text(encoding="utf-8")
@@ -65,6 +66,16 @@ def _turn(tokenizer: Any) -> list[int]:
     text = tokenizer.apply_chat_template(turn, tokenize=False)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def _require_words(tokenizer: Any, artifact: Artifact) -> None:
+    """Raise UserError for a tokenizer without words: a library makes an empty one of no files."""
+    ids = tokenizer("a question", add_special_tokens=False)["input_ids"]
+    if not set(ids) - {tokenizer.unk_token_id}:
+        raise UserError(
+            f"'{artifact.tokenizer}' has no tokenizer that reads text: its files are missing or "
+            "empty. Download or copy them (tokenizer.json) beside the model."
+        )
 
 
 def _end_turns(tokenizer: Any, model: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,10 @@ from tuning.runs.errors import UserError
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
+
+
+_LAYER = re.compile(r"^(?:model\.|transformer\.|gpt_neox\.)?(?:layers|h|blocks)\.\d+\.")
+"""Weights of a layer of a language model; vision towers and extra heads may be left over."""
 
 
 def read(location: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -25,6 +30,11 @@ def read(location: str, dtype: torch.dtype) -> PreTrainedModel:
         raise UserError(
             f"'{location}' cannot be loaded: of the weights that its config.json asks for, "
             f"{len(absent)} are missing ({absent[0]}, ...), and would be random."
+        )
+    if more := [key for key in sorted(info["unexpected_keys"]) if _LAYER.search(key)]:
+        raise UserError(
+            f"'{location}' cannot be loaded: its weights have layers that its config.json does not "
+            f"ask for ({more[0]}, ...), and would be left out."
         )
     return model  # type: ignore[no-any-return]
 

@@ -211,7 +211,7 @@ def test_a_preview_names_what_jobs_run_with(monkeypatch, tmp_path):
 def test_in_a_container_the_job_itself_runs_with_the_python_that_submits(monkeypatch, tmp_path):
     """So its supervisor has SLURM's commands; the report, which needs them, has no container."""
     home = use(monkeypatch, tmp_path)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "no-cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "no-cache"))
     path = tmp_path / "cluster.yaml"
     path.write_text("defaults: {python: /opt/python, container: a.sif}\n")
     found = {a.kind: s for a, s in Submission(plan(), Cluster(path=path), None).preview(1001)}
