@@ -139,6 +139,8 @@ def _commands(shown: str) -> list[str]:
             "e.yaml: no_early_stop is 'maybe'; it must be true or false.",
         ),
         (BUDGET + "seeed: 3", "Did you mean '--seed'?"),
+        (BUDGET + "do-training: true", "e.yaml gives do_training twice"),
+        (BUDGET + "seed: 1\ngrid: {seed: [1, 2]}", "e.yaml gives seed beside grid and under it"),
         (BUDGET + "grid: [seed]", "e.yaml: grid is ['seed']; it must be a mapping."),
         (BUDGET + "grid: {seed: 1}", "e.yaml: grid: seed is '1'; it must be a list of values."),
         (BUDGET + "grid: {seed: []}", "e.yaml: grid: seed is []; it must be a list of values."),

@@ -130,6 +130,15 @@ def test_a_server_that_cannot_be_reached_is_given_up_soon(tmp_path, monkeypatch,
     assert "does not answer" in said[0]
 
 
+@pytest.mark.parametrize("url", ["http://[x", "host", "http://"])
+def test_an_address_that_is_none_is_named(tmp_path, monkeypatch, url, said):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    assert report("online", tmp_path) == ["wandb"]
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert f"WANDB_BASE_URL '{url}' names no server" in said[0]
+
+
 def test_a_server_that_never_answers_is_given_up_soon(tmp_path, monkeypatch, silent):
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     began = time.monotonic()

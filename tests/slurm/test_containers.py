@@ -71,7 +71,7 @@ def test_a_stage_in_a_container_is_asked_to_save_and_requeued(
         (user.bin / name).chmod(0o755)
     for name, value in user.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "no-cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "no-cache"))
     (tmp_path / "stage.py").write_text(STAGE)
     stages = tuple(
         Stage(name=name, role=role, hash=digit * 64, phases=("train",),

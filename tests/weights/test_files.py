@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -221,3 +222,21 @@ def beside(folder: Path, name: str, content: bytes) -> None:
 def test_files_of_another_format_beside_the_weights_do_no_harm(folder, name, content):
     beside(folder, name, content)
     require_whole(folder)
+
+
+def test_a_folder_without_a_tokenizer_has_none(home, folder):
+    """A library makes an empty one of no files."""
+    for file in folder.glob("*token*"):
+        file.unlink()
+    base = replace(model_config(str(folder)), chat_template="tiny")
+    with pytest.raises(UserError, match=r"has no tokenizer that reads text|cannot be loaded"):
+        open_tokenizer(artifact_of(base))
+
+
+def test_weights_that_the_config_does_not_ask_for_are_not_left_out(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    config.pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="its weights have layers that its config"):
+        read(str(folder), torch.float32)
