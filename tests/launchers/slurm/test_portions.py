@@ -150,6 +150,26 @@ def test_the_same_command_submits_what_there_is_room_for(world):
     assert set(one.states()) == {"done"}
 
 
+def test_where_no_more_fits_the_report_that_waits_submits_the_rest(world):
+    one = world(chains(2))
+    one.cluster.slots, one.cluster.most = 0, 4
+    assert len(one.submit(max_submit=4).new) == 3
+    again = one.submit(max_submit=9)
+    assert (again.new, len(again.left), again.goes_on) == ({}, 3, True)
+    one.cluster.slots = 4
+    one.go_on()
+    assert set(one.states()) == {"done"}
+
+
+def test_an_extended_plan_without_room_is_submitted_later(world):
+    one = world(chains(1))
+    one.submit(max_submit=4)
+    one.plan = one.stages.plan = chains(2)
+    assert one.submit(max_submit=4).new == {}
+    one.go_on()
+    assert set(one.states()) == {"done"}
+
+
 def test_no_portion_submits_what_failed_or_stands_below_it(world):
     one = world(chains(3))
     one.stages.faulty = {"top-1"}

@@ -217,7 +217,7 @@ def test_in_a_container_the_job_itself_runs_with_the_python_that_submits(monkeyp
     found = {a.kind: s for a, s in Submission(plan(), Cluster(path=path), None).preview(1001)}
     assert f"export TUNING_PYTHON={sys.executable}\n" in found["sft"]
     assert f"'apptainer exec --nv --bind {home} a.sif /opt/python'\n" in found["sft"]
-    assert "export TUNING_PYTHON=/opt/python\n" in found["report"]
+    assert f"export TUNING_PYTHON={sys.executable}\n" in found["report"]
     assert "CONTAINER" not in found["report"]
 
 
