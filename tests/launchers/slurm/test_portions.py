@@ -15,8 +15,9 @@ from tests.launchers.slurm.test_random_plans import Graph
 from tests.small_site import use
 from tuning.launchers.slurm import portions, snapshot
 from tuning.launchers.slurm.client import TooMany
+from tuning.launchers.slurm.outcome import Options, Outcome
 from tuning.launchers.slurm.resources import Cluster
-from tuning.launchers.slurm.submission import Options, Outcome, Submission
+from tuning.launchers.slurm.submission import Submission
 from tuning.plan import Plan, Stage, standing
 from tuning.runs import atomic
 from tuning.runs.errors import UserError
@@ -168,6 +169,26 @@ def test_an_extended_plan_without_room_is_submitted_later(world):
     assert one.submit(max_submit=4).new == {}
     one.go_on()
     assert set(one.states()) == {"done"}
+
+
+def test_a_portion_that_somebody_submitted_meanwhile_is_not_submitted_again(world, capsys):
+    one = world(chains(1))
+    one.submit(max_submit=3)
+    one.submit()
+    before = list(one.cluster.submitted)
+    assert portions.main([str(one.stages.folder)]) == 0
+    assert one.cluster.submitted == before
+    assert "everything was submitted meanwhile" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"python": "/no/such/python"}'])
+def test_a_rest_that_cannot_be_submitted_does_not_end_the_report(world, capsys, text):
+    one = world(chains(1))
+    rest = one.stages.folder / "slurm" / "rest.json"
+    rest.parent.mkdir(parents=True)
+    rest.write_text(text)
+    portions.submit_rest(one.stages.folder)
+    assert "error: the next portion was not submitted: " in capsys.readouterr().out
 
 
 def test_no_portion_submits_what_failed_or_stands_below_it(world):

@@ -172,6 +172,18 @@ def test_a_stage_that_does_more_than_the_first_experiment_runs_after_it(small):
     assert told == [f"depend {number}_[0] afterany:1"]
 
 
+def test_children_wait_for_the_job_by_which_another_experiment_replaced_the_one_they_follow(small):
+    one = small(SFT, slots=0, period=100)
+    one.submit()
+    plan = second(one, SFT, stage("c", "sft"))
+    child = one.submit(plan).new["c"]
+    one.settings, plain = asking(one, mem="2G"), one.settings
+    number = one.submit().new["sft"].number
+    one.settings = plain
+    assert one.submit(plan).queued == {"c": child}
+    assert one.cluster.live["c"].conditions == [("afterok", number, None)]
+
+
 def test_a_second_experiment_trains_a_run_that_the_first_one_gave_up(small):
     one = small(SFT, slots=0)
     one.submit()

@@ -33,6 +33,19 @@ class Asked(Protocol):
     def of(self, stage: Stage) -> Resources: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a plan is submitted."""
+
+    dependency: str | None = None
+    """The dependency of the first stages, as sbatch takes it."""
+    wandb: str = "off"
+    max_submit: int | None = None
+    """How many jobs may be queued or running at a time; the rest is submitted later."""
+    only: frozenset[str] | None = None
+    """Submit at most these stages, and of them those whose parents did not fail."""
+
+
 @dataclass(kw_only=True)
 class Outcome:
     """What a submission did."""

@@ -12,13 +12,13 @@ run is a live job of another experiment gets no job; what needs it depends on th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tuning import config as site
@@ -27,7 +27,7 @@ from tuning.launchers.slurm.arrays import Arrays
 from tuning.launchers.slurm.client import WAITS, Job, Refused, TooMany
 from tuning.launchers.slurm.dependencies import Dependencies
 from tuning.launchers.slurm.ledger import REPORT, Array, Jobs, Task
-from tuning.launchers.slurm.outcome import Asked, Door, Outcome
+from tuning.launchers.slurm.outcome import Asked, Door, Options, Outcome
 from tuning.launchers.slurm.resources import Resources
 from tuning.launchers.slurm.shared import Elsewhere, elsewhere, follow
 from tuning.plan import Plan, Stage, save_plan, standing, sweetspot_ready
@@ -35,18 +35,8 @@ from tuning.runs import atomic
 from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.lock import Lock
 
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a plan is submitted."""
-
-    dependency: str | None = None
-    """The dependency of the first stages, as sbatch takes it."""
-    wandb: str = "off"
-    max_submit: int | None = None
-    """How many jobs may be queued or running at a time; the rest is submitted later."""
-    only: frozenset[str] | None = None
-    """Submit at most these stages, and of them those whose parents did not fail."""
+Live = dict[str, tuple[Task, Job]]
+"""{stage: its task that waits or runs, and SLURM's view of it}."""
 
 
 class Submission:
@@ -78,29 +68,30 @@ class Submission:
     def run(self) -> Outcome:
         """Submit what is neither done nor queued."""
         with Lock(self.folder).holding():
-            arrays = self._found()
-            self._recorded = {array.token: array for array in arrays}
-            self._elsewhere = elsewhere(self.plan.stages, self.folder, self.slurm.queue)
-            live, outcome = self._settled(arrays)
-            missing = self._portion(self._to_submit(outcome), live, outcome)
-            broken = any(not array.released for array in arrays)
-            waits = broken or outcome.shared or REPORT.name in outcome.replaced
-            if missing or (waits and REPORT.name not in live):
-                arrays = self._add(arrays, missing, live, outcome)
-            elif outcome.left:
-                save_plan(self.folder, self.plan)
-            self._connect(arrays, live, outcome)
-            outcome.goes_on = REPORT.name in live
-            options = {name: getattr(self.options, name) for name in _LASTING}
-            portions.write_rest(self.folder, outcome.left, self._asked, options)
-            return outcome
+            return self.submit()
+
+    def submit(self) -> Outcome:
+        """The same, for who holds the lock of the folder."""
+        arrays = self._found()
+        self._recorded = {array.token: array for array in arrays}
+        self._elsewhere = elsewhere(self.plan.stages, self.folder, self.slurm.queue)
+        live, outcome = self._settled(arrays)
+        self._follow_replaced(arrays, live, outcome)
+        missing = self._portion(self._to_submit(outcome), live, outcome)
+        broken = any(not array.released for array in arrays)
+        waits = broken or outcome.shared or REPORT.name in outcome.replaced
+        if missing or (waits and REPORT.name not in live):
+            arrays = self._add(arrays, missing, live, outcome)
+        elif outcome.left:
+            save_plan(self.folder, self.plan)
+        self._connect(arrays, live, outcome)
+        outcome.goes_on = REPORT.name in live
+        options = {name: getattr(self.options, name) for name in _LASTING}
+        portions.write_rest(self.folder, outcome.left, self._asked, options)
+        return outcome
 
     def _add(
-        self,
-        arrays: list[Array],
-        missing: list[Stage],
-        live: dict[str, tuple[Task, Job]],
-        outcome: Outcome,
+        self, arrays: list[Array], missing: list[Stage], live: Live, outcome: Outcome
     ) -> list[Array]:
         """All arrays, when stages were submitted, and a report after them in place of the one that
         waits. That one is submitted again, with its plan, where SLURM refuses the stages.
@@ -153,7 +144,7 @@ class Submission:
         """What SLURM knows of the tasks of everybody who submitted this experiment."""
         return self.slurm.queue(self.jobs.users())
 
-    def _settled(self, arrays: Sequence[Array]) -> tuple[dict[str, tuple[Task, Job]], Outcome]:
+    def _settled(self, arrays: Sequence[Array]) -> tuple[Live, Outcome]:
         """What is live, and what follows from it, when all that has to go has been cancelled.
 
         A task may start before it is cancelled; then it stays, and everything is sorted again.
@@ -171,10 +162,8 @@ class Submission:
             replaced |= {n: t for n, t in outcome.dropped.items() if self._differs(n, t)}
         raise StageFailed(f"SLURM did not cancel {', '.join(dropped)}; submit again.")
 
-    def _live(self, arrays: Sequence[Array]) -> dict[str, tuple[Task, Job]]:
-        """{stage: its pending or running task, and SLURM's view of it}; what SLURM holds since its
-        start failed is released.
-        """
+    def _live(self, arrays: Sequence[Array]) -> Live:
+        """What is pending or running; what SLURM holds since its start failed is released."""
         if not arrays:
             return {}
         tokens = {array.token for array in arrays}
@@ -206,7 +195,7 @@ class Submission:
                     f"must submit it again, or cancel job {array.number}."
                 )
 
-    def _sorted(self, live: Mapping[str, tuple[Task, Job]]) -> Outcome:
+    def _sorted(self, live: Live) -> Outcome:
         """What is queued and what has ended; a waiting task that depends on a job that is gone, or
         asks for other resources than its stage, is neither, and is to be dropped.
         """
@@ -260,6 +249,20 @@ class Submission:
         cared_for = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
         return [stage for stage in self.plan.stages if stage.name not in cared_for]
 
+    def _follow_replaced(self, arrays: Sequence[Array], live: Live, outcome: Outcome) -> None:
+        """Let queued tasks wait for the present job of a run of another experiment, which may have
+        replaced the one that they were submitted after.
+        """
+        for name, task in outcome.queued.items():
+            above = self._dependencies.above(self.plan.stage(name))
+            waits = live[name][1].reason == "Dependency" and self._is_ours(task.token)
+            if waits and not outcome.shared.keys().isdisjoint(above):
+                found = self._dependencies.conditions(
+                    [task], outcome.queued, arrays, self._elsewhere
+                )
+                with contextlib.suppress(StageFailed):  # it has just started, or was cancelled
+                    self.slurm.depend(task.number, [task.index], *found)
+
     def _require_possible(self, stages: Sequence[Stage], *, replaces: bool = False) -> None:
         """Raise Refused if the cluster could never run one of these stages, or the report; where
         they replace jobs, also if a policy is against them, which sbatch would say too late.
@@ -272,9 +275,7 @@ class Submission:
             script = self._files.script(arrays[0], Path("SNAPSHOT"))
             feasible.require_possible(self.slurm, named, resources, script, policy=replaces)
 
-    def _portion(
-        self, missing: list[Stage], live: Mapping[str, tuple[Task, Job]], outcome: Outcome
-    ) -> list[Stage]:
+    def _portion(self, missing: list[Stage], live: Live, outcome: Outcome) -> list[Stage]:
         """The first of the missing stages that may be submitted now; the others are left."""
         if self.options.only is not None:
             going = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
@@ -304,7 +305,7 @@ class Submission:
                 outcome.left = [*missing[half:], *outcome.left]
                 missing = missing[:half]
 
-    def _waiting_report(self, live: Mapping[str, tuple[Task, Job]]) -> Task | None:
+    def _waiting_report(self, live: Live) -> Task | None:
         """The report of this user that waits, and does not wait for new stages."""
         task, job = live.get(REPORT.name, (None, _NEW))
         waits = task is not None and job.state in WAITS and self._is_ours(task.token)
@@ -331,9 +332,7 @@ class Submission:
             raise
         return everything
 
-    def _connect(
-        self, arrays: Sequence[Array], live: Mapping[str, tuple[Task, Job]], outcome: Outcome
-    ) -> None:
+    def _connect(self, arrays: Sequence[Array], live: Live, outcome: Outcome) -> None:
         """Set the dependencies of the tasks of all unreleased arrays, then release them.
 
         It is set for every task, even to nothing: this makes SLURM keep a separate record of the
@@ -377,7 +376,7 @@ class Submission:
             array.released = True
         self.jobs.write(kept)
 
-    def _cancel_strangers(self, live: Mapping[str, tuple[Task, Job]], going: set[str]) -> None:
+    def _cancel_strangers(self, live: Live, going: set[str]) -> None:
         """Cancel held tasks of stages that left the plan, before their array is released."""
         left = [task.id for task, job in live.values() if job.held and task.id not in going]
         if left:
@@ -392,7 +391,7 @@ _NEW = Job(id="0_0", state="PENDING")
 """SLURM's view of a task that was just submitted."""
 
 
-def _report_of(arrays: Sequence[Array]) -> dict[str, tuple[Task, Job]]:
+def _report_of(arrays: Sequence[Array]) -> Live:
     """The report that was just submitted, as what is live."""
     tasks = [task for array in arrays for task in array.tasks if task.stage == REPORT.name]
     return {REPORT.name: (tasks[-1], _NEW)}
