@@ -52,6 +52,11 @@ def write_rest(
     )
 
 
+def left_stages(folder: Path) -> list[str]:
+    """The stages that are still to be submitted."""
+    return list((atomic.read_object(_path(folder)) or {}).get("stages", []))
+
+
 def _path(folder: Path) -> Path:
     return folder / "slurm" / "rest.json"
 
