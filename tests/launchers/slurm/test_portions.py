@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from tests.launchers.slurm.fake_cluster import FakeCluster, FakeStages
 from tests.launchers.slurm.test_random_plans import Graph
 from tests.small_site import use
+from tuning import launch as launching
+from tuning.launch import Launch
 from tuning.launchers.slurm import portions, snapshot
 from tuning.launchers.slurm.client import TooMany
 from tuning.launchers.slurm.outcome import Options, Outcome
@@ -179,6 +182,21 @@ def test_a_portion_that_somebody_submitted_meanwhile_is_not_submitted_again(worl
     assert portions.main([str(one.stages.folder)]) == 0
     assert one.cluster.submitted == before
     assert "everything was submitted meanwhile" in capsys.readouterr().out
+
+
+def test_a_plan_that_another_one_came_before_is_refused(world, monkeypatch):
+    """Both were found to be the first of their name; the other one took the lock first."""
+    one = world(chains(1))
+    other = replace(one.plan, stages=(_stage("other", "sft"),))
+    monkeypatch.setattr(
+        launching, "_require_successor",
+        lambda plan: Submission(other, one.settings, one.cluster).run(),
+    )  # fmt: skip
+    monkeypatch.setenv("TUNING_CLUSTER", str(one.settings.path))
+    with pytest.raises(UserError, match="'trial' is another plan, and 'other', which this one"):
+        launching.launch(one.plan, Launch(launcher="slurm", resources={"offline": False}))
+    assert one.cluster.submitted == ["other", "report"]
+    assert Plan.from_json(atomic.read_json(one.stages.folder / "plan.json")) == other
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"python": "/no/such/python"}'])
