@@ -182,6 +182,9 @@ def test_children_wait_for_the_job_by_which_another_experiment_replaced_the_one_
     one.settings = plain
     assert one.submit(plan).queued == {"c": child}
     assert one.cluster.live["c"].conditions == [("afterok", number, None)]
+    report = next(t for t in one.cluster.tasks if t.live and t.token.startswith("second.1") and
+                  t.stage.name == REPORT.name)  # fmt: skip
+    assert report.conditions == [("afterany", n, None) for n in (child.number, number)]
 
 
 def test_a_second_experiment_trains_a_run_that_the_first_one_gave_up(small):

@@ -253,13 +253,14 @@ class Submission:
         """Let queued tasks wait for the present job of a run of another experiment, which may have
         replaced the one that they were submitted after.
         """
-        for name, task in outcome.queued.items():
-            above = self._dependencies.above(self.plan.stage(name))
+        others = {n: o for n, o in self._elsewhere.items() if n not in outcome.ended}
+        report = {REPORT.name: live[REPORT.name][0]} if REPORT.name in live else {}
+        for name, task in (outcome.queued | report).items():
+            is_report = name == REPORT.name
+            above = outcome.shared if is_report else self._dependencies.above(self._stages[name])
             waits = live[name][1].reason == "Dependency" and self._is_ours(task.token)
             if waits and not outcome.shared.keys().isdisjoint(above):
-                found = self._dependencies.conditions(
-                    [task], outcome.queued, arrays, self._elsewhere
-                )
+                found = self._dependencies.conditions([task], outcome.queued, arrays, others)
                 with contextlib.suppress(StageFailed):  # it has just started, or was cancelled
                     self.slurm.depend(task.number, [task.index], *found)
 
