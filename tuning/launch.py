@@ -123,16 +123,29 @@ def launch(plan: Plan, options: Launch) -> int:
     require_fits("experiment", plan.experiment)
     for stage in plan.stages:
         require_fits("run", stage.name)
-    launcher = launcher_of(options)
+    with quits("stopped; nothing was submitted"):
+        launcher = launcher_of(options)
     if options.dry_run:
         with quits():
             return _dry_run(plan, launcher, options)
     site.require_writable_home()
-    _require_successor(plan)
+    with quits("stopped; nothing was submitted"):
+        _require_successor(plan)
     if launcher == "slurm":
         with quits("stopped before everything was submitted; the same command submits the rest"):
             return _submit(plan, options)
+    if unused := _for_slurm_only(options):
+        _to_stderr(f"note: nothing is submitted to SLURM here; not used: {', '.join(unused)}")
     return _run_here(plan, options)
+
+
+def _for_slurm_only(options: Launch) -> list[str]:
+    """The flags that were given and mean nothing on this machine."""
+    asked = {**options.resources, "sbatch": options.resources.get("options")}
+    asked |= {"resources": options.kinds, "dependency": options.dependency}
+    asked |= {"max_submit": options.max_submit}
+    shown = (name for name, value in asked.items() if value not in (None, "", (), {}))
+    return [f"--{name}" for name in shown if name not in ("processes", "options")]
 
 
 def _require_successor(plan: Plan) -> None:
@@ -192,6 +205,8 @@ def _submit(plan: Plan, options: Launch) -> int:
     from tuning.launchers.slurm import feasible
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
+    from tuning.manage.succession import require_successor
+    from tuning.runs.lock import Lock
 
     cluster, slurm = Cluster(options.resources, kinds=options.kinds), Slurm()
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
@@ -206,7 +221,10 @@ def _submit(plan: Plan, options: Launch) -> int:
                 f"{'; '.join(absent)}. Jobs run offline: download it here first with "
                 "`tuning prefetch` and the same flags, or give --offline false."
             )
-    outcome = _submission(plan, cluster, slurm, options).run()
+    submission = _submission(plan, cluster, slurm, options)
+    with Lock(submission.folder).holding():
+        require_successor(plan, site.home())  # again: another submission may have been under way
+        outcome = submission.submit()
     _print_submitted(plan, cluster, outcome)
     for line in feasible.warnings(slurm, [*outcome.new.values(), *outcome.queued.values()]):
         _to_stderr(f"warning: {line}")
@@ -214,7 +232,8 @@ def _submit(plan: Plan, options: Launch) -> int:
 
 
 def _submission(plan: Plan, cluster: Any, slurm: Any, options: Launch) -> Any:
-    from tuning.launchers.slurm.submission import Options, Submission
+    from tuning.launchers.slurm.outcome import Options
+    from tuning.launchers.slurm.submission import Submission
 
     return Submission(
         plan,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,13 @@ from tuning import cli
 from tuning import config as site
 from tuning.launchers.slurm.client import Job
 from tuning.launchers.slurm.ledger import Array, Jobs
-from tuning.launchers.slurm.script import STOPPED_IN_SETUP
+from tuning.launchers.slurm.script import ENDED_IN_SETUP, STOPPED_IN_SETUP
+from tuning.manage.commands import logs
 from tuning.manage.status import StageStatus, stages_of, states, table
 from tuning.plan import Plan, Stage
 from tuning.runs import atomic
-from tuning.runs.errors import StageFailed
+from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.identity import FORMAT
 from tuning.runs.lock import Lock
 from tuning.runs.rundir import Identity, claim
 
@@ -241,6 +244,34 @@ def test_a_job_that_was_stopped_during_its_set_up_lines_says_so(submitted):
     submitted.task(0, "FAILED", "NonZeroExitCode")
     assert submitted.told()["a"] == ("failed", STOPPED_IN_SETUP)
     assert "raise time" in STOPPED_IN_SETUP
+
+
+def test_what_slurm_says_of_a_job_is_told_before_what_its_set_up_lines_do(submitted):
+    submitted.output(1, f"error: {ENDED_IN_SETUP}\n")
+    submitted.run("a", "done", train=1)
+    submitted.task(1, "FAILED", "NonZeroExitCode")
+    assert submitted.told()["b"] == ("stopped", ENDED_IN_SETUP)
+    submitted.output(1, f"error: {STOPPED_IN_SETUP}\nsrun: DUE TO NODE FAILURE\n")
+    assert submitted.told()["b"] == ("failed", "node failure")
+
+
+def test_a_stage_that_is_left_says_who_submits_it(submitted):
+    rest = submitted.folder / "slurm" / "rest.json"
+    atomic.write_json(rest, {"format": FORMAT, "stages": ["b", "c"]})
+    submitted.task(0, "RUNNING")
+    assert submitted.told()["b"] == submitted.told()["c"] == ("pending", "left: submit again")
+    jobs = Jobs(submitted.folder)
+    report = Array(token="trial.1.report", kind="report", stages=["report"], keys=["k"], number=8)
+    jobs.write([*jobs.arrays(), report])
+    submitted.slurm.jobs.append(
+        Job(id="8_0", state="PENDING", reason="Dependency", token="trial.1.report")
+    )
+    assert submitted.told()["b"] == ("pending", "submitted with the next portion")
+    submitted.record("a", "failed", "no")
+    submitted.slurm.jobs.pop(0)
+    assert submitted.told()["b"] == ("blocked", "a failed")
+    rest.unlink()
+    assert submitted.told()["c"] == ("blocked", "b blocked")
 
 
 def test_a_stage_that_hangs_shows_how_long_it_made_no_progress(submitted):
@@ -582,3 +613,17 @@ def test_slurm_may_know_what_killed_a_stage(submitted, words, reason):
     submitted.record("a", "failed", "killed by SIGKILL", signal="SIGKILL")
     submitted.output(0, words)
     assert submitted.told()["a"] == ("failed", reason)
+
+
+def test_the_log_of_a_run_that_another_experiment_queued_is_found_there(submitted, capsys):
+    submitted.output(0, "its set-up lines\n")
+    atomic.write_text(submitted.folder / "logs" / "a.txt", "step 1\n")
+    second = Plan(experiment="second", stages=PLAN.stages)
+    assert logs([PLAN, second], "a", follow=False) == 0
+    assert capsys.readouterr().out.splitlines() == ["step 1", "its set-up lines"]
+    atomic.write_text(submitted.folder.parent / "second" / "logs" / "a.txt", "its own\n")
+    assert logs([PLAN, second], "a", follow=False) == 0
+    assert capsys.readouterr().out == "its own\n"
+    other = Plan(experiment="third", stages=(replace(PLAN.stages[0], hash="f" * 64),))
+    with pytest.raises(UserError, match="'a' has no log yet"):
+        logs([PLAN, other], "a", follow=False)

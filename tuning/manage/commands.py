@@ -55,13 +55,13 @@ def _page(plan: Plan, found: Sequence[StageStatus]) -> str:
 
 
 def logs(plans: Sequence[Plan], run: str, *, follow: bool) -> int:
-    """Print the log of a stage, from the newest experiment that has it."""
+    """Print the log of a stage, from the newest experiment that has it; of a run that experiments
+    share, from the one whose job it is.
+    """
     plan, stage = _named(plans, run)
-    folder = site.reports_dir() / plan.experiment
-    log = folder / "logs" / f"{stage}.txt"
-    task = Jobs(folder).task_of(stage)
-    output = folder / "slurm" / f"{task.token}-{task.index}.out" if task else None
-    places = [path for path in (log, output) if path is not None and path.exists()]
+    same = [other for other in reversed(plans) if other is not plan and _share(plan, other, stage)]
+    plan = next((each for each in (plan, *same) if _logs_of(each, stage)), plan)
+    log, places = _log(plan, stage), _logs_of(plan, stage)
     if not places and not follow:
         raise UserError(f"'{stage}' has no log yet; try again later, or follow it with -f.")
     for path in places:
@@ -72,6 +72,24 @@ def logs(plans: Sequence[Plan], run: str, *, follow: bool) -> int:
     if follow:
         _follow(log, plan, stage)
     return 0
+
+
+def _log(plan: Plan, stage: str) -> Path:
+    return site.reports_dir() / plan.experiment / "logs" / f"{stage}.txt"
+
+
+def _logs_of(plan: Plan, stage: str) -> list[Path]:
+    """The log of a stage and the output of its job in an experiment, as far as they exist."""
+    folder = site.reports_dir() / plan.experiment
+    task = Jobs(folder).task_of(stage)
+    output = folder / "slurm" / f"{task.token}-{task.index}.out" if task else None
+    return [path for path in (_log(plan, stage), output) if path is not None and path.exists()]
+
+
+def _share(plan: Plan, other: Plan, name: str) -> bool:
+    """Whether two experiments have a stage of this name that does some of the same work."""
+    works = [set(s.work) for each in (plan, other) for s in each.stages if s.name == name]
+    return len(works) == 2 and not works[0].isdisjoint(works[1])
 
 
 def _follow(log: Path, plan: Plan, stage: str) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from tuning.launchers.slurm import reasons
 from tuning.launchers.slurm.client import WAITS, Job, Slurm
-from tuning.launchers.slurm.ledger import Jobs, Task
-from tuning.launchers.slurm.script import STOPPED_IN_SETUP
+from tuning.launchers.slurm.ledger import REPORT, Jobs, Task
+from tuning.launchers.slurm.portions import left_stages
+from tuning.launchers.slurm.script import ENDED_IN_SETUP, STOPPED_IN_SETUP
 from tuning.launchers.slurm.shared import Elsewhere, elsewhere
 from tuning.plan import Plan, Stage, Standing, standing
 from tuning.runs import atomic, typed
@@ -61,6 +62,8 @@ class _View:
     """Live tasks of other experiments that have the runs of stages."""
     unreleased: frozenset[str] = frozenset()
     """The tokens of arrays whose submission was interrupted."""
+    left: frozenset[str] = frozenset()
+    """Stages that are left for a later portion."""
     answered: bool = True
 
     @property
@@ -74,6 +77,7 @@ def stages_of(plan: Plan, home: Path, slurm: Slurm | None = None) -> list[StageS
     """
     view = _View(plan, home)
     jobs = Jobs(view.folder)
+    view.left = frozenset(left_stages(view.folder))
     view.tasks = jobs.latest()
     if view.tasks:
         view.unreleased = frozenset(a.token for a in jobs.arrays() if not a.released)
@@ -139,6 +143,8 @@ def _not_done(
         return _live(view, task, job, stage, above)
     if any(d is not None and Lock(d.path).holder() for d in (found.run, found.evaluation)):
         return "running", ""
+    if stage.name in view.left and not _blocked(stage, above):
+        return "pending", _when_submitted(view)
     record = atomic.read_object(view.folder / "stages" / f"{stage.name}.json") or {}
     if task is not None and record.get("job") not in (None, task.id):
         record = {}  # of an earlier submission
@@ -149,9 +155,8 @@ def _not_done(
         return "failed", reason
     if record.get("state") in ("done", "skipped"):
         return "pending", _vanished(stage, found)
-    for parent in stage.parents:
-        if parent in above and above[parent].state in ("failed", "blocked", "cancelled"):
-            return "blocked", f"{parent} {above[parent].state}"
+    if blocked := _blocked(stage, above):
+        return "blocked", blocked
     if task is not None:
         if not view.answered:
             return "waiting", "SLURM does not answer"
@@ -159,6 +164,22 @@ def _not_done(
     if record.get("state") == "running":
         return "stopped", "its supervisor was killed; launch it again"
     return "pending", str(record.get("reason", "")) or "not started"
+
+
+def _blocked(stage: Stage, above: Mapping[str, StageStatus]) -> str:
+    """The parent without which a stage cannot run, and how it ended; "" if there is none."""
+    for parent in stage.parents:
+        if parent in above and above[parent].state in ("failed", "blocked", "cancelled"):
+            return f"{parent} {above[parent].state}"
+    return ""
+
+
+def _when_submitted(view: _View) -> str:
+    """Who submits a stage that is left: the report, or nobody if it is not queued."""
+    report = view.tasks.get(REPORT.name)
+    job = view.queue.get(report.id) if report else None
+    goes_on = report is not None and (not view.answered or (job is not None and job.live))
+    return "submitted with the next portion" if goes_on else "left: submit again"
 
 
 def _vanished(stage: Stage, found: Standing) -> str:
@@ -201,13 +222,15 @@ def _me() -> str:
 
 
 _WORDS = (
-    (re.escape(STOPPED_IN_SETUP), "failed", STOPPED_IN_SETUP),
     (r"oom.kill|exceeded (?:job )?memory limit|Out Of Memory", "failed", "out of memory"),
     (r"DUE TO TIME LIMIT", "failed", "time limit reached before it saved"),
     (r"DUE TO NODE FAILURE", "failed", "node failure"),
     (r"DUE TO PREEMPTION", "stopped", "preempted"),
     (r"CANCELLED AT", "cancelled", "cancelled"),
+    (re.escape(STOPPED_IN_SETUP), "failed", STOPPED_IN_SETUP),
+    (re.escape(ENDED_IN_SETUP), "stopped", ENDED_IN_SETUP),
 )
+"""The words of an output, and what they mean; SLURM's own say more than those of our script."""
 _STATES = {
     "OUT_OF_MEMORY": ("failed", "out of memory"),
     "TIMEOUT": ("failed", "time limit reached before it saved"),

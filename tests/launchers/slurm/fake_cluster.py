@@ -32,7 +32,7 @@ from tuning.launchers.slurm.job import Forks
 from tuning.launchers.slurm.ledger import REPORT
 from tuning.plan import Plan, Stage, standing, sweetspot_ready
 from tuning.runs import manifest
-from tuning.runs.errors import StageFailed, UserError
+from tuning.runs.errors import StageFailed
 from tuning.runs.identity import FORMAT
 from tuning.sweetspots.store import METADATA, checkpoint_name
 
@@ -128,16 +128,20 @@ class FakeCluster:
         """The calls of submit, counted from here, that are refused."""
         self.impossible = ""
         """The memory that no node has."""
+        self.forbidden = ""
+        """The memory that a policy is against."""
         self.unchangeable = ""
         """The same, where only a change of the job says so."""
         self._next = 1
 
     # -- what a submission asks
 
-    def refusal(self, script: str) -> str:
-        """Why a script could never run: the `impossible` that it asks for."""
+    def refusal(self, script: str, *, policy: bool = False) -> str:
+        """Why a script could never run: the `impossible` that it asks for, or the `forbidden`."""
         self._call("refusal", lambda: None)
         asks = read_script(script)[0].get("--mem", "")
+        if policy and asks and asks == self.forbidden:
+            return "Job violates accounting/QOS policy (job submit limit, user's size)"
         impossible = asks and asks == self.impossible
         return "Requested node configuration is not available" if impossible else ""
 
@@ -152,7 +156,7 @@ class FakeCluster:
             if 0 in self.refusals:
                 self.calls.append("submit")
                 self._note("submit refused")
-                raise UserError("SLURM refuses it: no such partition.")
+                raise Refused("SLURM refuses it: no such partition.")
         return int(self._call("submit", lambda: self._submit(script)))
 
     def depend(self, number: int, indices: Sequence[int], condition: str) -> None:
@@ -229,7 +233,7 @@ class FakeCluster:
                   for entry in found["stages"]]  # fmt: skip
         assert (int(first), int(last)) == (0, len(stages) - 1)
         if len(stages) > self.largest:
-            raise UserError("SLURM refuses it: Invalid job array specification.")
+            raise Refused("SLURM refuses it: Invalid job array specification.")
         token = options["--comment"].removeprefix("tuning:")
         number, self._next = self._next, self._next + 1 + len(stages)
         self._note(f"submit {number} {token}: {', '.join(s.name for s in stages)}")

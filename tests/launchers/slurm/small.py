@@ -6,8 +6,9 @@ import random
 from pathlib import Path
 
 from tests.launchers.slurm.fake_cluster import FakeCluster, FakeStages
+from tuning.launchers.slurm.outcome import Options, Outcome
 from tuning.launchers.slurm.resources import Cluster
-from tuning.launchers.slurm.submission import Options, Outcome, Submission
+from tuning.launchers.slurm.submission import Submission
 from tuning.plan import Plan, Stage, standing
 from tuning.runs.identity import digest
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tuning.launchers.slurm import client as slurm
-from tuning.launchers.slurm.client import Job, Node, Refused, Slurm, tasks
+from tuning.launchers.slurm.client import Job, Node, Refused, Slurm, TooMany, tasks
 from tuning.runs.errors import StageFailed, UserError
 
 pytestmark = pytest.mark.unit
@@ -172,6 +172,19 @@ def test_a_script_is_tried_and_only_what_never_passes_is_a_refusal(commands, sai
     assert Slurm().refusal("#!/bin/sh\n") == ""
 
 
+@pytest.mark.parametrize("said", ["AssocGrpSubmitJobsLimit", "QOSMaxSubmitJobPerUserLimit"])
+def test_too_many_jobs_are_no_refusal(commands, said):
+    policy = "Job violates accounting/QOS policy (job submit limit, user's size)"
+    error = f"sbatch: error: {said}\nsbatch: error: Batch job submission failed: {policy}\n"
+    commands.answer("sbatch", error=error, code=1)
+    with pytest.raises(TooMany, match=said):
+        Slurm().submit(Path("/x/trial.1.sft.sbatch"))
+    assert Slurm().refusal("#!/bin/sh\n", policy=True) == ""
+    commands.answer("sbatch", error=f"allocation failure: {policy}", code=1)
+    assert Slurm().refusal("#!/bin/sh\n", policy=True) == policy
+    assert Slurm().refusal("#!/bin/sh\n") == ""
+
+
 def test_the_nodes_of_a_cluster(commands):
     commands.answer("sinfo", "low*|8|64000|gpu:a100:4(S:0-1)|idle\nbig|64|1000000+|(null)|drained\n"
                              "low*|8|64000|(null)|mixed*\nlow*|8|64000|(null)|idle~\n")  # fmt: skip
@@ -203,7 +216,8 @@ def test_a_command_that_fails_without_a_word_is_named_by_its_exit_code(commands)
 
 def test_variables_of_sbatch_do_not_beat_what_a_script_says(commands, monkeypatch):
     """SLURM lets SBATCH_PARTITION beat `#SBATCH --partition`; flags and cluster.yaml must win."""
-    names = ("PARTITION", "GRES", "TIMELIMIT", "QOS", "ACCOUNT", "CONSTRAINT", "MEM_PER_NODE")
+    names = ("PARTITION", "GRES", "TIMELIMIT", "QOS", "ACCOUNT", "CONSTRAINT", "MEM_PER_NODE",
+             "CLUSTERS")  # fmt: skip
     for name in names:
         monkeypatch.setenv(f"SBATCH_{name}", "secondhand")
     monkeypatch.setenv("SBATCH_RESERVATION", "kept")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ import pytest
 from tests.launchers.slurm.fake_cluster import FakeCluster, FakeStages
 from tests.launchers.slurm.test_random_plans import Graph
 from tests.small_site import use
+from tuning import launch as launching
+from tuning.launch import Launch
 from tuning.launchers.slurm import portions, snapshot
 from tuning.launchers.slurm.client import TooMany
+from tuning.launchers.slurm.outcome import Options, Outcome
 from tuning.launchers.slurm.resources import Cluster
-from tuning.launchers.slurm.submission import Options, Outcome, Submission
+from tuning.launchers.slurm.submission import Submission
 from tuning.plan import Plan, Stage, standing
 from tuning.runs import atomic
 from tuning.runs.errors import UserError
@@ -148,6 +152,61 @@ def test_the_same_command_submits_what_there_is_room_for(world):
     assert len(one.submit().new) == 4
     assert one.go_on() == 0
     assert set(one.states()) == {"done"}
+
+
+def test_where_no_more_fits_the_report_that_waits_submits_the_rest(world):
+    one = world(chains(2))
+    one.cluster.slots, one.cluster.most = 0, 4
+    assert len(one.submit(max_submit=4).new) == 3
+    again = one.submit(max_submit=9)
+    assert (again.new, len(again.left), again.goes_on) == ({}, 3, True)
+    one.cluster.slots = 4
+    one.go_on()
+    assert set(one.states()) == {"done"}
+
+
+def test_an_extended_plan_without_room_is_submitted_later(world):
+    one = world(chains(1))
+    one.submit(max_submit=4)
+    one.plan = one.stages.plan = chains(2)
+    assert one.submit(max_submit=4).new == {}
+    one.go_on()
+    assert set(one.states()) == {"done"}
+
+
+def test_a_portion_that_somebody_submitted_meanwhile_is_not_submitted_again(world, capsys):
+    one = world(chains(1))
+    one.submit(max_submit=3)
+    one.submit()
+    before = list(one.cluster.submitted)
+    assert portions.main([str(one.stages.folder)]) == 0
+    assert one.cluster.submitted == before
+    assert "everything was submitted meanwhile" in capsys.readouterr().out
+
+
+def test_a_plan_that_another_one_came_before_is_refused(world, monkeypatch):
+    """Both were found to be the first of their name; the other one took the lock first."""
+    one = world(chains(1))
+    other = replace(one.plan, stages=(_stage("other", "sft"),))
+    monkeypatch.setattr(
+        launching, "_require_successor",
+        lambda plan: Submission(other, one.settings, one.cluster).run(),
+    )  # fmt: skip
+    monkeypatch.setenv("TUNING_CLUSTER", str(one.settings.path))
+    with pytest.raises(UserError, match="'trial' is another plan, and 'other', which this one"):
+        launching.launch(one.plan, Launch(launcher="slurm", resources={"offline": False}))
+    assert one.cluster.submitted == ["other", "report"]
+    assert Plan.from_json(atomic.read_json(one.stages.folder / "plan.json")) == other
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"python": "/no/such/python"}'])
+def test_a_rest_that_cannot_be_submitted_does_not_end_the_report(world, capsys, text):
+    one = world(chains(1))
+    rest = one.stages.folder / "slurm" / "rest.json"
+    rest.parent.mkdir(parents=True)
+    rest.write_text(text)
+    portions.submit_rest(one.stages.folder)
+    assert "error: the next portion was not submitted: " in capsys.readouterr().out
 
 
 def test_no_portion_submits_what_failed_or_stands_below_it(world):

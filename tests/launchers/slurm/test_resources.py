@@ -134,6 +134,18 @@ def test_a_report_takes_no_gpu_and_little_time_whatever_the_defaults_are(asked):
     assert asked("report", environ=environ).gres is None
 
 
+def test_a_report_outside_the_container_has_no_python_of_it(asked):
+    text = "defaults: {container: a.sif, python: /opt/python}\n"
+    assert asked("sft", text).python == "/opt/python"
+    assert asked("report", text).python is None
+    assert asked("report", "", flags={"container": "a.sif", "python": "/opt/python"}).python is None
+    own = text + "stages: {report: {python: /usr/bin/python3}}"
+    assert asked("report", own).python == "/usr/bin/python3"
+    inside = text + "stages: {report: {container: b.sif}}"
+    assert asked("report", inside).python == "/opt/python"
+    assert asked("report", "defaults: {python: /opt/python}").python == "/opt/python"
+
+
 def test_a_report_goes_where_everything_goes_or_where_its_own_lines_say(asked):
     assert asked("report", flags={"partition": "other"}).partition == "other"
     text = FILE + "  report: {partition: cpu, time: 5, cpus: 2}"

@@ -90,6 +90,48 @@ def test_what_the_cluster_could_never_run_changes_nothing(small):
     assert one.submit().queued == before
 
 
+def test_what_a_policy_is_against_replaces_nothing(small):
+    one = small(*CHAIN, slots=0)
+    plain = one.settings
+    before = one.submit().new
+    one.settings, one.cluster.forbidden = asking(one, mem="9G"), "9G"
+    with pytest.raises(Refused, match=r"cannot run stages of kind pft: no node.*9G"):
+        one.submit()
+    one.settings = plain
+    assert one.submit().queued == before
+
+
+def test_a_refusal_of_more_stages_leaves_what_was_queued_as_it_was(small):
+    first = stage("a"), stage("b", "a")
+    one = small(*first, slots=0)
+    one.submit()
+    kept = one.stages.folder.joinpath("plan.json").read_bytes()
+    one.cluster.refusals = [1]
+    with pytest.raises(Refused):
+        one.submit(Plan(experiment="small", stages=(*first, stage("c", "b"))))
+    assert one.stages.folder.joinpath("plan.json").read_bytes() == kept
+    assert one.cluster.live.keys() == {"a", "b", REPORT.name}
+    assert one.cluster.live[REPORT.name].reason == "Dependency"
+    one.cluster.slots = 3
+    one.cluster.run_down()
+    assert set(one.states().values()) == {"done"} and not one.cluster.live
+
+
+def test_the_report_that_another_user_submitted_stays(small):
+    first = stage("a"), stage("b", "a")
+    one = small(*first, slots=0)
+    one.submit()
+    jobs = Jobs(one.stages.folder)
+    arrays = jobs.arrays()
+    for array in arrays:
+        array.user = 1
+    jobs.write(arrays)
+    theirs = one.cluster.live[REPORT.name]
+    one.settings = asking(one, mem="2G")
+    one.submit(Plan(experiment="small", stages=(*first, stage("c"))))
+    assert theirs.live
+
+
 SFT = stage("sft", role="sft")
 FORK = stage("fork-remaining", "sft", role="fork", parent="sft", sweetspot="ppl-2.0",
              total_data=100)  # fmt: skip
@@ -130,6 +172,21 @@ def test_a_stage_that_does_more_than_the_first_experiment_runs_after_it(small):
     assert told == [f"depend {number}_[0] afterany:1"]
 
 
+def test_children_wait_for_the_job_by_which_another_experiment_replaced_the_one_they_follow(small):
+    one = small(SFT, slots=0, period=100)
+    one.submit()
+    plan = second(one, SFT, stage("c", "sft"))
+    child = one.submit(plan).new["c"]
+    one.settings, plain = asking(one, mem="2G"), one.settings
+    number = one.submit().new["sft"].number
+    one.settings = plain
+    assert one.submit(plan).queued == {"c": child}
+    assert one.cluster.live["c"].conditions == [("afterok", number, None)]
+    report = next(t for t in one.cluster.tasks if t.live and t.token.startswith("second.1") and
+                  t.stage.name == REPORT.name)  # fmt: skip
+    assert report.conditions == [("afterany", n, None) for n in (child.number, number)]
+
+
 def test_a_second_experiment_trains_a_run_that_the_first_one_gave_up(small):
     one = small(SFT, slots=0)
     one.submit()
@@ -161,7 +218,7 @@ class Asked:
     """A cluster that refuses everything in these words."""
 
     def __init__(self, refusal: str, *nodes: Node) -> None:
-        self.refusal = lambda script: refusal
+        self.refusal = lambda script, **options: refusal
         self.nodes = lambda: list(nodes)
 
 

@@ -101,6 +101,27 @@ def test_options_are_added_to_those_of_the_file(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--", "'--', which is no option of sbatch"),
+        ("-", "'-', which is no option of sbatch"),
+        ("--=x", "'--=x', which is no option of sbatch"),
+        ("-kH", "'-kH'; --hold of sbatch cannot be set"),
+        ("-QsWk", "'-QsWk'; --wait of sbatch cannot be set"),
+        ("-kc4", "'-kc4'; --cpus-per-task of sbatch is the setting 'cpus'"),
+    ],
+)
+def test_what_hides_an_option_of_ours_is_refused(word, said):
+    with pytest.raises(UserError) as error:
+        sbatch(f"--exclusive {word}")
+    assert said in str(error.value)
+
+
+def test_the_value_of_a_short_option_is_no_option():
+    assert sbatch("-wnH -kQ") == ("-wnH", "-kQ")
+
+
 @pytest.fixture
 def scripts(monkeypatch, tmp_path, capsys):
     """{kind: script} that a submission with these words would send."""

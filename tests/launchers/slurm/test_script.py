@@ -19,7 +19,13 @@ import pytest
 from tests.launchers.slurm.fake_cluster import read_script
 from tests.small_site import use
 from tuning.launchers.slurm.resources import Cluster, Resources
-from tuning.launchers.slurm.script import STOPPED_IN_SETUP, ArrayJob, options, render
+from tuning.launchers.slurm.script import (
+    ENDED_IN_SETUP,
+    STOPPED_IN_SETUP,
+    ArrayJob,
+    options,
+    render,
+)
 from tuning.launchers.slurm.submission import Submission
 from tuning.plan import Plan, Stage
 
@@ -217,16 +223,18 @@ def test_in_a_container_the_job_itself_runs_with_the_python_that_submits(monkeyp
     found = {a.kind: s for a, s in Submission(plan(), Cluster(path=path), None).preview(1001)}
     assert f"export TUNING_PYTHON={sys.executable}\n" in found["sft"]
     assert f"'apptainer exec --nv --bind {home} a.sif /opt/python'\n" in found["sft"]
-    assert "export TUNING_PYTHON=/opt/python\n" in found["report"]
+    assert f"export TUNING_PYTHON={sys.executable}\n" in found["report"]
     assert "CONTAINER" not in found["report"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_during_the_set_up_lines_is_answered_in_one_line(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGUSR1, STOPPED_IN_SETUP), (signal.SIGTERM, ENDED_IN_SETUP)]
+)
+def test_a_signal_during_the_set_up_lines_is_answered_in_one_line(tmp_path, number, words):
     script = render(job(), Resources(setup=(f"touch {tmp_path}/began", "sleep 1", "false")))
     with subprocess.Popen(["bash", "-c", script], stderr=subprocess.PIPE, text=True) as running:
         while not (tmp_path / "began").exists():
             time.sleep(0.01)
         running.send_signal(number)
         _, said = running.communicate(timeout=20)
-    assert (running.returncode, said) == (1, f"error: {STOPPED_IN_SETUP}\n")
+    assert (running.returncode, said) == (1, f"error: {words}\n")

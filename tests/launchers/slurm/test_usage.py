@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tuning.launchers.slurm.client import Slurm
+from tuning.launchers.slurm.client import ACCOUNTED, Slurm
 from tuning.launchers.slurm.ledger import Array, Jobs
-from tuning.launchers.slurm.usage import seconds, size, update
+from tuning.launchers.slurm.usage import by_kind, seconds, size, update
 from tuning.report.usage import usage
 
 pytestmark = pytest.mark.unit
@@ -94,3 +94,10 @@ def test_times(text, value):
 )
 def test_sizes(text, value):
     assert size(text) == value
+
+
+def test_what_sacct_could_not_measure_counts_nothing():
+    line = dict(zip(ACCOUNTED, ("7_0", "COMPLETED", "10", "20", "INVALID",
+                                "cpu=2,gres/gpu=2K,mem=1.5G", ""), strict=True))  # fmt: skip
+    found = by_kind([line, line | {"ElapsedRaw": "INVALID"}], {"7": "sft"})["sft"]
+    assert (found.starts, found.cpu_seconds, found.gpu_seconds) == (1, 0.0, 20480)

@@ -37,6 +37,7 @@ OURS = (
     "SIGNAL",
     "REQUEUE",
     "NO_REQUEUE",
+    "CLUSTERS",
 )
 """Options that our scripts set; sbatch's variables SBATCH_* of these names would override them."""
 FILTERS = ("SQUEUE_", "SACCT_", "SINFO_", "SLURM_CLUSTERS")
@@ -48,13 +49,11 @@ UNSURE = "timed out|unable to contact|connection|communication|try again|tempora
 ACCOUNTED = ("JobID", "State", "ElapsedRaw", "CPUTimeRAW", "TotalCPU", "AllocTRES", "MaxRSS")
 """Columns of sacct."""
 _WIDTH = len(ACCOUNTED)
-TOO_MANY = "MaxSubmitJob"
+TOO_MANY = "(?:Max|Grp)SubmitJob"
 """In errors of sbatch: SLURM takes no more jobs of this user, account or QOS now."""
 PASSING = f"{UNSURE}|no longer pending|already (?:finished|completing)|invalid job id|disabled"
 """Errors of scontrol that say nothing against the job: asked again, SLURM may answer otherwise."""
-NOT_NOW = (
-    "nodes are busy|node not available|policy|partition configuration not available now|held state"
-)
+NOT_NOW = "nodes are busy|node not available|partition configuration not available now|held state"
 """Errors of sbatch --test-only with which sbatch itself accepts a job, or says more."""
 HELD_BY_SLURM = ("launch failed requeued held", "JobHoldMaxRequeue", "job requeued in held state")
 """Reasons of jobs that SLURM holds after their start failed; their owner may release them."""
@@ -159,7 +158,7 @@ class Slurm:
         if done.returncode != 0:
             if re.search(UNSURE, done.stderr, re.IGNORECASE):
                 raise StageFailed(f"sbatch {script.name}: {_errors_of(done)}; submit again.")
-            if TOO_MANY in done.stderr:
+            if re.search(TOO_MANY, done.stderr):
                 raise TooMany(
                     f"SLURM takes no more jobs of yours now ({_errors_of(done)}); the same command "
                     "submits the rest when some have ended."
@@ -167,9 +166,9 @@ class Slurm:
             raise Refused(f"SLURM refuses {script.name}: {_errors_of(done)}.")
         return int(done.stdout.strip().split(";")[0])
 
-    def refusal(self, script: str) -> str:
+    def refusal(self, script: str, *, policy: bool = False) -> str:
         """Why SLURM could never run a task of a script, in SLURM's words; "" if it could, or if it
-        does not say.
+        does not say. `policy`: also why a policy is against it, other than too many jobs.
         """
         try:
             done = self._run(
@@ -177,7 +176,8 @@ class Slurm:
             )
         except StageFailed:
             return ""
-        passes = re.search(f"{NOT_NOW}|{UNSURE}", done.stderr, re.IGNORECASE)
+        passing = f"{NOT_NOW}|{UNSURE}|{TOO_MANY if policy else 'policy'}"
+        passes = re.search(passing, done.stderr, re.IGNORECASE)
         return "" if done.returncode == 0 or passes else _errors_of(done)
 
     def nodes(self) -> list[Node]:

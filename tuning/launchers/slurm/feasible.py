@@ -28,14 +28,18 @@ _UNITS = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
 class Asked(Protocol):
     """What is asked of SLURM."""
 
-    def refusal(self, script: str) -> str: ...
+    def refusal(self, script: str, *, policy: bool = False) -> str: ...
     def nodes(self) -> list[Node]: ...
     def queue(self, users: Iterable[int] = ()) -> list[Job]: ...
 
 
-def require_possible(slurm: Asked, kind: str, resources: Resources, script: str) -> None:
-    """Raise Refused, naming the setting and the kind of stage, for what could never run."""
-    refusal = slurm.refusal(script)
+def require_possible(
+    slurm: Asked, kind: str, resources: Resources, script: str, *, policy: bool = False
+) -> None:
+    """Raise Refused, naming the setting and the kind of stage, for what could never run; `policy`:
+    also for what a policy is against.
+    """
+    refusal = slurm.refusal(script, policy=policy)
     if not refusal:
         return
     reason = ""
@@ -46,7 +50,7 @@ def require_possible(slurm: Asked, kind: str, resources: Resources, script: str)
         if len(up) < resources.nodes <= len(large):
             return
         reason = _lacking(resources, nodes) or _too_many(resources, nodes)
-    elif name := setting_of(refusal):
+    elif "policy" not in refusal and (name := setting_of(refusal)):
         value = getattr(resources, name)
         reason = (f"{name} is {value}" if value else f"{name} is not given") + _change(name)
     raise Refused(

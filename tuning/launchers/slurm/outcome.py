@@ -17,7 +17,7 @@ from tuning.plan import Stage
 class Door(Protocol):
     """What a submission needs of SLURM; `tuning.launchers.slurm.client.Slurm` is one."""
 
-    def refusal(self, script: str) -> str: ...
+    def refusal(self, script: str, *, policy: bool = False) -> str: ...
     def nodes(self) -> list[Node]: ...
     def submit(self, script: Path) -> int: ...
     def depend(self, number: int, indices: Sequence[int], condition: str) -> None: ...
@@ -31,6 +31,19 @@ class Asked(Protocol):
     """What stages ask for; `tuning.launchers.slurm.resources.Cluster` is one."""
 
     def of(self, stage: Stage) -> Resources: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a plan is submitted."""
+
+    dependency: str | None = None
+    """The dependency of the first stages, as sbatch takes it."""
+    wandb: str = "off"
+    max_submit: int | None = None
+    """How many jobs may be queued or running at a time; the rest is submitted later."""
+    only: frozenset[str] | None = None
+    """Submit at most these stages, and of them those whose parents did not fail."""
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,8 @@ from tuning.plan import Plan, Stage, require_format
 from tuning.runs import atomic
 from tuning.runs.identity import FORMAT
 from tuning.runs.interrupt import CONTAINER_VARIABLE
+from tuning.runs.json_text import NotJSON
+from tuning.runs.lock import Lock
 
 KEPT = ("SLURM_CONF", "SLURM_JWT")
 """Variables of SLURM that do not come from the job."""
@@ -48,6 +50,11 @@ def write_rest(
             "asked": {name: distinct.index(resources) for name, resources in asked.items()},
         },
     )
+
+
+def left_stages(folder: Path) -> list[str]:
+    """The stages that are still to be submitted."""
+    return list((atomic.read_object(_path(folder)) or {}).get("stages", []))
 
 
 def _path(folder: Path) -> Path:
@@ -79,10 +86,14 @@ class Settled:
 
 def submit_rest(folder: Path) -> None:
     """Submit the next portion from within a job, if there is one; what goes wrong is printed."""
-    rest = atomic.read_json(_path(folder))
-    if rest is not None:
-        words = [rest["python"], "-P", "-m", "tuning.launchers.slurm.portions", str(folder)]
-        subprocess.run(words, env=_environment(), stdin=subprocess.DEVNULL, check=False)
+    try:
+        rest = atomic.read_object(_path(folder))
+        if rest is not None:
+            python = str(rest.get("python") or sys.executable)
+            words = [python, "-P", "-m", "tuning.launchers.slurm.portions", str(folder)]
+            subprocess.run(words, env=_environment(), stdin=subprocess.DEVNULL, check=False)
+    except (OSError, NotJSON) as error:  # the report must be written
+        print(f"error: the next portion was not submitted: {error}; submit again", flush=True)
 
 
 def _environment() -> dict[str, str]:
@@ -100,14 +111,19 @@ def _environment() -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Submit the next portion; exit code 0."""
     from tuning.launchers.slurm.client import Slurm
-    from tuning.launchers.slurm.submission import Options, Submission
+    from tuning.launchers.slurm.outcome import Options
+    from tuning.launchers.slurm.submission import Submission
 
     folder = Path((sys.argv[1:] if argv is None else argv)[0])
-    rest: dict[str, Any] = atomic.read_json(_path(folder)) or {}
-    require_format(rest, f"'{_path(folder)}'")
-    plan = Plan.from_json(atomic.read_json(folder / "plan.json") or {})
-    options = Options(**rest["options"], only=frozenset(rest["stages"]))
-    outcome = Submission(plan, Settled(rest), Slurm(), options).run()
+    with Lock(folder).holding():
+        rest = atomic.read_object(_path(folder))
+        if rest is None:
+            print("next portion: everything was submitted meanwhile")
+            return 0
+        require_format(rest, f"'{_path(folder)}'")
+        plan = Plan.from_json(atomic.read_object(folder / "plan.json") or {})
+        options = Options(**rest["options"], only=frozenset(rest["stages"]))
+        outcome = Submission(plan, Settled(rest), Slurm(), options).submit()
     print(f"next portion: {len(outcome.new)} stages submitted, {len(outcome.left)} remain")
     return 0
 

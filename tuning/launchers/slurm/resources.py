@@ -149,16 +149,24 @@ class Cluster:
         return found
 
     def _resources(self, kind: str, joined: bool) -> Resources:
-        file = self._defaults | (_REPORT if kind == "report" else {}) | self._stages.get(kind, {})
-        left_out = _REPORT if kind == "report" else () if joined else _JOINS
+        section, own = self._stages.get(kind, {}), self._kinds.get(kind, {})
+        report = self._report(section | dict(own)) if kind == "report" else {}
+        file = self._defaults | report | section
+        left_out = report if kind == "report" else () if joined else _JOINS
         above = {k: v for k, v in self._above.items() if k not in left_out}
-        own = self._kinds.get(kind, {})
         options = (*file.get("options", ()), *self._added, *own.get("options", ()))
         found = _at_home(build(Resources, file | above | dict(own) | {"options": options}))
         if kind == "report":
             limit = seconds(found.time) or 2 * found.signal_seconds
             found = replace(found, signal_seconds=min(found.signal_seconds, limit // 2))
         return _checked(found)
+
+    def _report(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """What overrides the defaults for the report. A python beside the container of the stages
+        is one inside it, where the report does not run.
+        """
+        contained = (self._defaults | self._above).get("container") and not own.get("container")
+        return _REPORT | ({"python": None} if contained else {})
 
 
 def cluster_path() -> Path:

@@ -49,6 +49,8 @@ _LETTERS = {
     "W": "wait", "a": "array", "c": "cpus-per-task", "d": "dependency", "e": "error", "n": "ntasks",
     "o": "output", "p": "partition", "q": "qos", "t": "time",
 }  # fmt: skip
+_ALONE = "HIOQVWhksuv"
+"""Letters of options without a value: others may follow in the same word."""
 
 
 def parsed(text: str, where: str) -> tuple[str, ...]:
@@ -96,9 +98,26 @@ def _quoted(word: str) -> str:
 
 def _refuse_own(word: str, where: str) -> None:
     """Raise UserError for an option that cannot be given; sbatch takes beginnings of names too."""
-    name = word[2:].partition("=")[0] if word.startswith("--") else _LETTERS.get(word[1:2], "")
-    if not name:
-        return
+    names = _names(word)
+    if not names:
+        raise UserError(f"{where} has '{word}', which is no option of sbatch.")
+    for name in filter(None, names):
+        _refuse_name(name, word, where)
+
+
+def _names(word: str) -> list[str]:
+    """The names of the options in a word: `-kH` has those of two letters, "" for one that is not
+    refused.
+    """
+    if word.startswith("--"):
+        name = word[2:].partition("=")[0]
+        return [name] if name else []
+    letters = word[1:]
+    alone = len(letters) - len(letters.lstrip(_ALONE))
+    return [_LETTERS.get(letter, "") for letter in letters[: alone + 1]]
+
+
+def _refuse_name(name: str, word: str, where: str) -> None:
     if full := next((known for known in sorted(_SETTINGS) if known.startswith(name)), None):
         raise UserError(
             f"{where} has '{word}'; --{full} of sbatch is the setting '{_SETTINGS[full]}': give "

@@ -17,7 +17,8 @@ STOPPED_IN_SETUP = (
     "asked to stop while the set-up lines of cluster.yaml ran; if they need that long, raise time"
 )
 """What a job says that gets the warning signal before its stage has started, and ends."""
-_STOPPED = shlex.quote(f'echo "error: {STOPPED_IN_SETUP}" >&2; exit 1')
+ENDED_IN_SETUP = "cancelled or preempted while the set-up lines of cluster.yaml ran; submit again"
+"""What a job says that is told to end before its stage has started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,18 @@ def render(job: ArrayJob, resources: Resources) -> str:
     )
     setup = "".join(f"{line}\n" for line in resources.setup)
     if setup:
-        setup = f"\n# set-up lines of cluster.yaml\ntrap {_STOPPED} USR1 TERM\n{setup}"
+        traps = _trap(STOPPED_IN_SETUP, "USR1") + _trap(ENDED_IN_SETUP, "TERM")
+        setup = f"\n# set-up lines of cluster.yaml\n{traps}{setup}"
     return (
         f"#!/usr/bin/env bash\n{directives}\nset -eo pipefail\n\n{exports}\n{setup}\n"
         f'exec bash "$TUNING_CODE/slurm/stage.sbatch" --tasks {shlex.quote(str(job.tasks))}\n'
     )
+
+
+def _trap(said: str, name: str) -> str:
+    """A line that answers a signal."""
+    action = shlex.quote(f'echo "error: {said}" >&2; exit 1')
+    return f"trap {action} {name}\n"
 
 
 def _contained(job: ArrayJob, resources: Resources) -> dict[str, str]:

@@ -12,13 +12,13 @@ run is a live job of another experiment gets no job; what needs it depends on th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tuning import config as site
@@ -27,25 +27,16 @@ from tuning.launchers.slurm.arrays import Arrays
 from tuning.launchers.slurm.client import WAITS, Job, Refused, TooMany
 from tuning.launchers.slurm.dependencies import Dependencies
 from tuning.launchers.slurm.ledger import REPORT, Array, Jobs, Task
-from tuning.launchers.slurm.outcome import Asked, Door, Outcome
+from tuning.launchers.slurm.outcome import Asked, Door, Options, Outcome
 from tuning.launchers.slurm.resources import Resources
 from tuning.launchers.slurm.shared import Elsewhere, elsewhere, follow
 from tuning.plan import Plan, Stage, save_plan, standing, sweetspot_ready
+from tuning.runs import atomic
 from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.lock import Lock
 
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a plan is submitted."""
-
-    dependency: str | None = None
-    """The dependency of the first stages, as sbatch takes it."""
-    wandb: str = "off"
-    max_submit: int | None = None
-    """How many jobs may be queued or running at a time; the rest is submitted later."""
-    only: frozenset[str] | None = None
-    """Submit at most these stages, and of them those whose parents did not fail."""
+Live = dict[str, tuple[Task, Job]]
+"""{stage: its task that waits or runs, and SLURM's view of it}."""
 
 
 class Submission:
@@ -77,26 +68,53 @@ class Submission:
     def run(self) -> Outcome:
         """Submit what is neither done nor queued."""
         with Lock(self.folder).holding():
-            arrays = self._found()
-            self._recorded = {array.token: array for array in arrays}
-            self._elsewhere = elsewhere(self.plan.stages, self.folder, self.slurm.queue)
-            live, outcome = self._settled(arrays)
-            missing = self._portion(self._to_submit(outcome), live, outcome)
-            broken = any(not array.released for array in arrays)
-            waits = broken or outcome.shared or REPORT.name in outcome.replaced
-            if missing or (waits and REPORT.name not in live):
-                self._require_possible(missing)
-                save_plan(self.folder, self.plan)
-                self._drop_report(live)
-                arrays, missing = self._submit_what_fits(arrays, missing, outcome)
-                latest = {task.stage: task for array in arrays for task in array.tasks}
-                outcome.new = {stage.name: latest[stage.name] for stage in missing}
-                live |= {REPORT.name: (latest[REPORT.name], _NEW)}
-            self._connect(arrays, live, outcome)
-            outcome.goes_on = REPORT.name in live
-            options = {name: getattr(self.options, name) for name in _LASTING}
-            portions.write_rest(self.folder, outcome.left, self._asked, options)
-            return outcome
+            return self.submit()
+
+    def submit(self) -> Outcome:
+        """The same, for who holds the lock of the folder."""
+        arrays = self._found()
+        self._recorded = {array.token: array for array in arrays}
+        self._elsewhere = elsewhere(self.plan.stages, self.folder, self.slurm.queue)
+        live, outcome = self._settled(arrays)
+        self._follow_replaced(arrays, live, outcome)
+        missing = self._portion(self._to_submit(outcome), live, outcome)
+        broken = any(not array.released for array in arrays)
+        waits = broken or outcome.shared or REPORT.name in outcome.replaced
+        if missing or (waits and REPORT.name not in live):
+            arrays = self._add(arrays, missing, live, outcome)
+        elif outcome.left:
+            save_plan(self.folder, self.plan)
+        self._connect(arrays, live, outcome)
+        outcome.goes_on = REPORT.name in live
+        options = {name: getattr(self.options, name) for name in _LASTING}
+        portions.write_rest(self.folder, outcome.left, self._asked, options)
+        return outcome
+
+    def _add(
+        self, arrays: list[Array], missing: list[Stage], live: Live, outcome: Outcome
+    ) -> list[Array]:
+        """All arrays, when stages were submitted, and a report after them in place of the one that
+        waits. That one is submitted again, with its plan, where SLURM refuses the stages.
+        """
+        self._require_possible(missing)
+        before = atomic.read_object(self.folder / "plan.json")
+        save_plan(self.folder, self.plan)
+        report = self._waiting_report(live)
+        if report is not None:
+            self.slurm.cancel([report.id])
+        least = 1 if report is None else 0
+        try:
+            arrays, missing = self._submit_what_fits(arrays, missing, outcome, least)
+        except Refused:
+            if report is not None and before is not None:
+                save_plan(self.folder, Plan.from_json(before))
+                arrays = self._submit(arrays, [])
+                self._connect(arrays, live | _report_of(arrays), outcome)
+            raise
+        latest = {task.stage: task for array in arrays for task in array.tasks}
+        outcome.new = {stage.name: latest[stage.name] for stage in missing}
+        live |= _report_of(arrays)
+        return arrays
 
     def preview(self, max_array_size: int) -> list[tuple[Array, str]]:
         """The arrays that would be submitted if nothing were queued, and their scripts."""
@@ -126,7 +144,7 @@ class Submission:
         """What SLURM knows of the tasks of everybody who submitted this experiment."""
         return self.slurm.queue(self.jobs.users())
 
-    def _settled(self, arrays: Sequence[Array]) -> tuple[dict[str, tuple[Task, Job]], Outcome]:
+    def _settled(self, arrays: Sequence[Array]) -> tuple[Live, Outcome]:
         """What is live, and what follows from it, when all that has to go has been cancelled.
 
         A task may start before it is cancelled; then it stays, and everything is sorted again.
@@ -139,15 +157,13 @@ class Submission:
             dropped = [task.id for task in outcome.dropped.values()]
             if not dropped:
                 return live, outcome
-            self._require_possible(self._to_submit(outcome))
+            self._require_possible(self._to_submit(outcome), replaces=True)
             self.slurm.cancel(dropped, waiting=True)
             replaced |= {n: t for n, t in outcome.dropped.items() if self._differs(n, t)}
         raise StageFailed(f"SLURM did not cancel {', '.join(dropped)}; submit again.")
 
-    def _live(self, arrays: Sequence[Array]) -> dict[str, tuple[Task, Job]]:
-        """{stage: its pending or running task, and SLURM's view of it}; what SLURM holds since its
-        start failed is released.
-        """
+    def _live(self, arrays: Sequence[Array]) -> Live:
+        """What is pending or running; what SLURM holds since its start failed is released."""
         if not arrays:
             return {}
         tokens = {array.token for array in arrays}
@@ -179,7 +195,7 @@ class Submission:
                     f"must submit it again, or cancel job {array.number}."
                 )
 
-    def _sorted(self, live: Mapping[str, tuple[Task, Job]]) -> Outcome:
+    def _sorted(self, live: Live) -> Outcome:
         """What is queued and what has ended; a waiting task that depends on a job that is gone, or
         asks for other resources than its stage, is neither, and is to be dropped.
         """
@@ -201,8 +217,7 @@ class Submission:
                 outcome.ended[stage.name] = (found.state, found.reason)
             elif (other := self._elsewhere.get(stage.name)) is not None and other.same:
                 outcome.shared[stage.name] = other
-        if REPORT.name in live and live[REPORT.name][1].state in WAITS:
-            report = live[REPORT.name][0]
+        if (report := self._waiting_report(live)) is not None:
             outcome.dropped |= {REPORT.name: report} if self._differs(REPORT.name, report) else {}
         return outcome
 
@@ -234,19 +249,34 @@ class Submission:
         cared_for = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
         return [stage for stage in self.plan.stages if stage.name not in cared_for]
 
-    def _require_possible(self, stages: Sequence[Stage]) -> None:
-        """Raise Refused if the cluster could never run one of these stages, or the report."""
+    def _follow_replaced(self, arrays: Sequence[Array], live: Live, outcome: Outcome) -> None:
+        """Let queued tasks wait for the present job of a run of another experiment, which may have
+        replaced the one that they were submitted after.
+        """
+        others = {n: o for n, o in self._elsewhere.items() if n not in outcome.ended}
+        report = {REPORT.name: live[REPORT.name][0]} if REPORT.name in live else {}
+        for name, task in (outcome.queued | report).items():
+            is_report = name == REPORT.name
+            above = outcome.shared if is_report else self._dependencies.above(self._stages[name])
+            waits = live[name][1].reason == "Dependency" and self._is_ours(task.token)
+            if waits and not outcome.shared.keys().isdisjoint(above):
+                found = self._dependencies.conditions([task], outcome.queued, arrays, others)
+                with contextlib.suppress(StageFailed):  # it has just started, or was cancelled
+                    self.slurm.depend(task.number, [task.index], *found)
+
+    def _require_possible(self, stages: Sequence[Stage], *, replaces: bool = False) -> None:
+        """Raise Refused if the cluster could never run one of these stages, or the report; where
+        they replace jobs, also if a policy is against them, which sbatch would say too late.
+        """
         kinds: dict[Resources, list[Array]] = defaultdict(list)
         for array in self._files.of([*stages, REPORT], largest=sys.maxsize, number="1"):
             kinds[self._asked[array.stages[0]]].append(array)
         for resources, arrays in kinds.items():
             named = ", ".join(dict.fromkeys(array.kind for array in arrays))
             script = self._files.script(arrays[0], Path("SNAPSHOT"))
-            feasible.require_possible(self.slurm, named, resources, script)
+            feasible.require_possible(self.slurm, named, resources, script, policy=replaces)
 
-    def _portion(
-        self, missing: list[Stage], live: Mapping[str, tuple[Task, Job]], outcome: Outcome
-    ) -> list[Stage]:
+    def _portion(self, missing: list[Stage], live: Live, outcome: Outcome) -> list[Stage]:
         """The first of the missing stages that may be submitted now; the others are left."""
         if self.options.only is not None:
             going = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
@@ -254,31 +284,33 @@ class Submission:
             missing = [stage for stage in missing if stage.name in chosen]
         if self.options.max_submit is None:
             return missing
-        report = live.get(REPORT.name)
-        dropped = report is not None and report[1].state in WAITS
+        dropped = self._waiting_report(live) is not None
         taken = sum(job.live for job in self.slurm.queue()) - dropped
         room = max(0, self.options.max_submit - taken - 1)
         outcome.left = missing[room:]
         return missing[:room]
 
     def _submit_what_fits(
-        self, arrays: list[Array], missing: list[Stage], outcome: Outcome
+        self, arrays: list[Array], missing: list[Stage], outcome: Outcome, least: int
     ) -> tuple[list[Array], list[Stage]]:
-        """All arrays, and the stages that were submitted: as many as SLURM takes, by halves."""
+        """All arrays, and the stages that were submitted: as many as SLURM takes, by halves, and at
+        least so many.
+        """
         while True:
             try:
                 return self._submit(arrays, missing), missing
             except TooMany:
-                if len(missing) < 2:
+                if len(missing) <= least:
                     raise
                 half = len(missing) // 2
                 outcome.left = [*missing[half:], *outcome.left]
                 missing = missing[:half]
 
-    def _drop_report(self, live: Mapping[str, tuple[Task, Job]]) -> None:
-        """Cancel a queued report, which does not wait for the new stages."""
-        if REPORT.name in live and live[REPORT.name][1].state in WAITS:
-            self.slurm.cancel([live[REPORT.name][0].id])
+    def _waiting_report(self, live: Live) -> Task | None:
+        """The report of this user that waits, and does not wait for new stages."""
+        task, job = live.get(REPORT.name, (None, _NEW))
+        waits = task is not None and job.state in WAITS and self._is_ours(task.token)
+        return task if waits else None
 
     def _submit(self, arrays: list[Array], missing: Sequence[Stage]) -> list[Array]:
         """Submit arrays, held; each is recorded before and after its sbatch."""
@@ -301,9 +333,7 @@ class Submission:
             raise
         return everything
 
-    def _connect(
-        self, arrays: Sequence[Array], live: Mapping[str, tuple[Task, Job]], outcome: Outcome
-    ) -> None:
+    def _connect(self, arrays: Sequence[Array], live: Live, outcome: Outcome) -> None:
         """Set the dependencies of the tasks of all unreleased arrays, then release them.
 
         It is set for every task, even to nothing: this makes SLURM keep a separate record of the
@@ -347,7 +377,7 @@ class Submission:
             array.released = True
         self.jobs.write(kept)
 
-    def _cancel_strangers(self, live: Mapping[str, tuple[Task, Job]], going: set[str]) -> None:
+    def _cancel_strangers(self, live: Live, going: set[str]) -> None:
         """Cancel held tasks of stages that left the plan, before their array is released."""
         left = [task.id for task, job in live.values() if job.held and task.id not in going]
         if left:
@@ -360,3 +390,9 @@ TRIES = 5
 """How often what has to go is cancelled before SLURM is taken not to do it."""
 _NEW = Job(id="0_0", state="PENDING")
 """SLURM's view of a task that was just submitted."""
+
+
+def _report_of(arrays: Sequence[Array]) -> Live:
+    """The report that was just submitted, as what is live."""
+    tasks = [task for array in arrays for task in array.tasks if task.stage == REPORT.name]
+    return {REPORT.name: (tasks[-1], _NEW)}

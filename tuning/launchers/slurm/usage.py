@@ -63,7 +63,7 @@ def by_kind(lines: Iterable[Mapping[str, str]], kinds: Mapping[str, str]) -> dic
     for line in lines:
         job, _, step = line["JobID"].partition(".")
         kind = kinds.get(job.partition("_")[0])
-        if kind is None or not int(line["ElapsedRaw"] or 0):
+        if kind is None or not size(line["ElapsedRaw"]):
             continue
         usage = found.setdefault(kind, Usage())
         if not step:
@@ -76,7 +76,7 @@ def by_kind(lines: Iterable[Mapping[str, str]], kinds: Mapping[str, str]) -> dic
 
 def _add(usage: Usage, line: Mapping[str, str]) -> None:
     """Add one start."""
-    elapsed, cores = int(line["ElapsedRaw"]), int(line["CPUTimeRAW"] or 0)
+    elapsed, cores = size(line["ElapsedRaw"]), size(line["CPUTimeRAW"])
     usage.starts += 1
     usage.seconds += elapsed
     usage.core_seconds += cores
@@ -89,19 +89,21 @@ def _add(usage: Usage, line: Mapping[str, str]) -> None:
 def _count(line: Mapping[str, str]) -> dict[str, int]:
     """The GPUs and the memory of `cpu=2,gres/gpu=1,mem=4000M,node=1`."""
     parts = dict(part.partition("=")[::2] for part in line["AllocTRES"].split(","))
-    return {"gres/gpu": int(parts.get("gres/gpu", 0)), "mem": size(parts.get("mem", ""))}
+    return {"gres/gpu": size(parts.get("gres/gpu", "")), "mem": size(parts.get("mem", ""))}
 
 
 def size(text: str) -> int:
-    """Bytes of `123456K` or `2.50G`; 0 for nothing."""
-    found = re.fullmatch(r"([\d.]+)([KMGTP]?)", text)
+    """Bytes of `123456K` or `2.50G`, or a number of anything else; 0 for what is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)([KMGTP]?)", text)
     return int(float(found[1]) * 1024 ** " KMGTP".index(found[2] or " ")) if found else 0
 
 
 def seconds(text: str) -> float:
-    """Seconds of `MM:SS.mmm`, `HH:MM:SS` or `D-HH:MM:SS`; 0 for nothing."""
+    """Seconds of `MM:SS.mmm`, `HH:MM:SS` or `D-HH:MM:SS`; 0 for nothing and for INVALID."""
+    if not re.fullmatch(r"(\d+-)?(\d+:)*\d+(\.\d*)?", text):
+        return 0.0
     days, _, rest = text.rpartition("-")
     total = 0.0
-    for part in filter(None, rest.split(":")):
+    for part in rest.split(":"):
         total = total * 60 + float(part)
     return total + 86400 * int(days or 0)
