@@ -13,7 +13,7 @@ from tests.conftest import check, copy_home, run_entry
 FLAGS = (
     "--model", "tiny", "--dataset", "ifsynth", "--task", "ifeval", "--launcher", "local",
     "--experiment", "instructions", "--total_data", "112", "--sft_data", "96", "--no_references",
-    "--perplexity_thresholds", "20", "--pft_method", "dpo", "kto", "grpo",
+    "--perplexity_thresholds", "250", "--pft_method", "dpo", "kto", "grpo",
     "--do_sft", "--do_dpo", "--do_inference", "--do_evaluation",
 )  # fmt: skip
 

@@ -67,7 +67,7 @@ def test_the_length_is_the_models_unless_it_is_given(trained_home: Path, tmp_pat
     done = check(run_entry(trained_home, SCRIPT, *flags(output, size=10, max_seq_length=45)))
     lengths = [json.loads(line)["len"] for line in output.read_text().splitlines()]
     assert max(lengths) == 45
-    assert f"{lengths.count(45)} of 10 examples were cut at 45 tokens" in done.stderr
+    assert f"{lengths.count(45)} of 10 answers were cut at 45 tokens" in done.stderr
     output.unlink()
     refused = check(run_entry(trained_home, SCRIPT, *flags(output, size=10, max_seq_length=5)), 2)
     assert "max_seq_length is 5" in refused.stderr
