@@ -240,6 +240,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         ("MY_SECRET = x", "MY_SECRET"),
         ("export OPENAI_APIKEY=x", "OPENAI_APIKEY"),
         ("db_password=x", "db_password"),
+        ("wandb login --relogin 0123", "login --relogin"),
+        ("hf auth login --token hf_x", "--token"),
+        ("git clone https://me:0123@host/x", "://"),
+        ("curl -H 'Authorization: Bearer 0123' x", "Bearer"),
     ],
 )
 @pytest.mark.parametrize("place", ["defaults: {{setup: [{}]}}", "stages: {{sft: {{setup: [{}]}}}}"])
@@ -253,7 +257,8 @@ def test_a_secret_in_the_setup_is_refused_and_not_repeated(path, line, name, pla
 @pytest.mark.parametrize(
     "line",
     ["module load cuda/12.8", "export TOKENIZERS_PARALLELISM=false", "source ~/secrets.sh",
-     "export HF_TOKEN"],
+     "export HF_TOKEN", "export HF_TOKEN=$(cat ~/.token)", "export WANDB_API_KEY=${MY_KEY}",
+     "MONKEY=1", "bash --login env.sh", "curl -H 'Authorization: Bearer $HF_TOKEN' x"],
 )  # fmt: skip
 def test_other_setup_lines_are_none_of_our_business(asked, line):
     assert asked("sft", f'defaults: {{setup: ["{line}"]}}').setup == (line,)

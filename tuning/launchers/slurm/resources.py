@@ -275,9 +275,12 @@ def _settings(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 _SECRET = re.compile(
-    r"\b(?!wckey\b)(\w*(?:KEY|TOKEN|SECRET|PASSW\w*))\s*=\s*[^\s$]|(--token\b|\blogin\b)\s+(?!--)\S|\b(hf_)\w{8}",
+    r"\b((?:\w*_)?(?:API)?(?:KEY|TOKEN|SECRET|PASSW\w*))\s*=\s*[\"']?[^\s$\"']"
+    r"|(--token\b|(?<![-\w])login\b(?:\s+--(?!token)[\w-]+)*)\s+[\"']?(?!--)[^\s$\"']"
+    r"|\b(hf_)\w{8}|(://)[^/\s:@]+:[^@\s$]+@|\b(bearer)\s+[^\s$\"']",
     re.IGNORECASE,
 )
+"""What gives a secret away, and not the name of a variable that holds one."""
 
 
 def _refuse_secrets(lines: tuple[str, ...], where: str) -> None:
