@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tuning import config as site
+from tuning.launchers.slurm import portions
 from tuning.launchers.slurm.client import Job, Slurm
 from tuning.launchers.slurm.ledger import REPORT, Jobs
 from tuning.launchers.slurm.shared import told_to_followers
@@ -145,6 +146,8 @@ def _cancel(plan: Plan, folder: Path, stage: str | None) -> int:
         name = _named([plan], stage)[1]
         chosen = {name, *descendants(plan.stages, name)}
         tasks = {key: task for key, task in tasks.items() if key in chosen}
+        for left_out in portions.forget(folder, chosen):
+            print(f"left out of the next portion: {left_out}")
     live = [task for task in tasks.values() if task.id in queued]
     if not live:
         print(f"experiment {plan.experiment}: no job is queued or running")

@@ -21,6 +21,7 @@ from tuning.launchers.slurm.client import TooMany
 from tuning.launchers.slurm.outcome import Options, Outcome
 from tuning.launchers.slurm.resources import Cluster
 from tuning.launchers.slurm.submission import Submission
+from tuning.manage.commands import cancel
 from tuning.plan import Plan, Stage, standing
 from tuning.runs import atomic
 from tuning.runs.errors import UserError
@@ -182,6 +183,18 @@ def test_a_portion_that_somebody_submitted_meanwhile_is_not_submitted_again(worl
     assert portions.main([str(one.stages.folder)]) == 0
     assert one.cluster.submitted == before
     assert "everything was submitted meanwhile" in capsys.readouterr().out
+
+
+def test_what_is_cancelled_before_its_portion_is_not_submitted(world, monkeypatch, capsys):
+    one = world(chains(2))
+    left = [stage.name for stage in one.submit(max_submit=3).left]
+    assert "top-1" in left
+    monkeypatch.setattr("tuning.manage.commands.Slurm", lambda: one.cluster)
+    assert cancel(one.plan, "top-1") == 0
+    assert "left out of the next portion: top-1" in capsys.readouterr().out
+    one.go_on()
+    assert not {"top-1", "one-1", "two-1"} & set(one.cluster.submitted)
+    assert {"top-0", "one-0", "two-0"} <= set(one.cluster.submitted)
 
 
 def test_a_plan_that_another_one_came_before_is_refused(world, monkeypatch):

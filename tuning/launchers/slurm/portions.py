@@ -57,6 +57,16 @@ def left_stages(folder: Path) -> list[str]:
     return list((atomic.read_object(_path(folder)) or {}).get("stages", []))
 
 
+def forget(folder: Path, names: Collection[str]) -> list[str]:
+    """Leave stages out of the next portions; those that were in them. Hold the lock of `folder`."""
+    rest = atomic.read_object(_path(folder)) or {"stages": []}
+    dropped = [name for name in rest["stages"] if name in names]
+    if dropped:
+        kept = [name for name in rest["stages"] if name not in names]
+        atomic.write_json(_path(folder), rest | {"stages": kept})
+    return dropped
+
+
 def _path(folder: Path) -> Path:
     return folder / "slurm" / "rest.json"
 
