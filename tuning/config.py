@@ -54,6 +54,11 @@ def reports_dir() -> Path:
     return home() / "outputs" / "reports"
 
 
+def merged_dir() -> Path:
+    """One folder an adapter that was merged into its base for an inference engine."""
+    return home() / "cache" / "merged"
+
+
 def chat_template(name: str) -> Path:
     """The file of a chat template; UserError for an unknown one."""
     known = sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja"))

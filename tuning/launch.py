@@ -169,6 +169,20 @@ def launcher_of(options: Launch) -> str:
     return "slurm" if Slurm().answers() else "local"
 
 
+def samples_on_cuda(args: argparse.Namespace) -> bool | None:
+    """Whether the evaluations of an experiment will have a GPU; None: as this machine has it."""
+    from tuning.evaluation.generators import automatic
+    from tuning.launchers.slurm.resources import Cluster
+
+    if automatic(cuda=True) == automatic(cuda=False):
+        return None
+    options = launch_options(args)
+    if launcher_of(options) != "slurm":
+        return None
+    asked = Cluster(options.resources, kinds=options.kinds).resources("evaluation")
+    return "gpu" in (asked.gres or "")
+
+
 def _run_here(plan: Plan, options: Launch) -> int:
     """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
     from tuning.launchers import footprint

@@ -90,6 +90,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
 def _wanted(args: argparse.Namespace) -> Wanted:
     from tuning.experiments.choices import settings_given
     from tuning.experiments.sweetspot import Wanted
+    from tuning.launch import samples_on_cuda
 
     settings = settings_given(args)
     if args.no_early_stop:
@@ -108,6 +109,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         references=not args.no_references,
         experiment=args.experiment,
         seed=args.seed,
+        cuda=samples_on_cuda(args),
         **settings,
     )
 

@@ -25,6 +25,7 @@ import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from tuning.launch import (
     launch,
     launch_options,
     launcher_of,
+    samples_on_cuda,
     summary,
 )
 from tuning.plan import Plan
@@ -121,7 +123,7 @@ def _budget(words: list[str]) -> tuple[Plan, argparse.Namespace]:
         args.confirm = person and not args.yes and not args.dry_run
     else:
         wanted = questions.wanted(args, os.environ)
-    plan, notes = budget_plan(wanted)
+    plan, notes = budget_plan(replace(wanted, cuda=samples_on_cuda(args)))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return plan, args

@@ -10,6 +10,7 @@ import torch
 
 from tuning.engine.config import ModelConfig
 from tuning.engine.model import build
+from tuning.evaluation import perplexity
 from tuning.evaluation.perplexity import Encoded, measure
 
 pytestmark = pytest.mark.unit
@@ -66,6 +67,20 @@ def test_it_does_not_depend_on_the_batches(model, pool, batch_size):
     assert found.token_level == pytest.approx(whole.token_level, rel=1e-5)
     assert found.sample_mean == pytest.approx(whole.sample_mean, rel=1e-5)
     assert (found.tokens, found.samples) == (whole.tokens, whole.samples)
+
+
+def test_a_batch_has_no_more_logits_than_fit(model, pool, monkeypatch):
+    """A vocabulary of 128,000 makes gigabytes of them."""
+    whole, shapes = measure(model, pool), []
+    hook = model.register_forward_hook(lambda _m, _a, output: shapes.append(output.logits.shape))
+    monkeypatch.setattr(perplexity, "LOGITS", 40 * 50)
+    found = measure(model, pool)
+    hook.remove()
+    assert found.token_level == pytest.approx(whole.token_level, rel=1e-5)
+    assert sum(rows for rows, *_ in shapes) == len(pool)
+    assert all(rows == 1 or rows * (length + 1) * 40 <= 40 * 50 + rows * 40
+               for rows, length, _ in shapes)  # fmt: skip
+    assert max(rows for rows, *_ in shapes) > 1
 
 
 def test_it_does_not_depend_on_the_order(model, pool):

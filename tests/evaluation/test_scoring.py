@@ -104,6 +104,19 @@ def test_scoring_again_gives_the_same_file(config, tmp_path):
     assert (tmp_path / "run" / "scores.json").read_bytes() == first
 
 
+def test_of_beams_the_best_k_count(config, tmp_path):
+    sampling = replace(config.sampling, decoding="beam")
+    assert sampling.temperature == config.sampling.temperature  # which plays no part
+    beams = replace(config, sampling=sampling)
+    assert beams.hash == replace(beams, sampling=replace(sampling, temperature=0.1)).hash
+    assert beams.hash != config.hash
+    directory = write(tmp_path / "run", [WRONG, RIGHT, RIGHT, NONE], [RIGHT] * 4, [WRONG] * 4)
+    found = score(directory, beams)
+    assert found["first_right"] == [1, 0, None]
+    estimates = [found["pass_at_k"][k]["estimate"] for k in ("1", "2", "4")]
+    assert estimates == pytest.approx([1 / 3, 2 / 3, 2 / 3], abs=1e-6)
+
+
 def test_all_wrong_still_has_an_interval(config, tmp_path):
     entry = score(write(tmp_path / "run", *[[WRONG] * 4] * 3), config)["pass_at_k"]["1"]
     assert (entry["estimate"], entry["low"]) == (0.0, 0.0)

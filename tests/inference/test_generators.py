@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -41,24 +42,21 @@ PROMPTS = [
 
 
 class Echo:
-    """An engine that answers all prompts at once, each by a seed of its own, and needs no model."""
+    """An engine that gives answers to the last prompts first, and needs no model."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.calls: list[tuple[int, int]] = []
-
-    def chunk_size(self, sampling: PassAtKConfig) -> int:
-        return sampling.prompts
+        self.calls: list[tuple[int, list[int]]] = []
 
     def room(self, prompts):
         return [1000] * len(prompts)
 
-    def generate(self, prompts, sampling, run_hash, first):
-        self.calls.append((first, len(prompts)))
-        return [
-            [f"{self.artifact.base}: #### {first + n}"] * sampling.n_samples
-            for n in range(len(prompts))
-        ]
+    def answers(self, prompts, sampling, run_hash, done=()):
+        self.calls.append((len(prompts), sorted(done)))
+        for place in reversed(range(len(prompts))):
+            yield []
+            if place not in done:
+                yield [(place, [f"{self.artifact.base}: #### {place}"] * sampling.n_samples)]
 
 
 made: list[Echo] = []
@@ -164,12 +162,30 @@ def sampling_without_check(**values) -> PassAtKConfig:
 
 def test_the_answers_of_a_batch_depend_on_its_place_and_the_run(tokenizer):
     generator: Generator = HFGenerator(network(tokenizer), tokenizer)
-    size = generator.chunk_size(SAMPLING)
-    assert size == SAMPLING.batch_size
-    places = [("a", 0), ("a", size), ("b", 0)]
-    answers = [generator.generate(PROMPTS, SAMPLING, *place) for place in places]
-    assert len({str(found) for found in answers}) == 3
-    assert generator.generate(PROMPTS, SAMPLING, "a", 0) == answers[0]
+    two = replace(SAMPLING, batch_size=2)
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[1]]
+    first, second = generator.answers(prompts, two, "a")
+    assert [place for place, _ in first + second] == [0, 1, 2, 3]
+    (other, _) = generator.answers(prompts, two, "b")
+    assert len({str([texts for _, texts in found]) for found in (first, second, other)}) == 3
+    assert next(generator.answers(prompts, two, "a")) == first
+
+
+def test_only_batches_of_which_something_is_missing_are_answered(tokenizer):
+    generator = HFGenerator(network(tokenizer), tokenizer)
+    one = replace(SAMPLING, batch_size=1)
+    whole = [found for portion in generator.answers(PROMPTS, one, "a") for found in portion]
+    left = [found for portion in generator.answers(PROMPTS, one, "a", {0, 2}) for found in portion]
+    assert left == [whole[1]]
+
+
+def test_a_beam_search_gives_the_best_first_whatever_the_seed(tokenizer):
+    generator = HFGenerator(network(tokenizer), tokenizer)
+    beams = replace(SAMPLING, decoding="beam", n_samples=3)
+    ((found,), (again,)) = (list(generator.answers(PROMPTS[:1], beams, run)) for run in ("a", "b"))
+    assert found == again
+    ((_, texts),) = found
+    assert len(set(texts)) == 3
 
 
 def test_an_artifact_is_opened_and_samples_as_the_loaded_model_does(tokenizer, tmp_path):
@@ -204,7 +220,7 @@ def test_the_backend_counts_but_the_first_one_has_no_say_in_old_hashes(with_echo
 
 
 def test_an_unknown_backend_names_the_nearest(site):
-    with pytest.raises(UserError, match=r"unknown backend 'fh'; choose from: hf\. Did you mean"):
+    with pytest.raises(UserError, match=r"unknown backend 'fh'; choose from: auto, hf, vllm"):
         sampling_config("big", {"backend": "fh"})
 
 
@@ -214,7 +230,7 @@ def test_an_added_backend_samples_through_the_command_line(with_echo):
              "--prompts", "20", "--n_samples", "2", "--k_values", "1"]  # fmt: skip
     assert run_inference.main([*flags, "--do_inference", "--do_evaluation"]) == 0
     (engine,) = made
-    assert engine.calls == [(0, 20)]
+    assert engine.calls == [(20, [])]
     assert (engine.artifact.base, engine.artifact.chat_template) == ("org/big", "chatml")
     (path,) = with_echo.glob("outputs/math/big_eval-*/responses.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -270,7 +270,7 @@ def test_asked_to_stop_it_ends_between_batches(tmp_path, generator, whole):
 def test_progress_is_told_to_the_end(tmp_path, generator):
     sampled(tmp_path, generator)
     progress = json.loads((tmp_path / "progress.json").read_text())
-    assert (progress["phase"], progress["at"], progress["of"]) == ("infer", 3, 3)
+    assert (progress["phase"], progress["at"], progress["of"]) == ("infer", 10, 10)
 
 
 def test_an_answer_ends_with_its_turn_whatever_the_base_model_ends_with(engine):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from tuning import config as site
 from tuning.data.config import DatasetConfig, dataset_config
-from tuning.evaluation.generators import GENERATORS
+from tuning.evaluation.generators import AUTO, GENERATORS, automatic
 from tuning.flags import build
 from tuning.runs.errors import UserError, choose
 from tuning.runs.rundir import SHORT
@@ -19,6 +19,16 @@ from tuning.sweetspots.store import sweetspot_hash, sweetspot_name
 from tuning.weights.config import ModelLoadConfig
 
 
+def _in_batches(sampling: Any, _run: Any) -> bool:
+    """Whether what is drawn depends on which prompts are answered together."""
+    return bool(sampling.backend == "hf")
+
+
+def _drawn(sampling: Any, _run: Any) -> bool:
+    """Whether tokens are drawn at random."""
+    return bool(sampling.decoding == "sample")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PassAtKConfig:
     """Sampling for pass@k: n_samples answers per prompt."""
@@ -26,35 +36,64 @@ class PassAtKConfig:
     prompts: int = 200
     """Number of test prompts, from the start of the test pool."""
     n_samples: int = 8
-    """Answers sampled per prompt."""
+    """Answers per prompt."""
     k_values: tuple[int, ...] = (1, 8)
     """The k of pass@k; each at most n_samples."""
     max_new_tokens: int = 512
     """Longest answer in tokens."""
-    temperature: float = 0.7
+    decoding: Literal["sample", "beam"] = setting("sample", before="sample")
+    """sample: answers are drawn; beam: the n_samples best of a beam search of that width, and
+    pass@k asks whether one of the k best is right.
+    """
+    temperature: float = setting(0.7, hashed=_drawn)
     """Sampling temperature; 0 takes the most likely token, and gives one answer per prompt."""
-    top_p: float = 1.0
+    top_p: float = setting(1.0, hashed=_drawn)
     """Nucleus sampling: smallest set of tokens with this probability."""
-    top_k: int = 0
+    top_k: int = setting(0, hashed=_drawn)
     """Sample from the k most likely tokens; 0: from all."""
-    batch_size: int = 16
-    """Prompts per generation batch; changing it changes the samples."""
-    sampling_seed: int = 0
-    """Sampling seed; the seed of each batch is derived from it, the run and the batch index."""
-    backend: str = setting("hf", before="hf")
-    """The inference engine that samples; hf is transformers."""
+    batch_size: int = setting(16, hashed=_in_batches)
+    """Prompts per batch of hf, and of a beam search; with hf, changing it changes the samples."""
+    sampling_seed: int = setting(0, hashed=_drawn)
+    """Sampling seed; that of each batch, or with vllm of each prompt, is derived from it, the run
+    and its place.
+    """
+    backend: str = setting(AUTO, before="hf")
+    """The inference engine: hf is transformers; auto takes vllm on CUDA where it is installed, and
+    else hf.
+    """
+    tensor_parallel_size: int = setting(1, hashed=False)
+    """vllm: GPUs that a model is divided among."""
+    gpu_memory_utilization: float | None = setting(None, hashed=False)
+    """vllm: share of a GPU's memory that it may use (default: 0.85); on a CPU, of the machine's
+    (default: 2 GiB beside the weights).
+    """
+    enable_prefix_caching: bool = setting(True, hashed=False)
+    """vllm: compute what prompts share at their beginning once."""
+    enforce_eager: bool = setting(False, hashed=False)
+    """vllm: neither compile nor record CUDA graphs; starts sooner and samples slower."""
     few_shot: int = setting(0, before=0)
     """Worked examples before each prompt when a base model is evaluated, the first of the SFT pool;
     trained models get none.
     """
 
     def __post_init__(self) -> None:
-        choose("backend", self.backend, GENERATORS)
-        for name in ("prompts", "n_samples", "max_new_tokens", "batch_size"):
+        choose("backend", self.backend, (AUTO, *GENERATORS))
+        if self.backend == AUTO:
+            object.__setattr__(self, "backend", automatic())
+        for name in (
+            "prompts",
+            "n_samples",
+            "max_new_tokens",
+            "batch_size",
+            "tensor_parallel_size",
+        ):
             require(self, name, getattr(self, name) >= 1, "at least 1")
+        share = self.gpu_memory_utilization
+        allowed = share is None or 0 < share <= 1
+        require(self, "gpu_memory_utilization", allowed, "above 0 and at most 1")
         require(self, "few_shot", self.few_shot >= 0, "0 or more")
         require(self, "temperature", 0 <= self.temperature < math.inf, "0 or more, and finite")
-        if self.temperature == 0 and self.n_samples > 1:
+        if self.decoding == "sample" and self.temperature == 0 and self.n_samples > 1:
             raise UserError(
                 f"temperature 0 gives one answer, and n_samples is {self.n_samples}; give "
                 "--n_samples 1 --k_values 1."
@@ -115,12 +154,20 @@ class EvaluationRunConfig(RunConfig):
         return {"run_name": self.artifact, "hash": self.artifact_hash}
 
 
-def sampling_config(model: str, values: Mapping[str, Any] | None = None) -> PassAtKConfig:
-    """How a model is sampled: defaults, then collections.yaml, then `values`."""
+def sampling_config(
+    model: str, values: Mapping[str, Any] | None = None, *, cuda: bool | None = None
+) -> PassAtKConfig:
+    """How a model is sampled: defaults, then collections.yaml, then `values`.
+
+    `cuda`: whether that will be on CUDA; None: as this machine has it.
+    """
     entry = site.collections().model(model)
     where = f"collections.yaml: models: {entry.name}: settings: evaluation"
     chosen = override((PassAtKConfig,), entry.settings.get("evaluation", {}), where)
-    return build(PassAtKConfig, chosen | dict(values or {}))
+    chosen = {"backend": AUTO} | chosen | dict(values or {})
+    if chosen["backend"] == AUTO:
+        chosen["backend"] = automatic(cuda)
+    return build(PassAtKConfig, chosen)
 
 
 def evaluation_config(
@@ -137,7 +184,7 @@ def evaluation_config(
     dataset.
     """
     data = dataset_config(dataset, task, "test")
-    default = sampling_config(base.model)
+    default = replace(sampling_config(base.model), backend=sampling.backend)
     if run is not None:
         sampling, default = (replace(s, few_shot=0) for s in (sampling, default))
     shots = sampling.few_shot

@@ -19,6 +19,13 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return float(1.0 - np.prod(1.0 - k / np.arange(samples - correct + 1, samples + 1)))
 
 
+def per_prompt_ranked(first_right: Sequence[int | None], k: int) -> np.ndarray:
+    """Whether one of the k best answers to every prompt is right; shape (prompts,). `first_right`
+    is the rank of the best right one, from 0, or None.
+    """
+    return np.array([float(rank is not None and rank < k) for rank in first_right])
+
+
 def per_prompt(correct: Sequence[int], samples: int, k: int) -> np.ndarray:
     """pass@k of every prompt; shape (prompts,)."""
     return np.array([pass_at_k(samples, count, k) for count in correct])

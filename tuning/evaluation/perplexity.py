@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     Model = PreTrainedModel | PeftModel
 
 
+LOGITS = 1 << 28
+"""Most logits of a batch: 1 GiB of float32, which is held two or three times."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
     """What was measured on a pool."""
@@ -52,7 +56,10 @@ class PerplexityProbe:
 
 
 def measure(model: Model, pool: Sequence[Encoded], *, batch_size: int = 64) -> Perplexity:
-    """The perplexity of the responses in `pool` under `model`; dropout is off while it measures."""
+    """The perplexity of the responses in `pool` under `model`; dropout is off while it measures.
+
+    A batch has at most `batch_size` rows, and fewer where their logits would be more than LOGITS.
+    """
     import torch
 
     was_training = model.training
@@ -60,14 +67,28 @@ def measure(model: Model, pool: Sequence[Encoded], *, batch_size: int = 64) -> P
     losses: list[float] = []
     counts: list[int] = []
     order = sorted(range(len(pool)), key=lambda i: len(pool[i].prompt) + len(pool[i].response))
+    vocabulary = model.config.get_text_config().vocab_size
     with torch.no_grad():
-        for start in range(0, len(pool), batch_size):
-            tell_part("perplexity", start, len(pool))
-            nll, tokens = _batch(model, [pool[i] for i in order[start : start + batch_size]])
+        while order:
+            tell_part("perplexity", len(losses), len(pool))
+            rows = [pool[i] for i in order[: _fitting(pool, order, batch_size, vocabulary)]]
+            nll, tokens = _batch(model, rows)
             losses += nll.tolist()
             counts += tokens.tolist()
+            del order[: len(rows)]
     model.train(was_training)
     return from_sums(losses, counts)
+
+
+def _fitting(pool: Sequence[Encoded], order: Sequence[int], most: int, vocabulary: int) -> int:
+    """How many of the next rows, which grow longer, one batch takes: one at least."""
+    count = 1
+    while count < min(most, len(order)):
+        longest = len(pool[order[count]].ids)
+        if (count + 1) * longest * vocabulary > LOGITS:
+            break
+        count += 1
+    return count
 
 
 def from_sums(losses: Sequence[float], counts: Sequence[int]) -> Perplexity:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tuning.evaluation.config import EvaluationRunConfig
 from tuning.evaluation.intervals import Interval, mean_interval, ratio_interval
-from tuning.evaluation.pass_at_k import per_prompt
+from tuning.evaluation.pass_at_k import per_prompt, per_prompt_ranked
 from tuning.runs import atomic
 from tuning.runs.errors import StageFailed
 from tuning.runs.rundir import RunDirectory, read_lines
@@ -30,24 +30,36 @@ def score(directory: RunDirectory, config: EvaluationRunConfig) -> dict[str, Any
         "task": config.task,
         "dataset": config.dataset,
         "hash": config.hash,
-        **measured(grades, config.sampling.k_values),
+        **measured(grades, config.sampling.k_values, ranked=config.sampling.decoding == "beam"),
         "prompts_beyond_context": sum(BEYOND in row for row in rows),
     }
     atomic.write_json(directory.path / "scores.json", scores)
     return scores
 
 
-def measured(grades: Sequence[Sequence[Grade]], k_values: Sequence[int] = ()) -> dict[str, Any]:
+def measured(
+    grades: Sequence[Sequence[Grade]], k_values: Sequence[int] = (), *, ranked: bool = False
+) -> dict[str, Any]:
     """What the grades of all prompts say, each of which has as many answers: pass@k, further
     measures, right answers a prompt.
+
+    `ranked`: the answers stand best first, as those of a beam search; then pass@k is the share of
+    prompts with a right one among the k best, and `first_right` has its rank for each prompt.
     """
     correct = [sum(entry.right for entry in of_prompt) for of_prompt in grades]
-    samples, ks = len(grades[0]), sorted({1, *k_values})
+    first = [next((n for n, one in enumerate(each) if one.right), None) for each in grades]
+    samples = len(grades[0])
+
+    def at(k: int) -> dict[str, float]:
+        found = per_prompt_ranked(first, k) if ranked else per_prompt(correct, samples, k)
+        return _rounded(mean_interval(found))
+
     return {
         "prompts": len(grades),
         "samples": samples,
-        "pass_at_k": {str(k): _rounded(mean_interval(per_prompt(correct, samples, k))) for k in ks},
+        "pass_at_k": {str(k): at(k) for k in sorted({1, *k_values})},
         "correct": correct,
+        **({"first_right": first} if ranked else {}),
         "parts": _parts(grades),
     }
 

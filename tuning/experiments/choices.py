@@ -44,6 +44,8 @@ class Choices:
     sft_values: Mapping[str, Any] = field(default_factory=dict)
     pft_values: Mapping[str, Any] = field(default_factory=dict)
     evaluation_values: Mapping[str, Any] = field(default_factory=dict)
+    cuda: bool | None = None
+    """Whether models will be sampled on CUDA; None: as this machine has it."""
 
     def __post_init__(self) -> None:
         if self.experiment is not None:

@@ -56,7 +56,8 @@ class StageMaker:
     @cached_property
     def sampling(self) -> PassAtKConfig:
         """How every model is sampled."""
-        return sampling_config(self.model, self.choices.evaluation_values)
+        c = self.choices
+        return sampling_config(self.model, c.evaluation_values, cuda=c.cuda)
 
     @cached_property
     def base(self) -> ModelLoadConfig:

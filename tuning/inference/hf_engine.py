@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from tuning.data.encoding import rendered
 from tuning.evaluation.config import PassAtKConfig
-from tuning.inference.generator import Messages, seed_of
+from tuning.inference.generator import (
+    Answers,
+    Messages,
+    context_of,
+    ends_of,
+    seed_of,
+    texts,
+    token_ids,
+)
 from tuning.runs.progress import tell_part
 from tuning.weights.artifact import Artifact
 
@@ -25,32 +31,34 @@ def opened(artifact: Artifact) -> Iterator[HFGenerator]:
 class HFGenerator:
     """The Generator on a loaded model, which it borrows, and its tokenizer.
 
-    A sequence ends with a turn, as the chat template has it, or with a document, as the base model
-    has it. Nothing else is taken from the model's own generation defaults: they are no part of a
-    run's identity. A chunk is one batch, and is seeded by its number.
+    Nothing but the tokens that end a sequence is taken from the model's own generation defaults:
+    they are no part of a run's identity. A portion is one batch, and is seeded by its number.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        ends = model.generation_config.eos_token_id
-        self.ends = sorted(
-            {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        )
-
-    def chunk_size(self, sampling: PassAtKConfig) -> int:
-        """A batch."""
-        return sampling.batch_size
+        self.ends = ends_of(tokenizer, model.generation_config)
 
     def room(self, prompts: Sequence[Messages]) -> list[int]:
-        """See Generator; a model that names no context is taken to have one without end."""
-        config = self.model.config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None) or sys.maxsize
-        encoded = self.tokenizer(self._texts(prompts), add_special_tokens=False)["input_ids"]
-        return [context - len(ids) for ids in encoded]
+        """See Generator."""
+        context = context_of(self.model.config)
+        return [context - len(ids) for ids in token_ids(self.tokenizer, prompts)]
 
-    def _texts(self, prompts: Sequence[Messages]) -> list[str]:
-        return [rendered(self.tokenizer, p, add_generation_prompt=True) for p in prompts]
+    def answers(
+        self,
+        prompts: Sequence[Messages],
+        sampling: PassAtKConfig,
+        run_hash: str,
+        done: Collection[int] = (),
+    ) -> Iterator[Answers]:
+        """See Generator; a batch of which anything is missing is answered whole."""
+        size = sampling.batch_size
+        for first in range(0, len(prompts), size):
+            batch = range(first, min(first + size, len(prompts)))
+            if not all(place in done for place in batch):
+                found = self.generate([prompts[n] for n in batch], sampling, run_hash, first)
+                yield list(zip(batch, found, strict=True))
 
     def seed(self, sampling: PassAtKConfig, run_hash: str, first: int) -> int:
         """The seed of the batch whose first prompt has the place `first`."""
@@ -59,11 +67,13 @@ class HFGenerator:
     def generate(
         self, prompts: Sequence[Messages], sampling: PassAtKConfig, run_hash: str, first: int
     ) -> list[list[str]]:
-        """See Generator; the sequences of one call are sampled together."""
+        """`n_samples` answers to each prompt of the batch whose first prompt has the place `first`;
+        its sequences are sampled together.
+        """
         import torch
 
         batch = self.tokenizer(
-            self._texts(prompts),
+            texts(self.tokenizer, prompts),
             return_tensors="pt",
             padding=True,
             padding_side="left",
@@ -89,7 +99,9 @@ class HFGenerator:
 
 
 def _drawn(sampling: PassAtKConfig) -> dict[str, Any]:
-    """How the next token is drawn, as transformers takes it."""
+    """How the next token is chosen, as transformers takes it."""
+    if sampling.decoding == "beam":
+        return {"do_sample": False, "num_beams": sampling.n_samples}
     if sampling.temperature == 0:
         return {"do_sample": False}
     return {

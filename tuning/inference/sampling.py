@@ -1,8 +1,8 @@
-"""k answers to every test prompt, in chunks of fixed composition, into responses.jsonl.
+"""k answers to every test prompt, into responses.jsonl.
 
-A chunk is as large as the generator says; its answers are a function of the run's hash and its
-place, and are written whole or not at all. An inference that was stopped anywhere continues with
-the first chunk that is not there, to the same file.
+Answers are a function of the run's hash and the places of their prompts. They are written as the
+generator finishes them, and stand in the order of the prompts in the end. An inference that was
+stopped anywhere continues with what is not there, to the same file.
 """
 
 from __future__ import annotations
@@ -23,33 +23,30 @@ from tuning.tasks.registry import task
 
 
 def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Generator) -> None:
-    """Answer the first `prompts` rows of the test pool; raises Interrupted between chunks if asked
-    to stop.
+    """Answer the first `prompts` rows of the test pool; raises Interrupted between portions if
+    asked to stop.
     """
     from tqdm import tqdm
 
     rows = config.data.rows("test", config.sampling.prompts)
     asked = _asked(config, rows)
     columns = task(config.task).columns
-    size = generator.chunk_size(config.sampling)
-    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
     path = directory.path / "responses.jsonl"
-    done = _keep_whole_chunks(path, [len(chunk) for chunk in chunks])
+    done = _keep_whole_lines(path, len(rows), config.sampling.n_samples)
     room = _room(generator, asked, config.sampling.max_new_tokens)
-    with tqdm(initial=done, total=len(chunks), desc="inference", mininterval=2.0) as bar:
-        for number in range(done, len(chunks)):
+    with tqdm(initial=len(done), total=len(rows), desc="inference", mininterval=2.0) as bar:
+        directory.progress("infer", len(done), len(rows))
+        found = generator.answers(asked, config.sampling, config.hash, frozenset(done))
+        while len(done) < len(rows):
             interrupt.check()
-            directory.progress("infer", number, len(chunks))
-            first = number * size
-            prompts = asked[first : first + len(chunks[number])]
-            answers = generator.generate(prompts, config.sampling, config.hash, first)
-            lines = [
-                _line(first + i, row, texts, columns, room[first + i])
-                for i, (row, texts) in enumerate(zip(chunks[number], answers, strict=True))
-            ]
-            _append(path, lines)
-            bar.update(1)
-    directory.progress("infer", len(chunks), len(chunks), final=True)
+            new = {place: texts for place, texts in next(found) if place not in done}
+            _append(path, [_line(n, rows[n], new[n], columns, room[n]) for n in sorted(new)])
+            done |= new.keys()
+            if new:
+                bar.update(len(new))
+                directory.progress("infer", len(done), len(rows))
+    _order(path)
+    directory.progress("infer", len(rows), len(rows), final=True)
 
 
 def _asked(config: EvaluationRunConfig, rows: list[dict[str, Any]]) -> list[Messages]:
@@ -103,21 +100,34 @@ def _line(
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
+    if lines:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_text(lines))
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def _keep_whole_chunks(path: Path, sizes: list[int]) -> int:
-    """Cut the file after its last whole chunk; returns how many chunks it holds."""
+def _text(lines: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _keep_whole_lines(path: Path, prompts: int, samples: int) -> set[int]:
+    """Drop what is cut or was not written by an inference like this one; the places of the rest."""
     if not path.exists():
-        return 0
-    rows = read_lines(path)
-    whole, kept = 0, 0
-    for size in sizes:
-        if kept + size > len(rows):
-            break
-        whole, kept = whole + 1, kept + size
-    atomic.write_text(path, "".join(json.dumps(row) + "\n" for row in rows[:kept]))
-    return whole
+        return set()
+    kept: dict[int, dict[str, Any]] = {}
+    for line in read_lines(path):
+        place, answers = line.get("index"), line.get("responses")
+        whole = isinstance(answers, list) and len(answers) == samples
+        if whole and isinstance(place, int) and 0 <= place < prompts:
+            kept.setdefault(place, line)
+    atomic.write_text(path, _text(list(kept.values())))
+    return set(kept)
+
+
+def _order(path: Path) -> None:
+    """Put the lines in the order of the prompts, where they are not."""
+    lines = read_lines(path)
+    ordered = sorted(lines, key=lambda line: line["index"])
+    if lines != ordered:
+        atomic.write_text(path, _text(ordered))

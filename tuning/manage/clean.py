@@ -54,7 +54,7 @@ def removable(home: Path, live: set[str]) -> list[Leftover]:
     for directory in _folders(home):
         if Lock(directory).holder() is None:
             found += _of_run(directory)
-    return [*found, *_of_others(home), *_snapshots(home, live)]
+    return [*found, *_of_others(home), *_snapshots(home, live), *_merged(home)]
 
 
 def orphans(home: Path) -> list[Leftover]:
@@ -146,12 +146,20 @@ def _snapshots(home: Path, live: set[str]) -> Iterator[Leftover]:
             yield _leftover(path, "code snapshot that no job uses", root)
 
 
+def _merged(home: Path) -> Iterator[Leftover]:
+    """Adapters that were merged for an inference engine, a day after the last that used them."""
+    root = home / "cache" / "merged"
+    for path in sorted(path for path in root.glob("*") if path.is_dir()):
+        if _age(path) > (HOUR if path.match(TEMPORARY) else DAY):
+            yield _leftover(path, "merged weights, made again when needed", root)
+
+
 def _may_go(left: Leftover) -> bool:
     """Whether it may still be removed; the caller holds the lock."""
     if left.path == left.directory:
         config = _config(left.path)
         return config is not None and config["hash"] not in _needed(_home_of(left.path))
-    if left.directory.name == "snapshots":
+    if left.directory.name in ("snapshots", "merged"):
         return _age(left.path) > (HOUR if left.path.name.startswith(".") else DAY)
     if left.path.match(TEMPORARY):
         return True

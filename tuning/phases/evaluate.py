@@ -8,7 +8,7 @@ from tuning import config as site
 from tuning.evaluation.config import EvaluationRunConfig
 from tuning.evaluation.prompts import require_test_pool
 from tuning.phases.options import Options
-from tuning.phases.train import use_one_device
+from tuning.phases.train import use_devices
 from tuning.runs import disk, interrupt
 from tuning.runs.errors import UserError
 from tuning.runs.log import logger
@@ -59,7 +59,7 @@ def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) 
     if all(standing.done(phase) for phase, asked in wanted if asked) and not options.force:
         logger.info(f"{standing.name}: already evaluated")
         return
-    use_one_device()
+    use_devices(config.sampling.tensor_parallel_size)
     with claim(
         root,
         config.identity(parent=config.evaluates),

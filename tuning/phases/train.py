@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cache
 
 from tuning import config as site
 from tuning.engine.together import on_all_ranks
@@ -55,7 +56,7 @@ def _held(identity: Identity, options: Options) -> AbstractContextManager[Traini
         return contextlib.nullcontext(Training(directory=standing, done=True))
     if options.do_evaluation and not options.do_inference:
         raise UserError("--do_evaluation needs answers of the trained model; add --do_inference.")
-    use_one_device()
+    use_devices()
     return training_in(
         claim(
             root,
@@ -80,11 +81,16 @@ def _report_to(training: Training, identity: Identity, options: Options) -> tupl
     return tuple(wandb_run.report_to(options.wandb, path, identity.hash))
 
 
-def use_one_device() -> None:
-    """Hide all GPUs but one from a single process: the Trainer would multiply the batch size."""
-    devices = provenance.gpus()
-    if len(devices) > 1 and not ranks.under_torchrun():
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[0]
+@cache
+def _devices() -> list[str]:
+    """The GPUs that this process was given."""
+    return provenance.gpus()
+
+
+def use_devices(count: int = 1) -> None:
+    """Hide all GPUs but `count` from a single process; the Trainer would use them all."""
+    if len(_devices()) > 1 and not ranks.under_torchrun():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_devices()[:count])
 
 
 def _drop_evaluations(directory: RunDirectory) -> None:

@@ -293,11 +293,13 @@ def _scores(evaluation: RunDirectory | None) -> tuple[Scores | None, dict[str, A
         int(k): (float(v["estimate"]), float(v["low"]), float(v["high"]))
         for k, v in found["pass_at_k"].items()
     }
+    ranked = found.get("first_right")
+    correct = found["correct"] if ranked is None else [int(rank == 0) for rank in ranked]
     scores = Scores(
         prompts=int(found["prompts"]),
-        samples=int(found["samples"]),
+        samples=int(found["samples"]) if ranked is None else 1,
         pass_at_k=dict(sorted(intervals.items())),
-        correct=tuple(int(count) for count in found["correct"]),
+        correct=tuple(map(int, correct)),
         parts={name: _share(part) for name, part in found.get("parts", {}).items()},
         beyond_context=int(found.get("prompts_beyond_context", 0)),
     )

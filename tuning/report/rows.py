@@ -29,7 +29,7 @@ class Scores:
     pass_at_k: dict[int, tuple[float, float, float]]
     """k -> (estimate, low, high), k in ascending order."""
     correct: tuple[int, ...]
-    """Right answers among `samples`, for each prompt."""
+    """Right answers among `samples`, for each prompt; of a beam search, whether the best is."""
     parts: dict[str, float] = field(default_factory=dict)
     """The mean of each further measure of the task, a share: `format`, answers in the form asked
     for.

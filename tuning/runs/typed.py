@@ -25,7 +25,11 @@ RESULT = {
     "sweetspots": dict,
 }
 _INTERVAL = dict.fromkeys(("estimate", "low", "high"), _NUMBER)
-SCORES = {"prompts": int, "samples": int, "pass_at_k": dict, "correct": list, "parts": dict}
+SCORES = {
+    **dict.fromkeys(("prompts", "samples"), int),
+    **dict.fromkeys(("pass_at_k", "parts"), dict),
+    **dict.fromkeys(("correct", "first_right"), list),
+}
 """The types of what the files of a run have, where they have it."""
 
 

