@@ -129,19 +129,22 @@ class VLLMGenerator:
                 detokenize=False,
             )
 
-        places = list(asked)
-        self._llm.enqueue(
+        engine, places = self._llm.llm_engine, list(asked)
+        ids = self._llm.enqueue(
             [{"prompt_token_ids": asked[place]} for place in places],
             [drawn(place) for place in places],
             lora_request=self._lora(),
             use_tqdm=False,
         )
-        engine = self._llm.llm_engine
-        while engine.has_unfinished_requests():
-            ended = [(int(o.request_id), o.outputs) for o in self._stepped(engine) if o.finished]
-            left = engine.get_num_unfinished_requests()
-            tell_part("in the engine", left, len(places))
-            yield [(places[number], self._texts(outputs)) for number, outputs in ended]
+        # An output has the number of its request, to which vLLM adds letters of its own inside.
+        place_of = {id.partition("-")[0]: place for id, place in zip(ids, places, strict=True)}
+        try:
+            while engine.has_unfinished_requests():
+                ended = [output for output in self._stepped(engine) if output.finished]
+                tell_part("unfinished prompts", engine.get_num_unfinished_requests(), len(places))
+                yield [(place_of[o.request_id], self._texts(o.outputs)) for o in ended]
+        finally:
+            engine.abort_request(ids, internal=True)
 
     def _stepped(self, engine: Any) -> Any:
         """The outputs of a step; a worker that a signal to all processes ended is no failure."""
@@ -198,11 +201,26 @@ class VLLMGenerator:
         try:
             from vllm import LLM
 
+            if not cuda:
+                self._require_heads()
             return LLM(**self._settings(sampling, longest, cuda=cuda))
         except (UserError, StageFailed, MemoryError):
             raise
         except Exception as error:
             raise _refused(self._model, error) from error
+
+    def _require_heads(self) -> None:
+        """Raise StageFailed for heads that vLLM's attention on a CPU takes and computes wrongly."""
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        config = read_config(self._artifact.base).get_text_config()
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        allowed = CPUAttentionBackend.get_supported_head_sizes()
+        if size not in allowed:
+            raise StageFailed(
+                f"vLLM does not start on model '{self._model}', which has heads of {size} "
+                f"dimensions, and on a CPU takes {', '.join(map(str, allowed))}; give --backend hf."
+            )
 
     def _settings(self, sampling: PassAtKConfig, longest: int, *, cuda: bool) -> dict[str, Any]:
         base, adapter = self._artifact.base, self._artifact.adapter

@@ -1,0 +1,206 @@
+"""A real vLLM, on a CPU: the same answers as transformers gives, adapters as they are and merged,
+beams, an interruption, and what it refuses. `make test-backends` makes the environment of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.small_site import use
+from tuning import run_inference, run_pretrain, run_sft
+from tuning import config as site
+from tuning.data import train_dataset
+from tuning.evaluation.config import PassAtKConfig
+from tuning.inference.generator import Generator, Messages, opened, token_ids
+from tuning.runs import interrupt
+from tuning.runs.errors import Interrupted, StageFailed
+from tuning.runs.rundir import RunDirectory
+from tuning.training.config_training import model_config
+from tuning.weights.artifact import Artifact, artifact_of
+
+pytest.importorskip("vllm", reason="make test-backends makes an environment that has it")
+
+COLLECTIONS = """
+tasks:
+  math: {datasets: [arith]}
+datasets:
+  arith: {loader: arith}
+sft_ratio: [1.0]
+pft_methods: [dpo]
+perplexity_thresholds: [3.0]
+models:
+  small:
+    from_run: small
+    chat_template: tiny
+    settings:
+      pretrain: {preset: tiny, max_steps: 200, num_attention_heads: 3, num_key_value_heads: 3}
+      sft: {learning_rate: 5.0e-3, effective_batch_size: 16, micro_batch_size: 16, lora_r: 12,
+            lora_alpha: 12, validation_size: 8, max_seq_length: 128}
+      evaluation: {prompts: 12, n_samples: 3, k_values: [1, 3], max_new_tokens: 32}
+  odd:
+    from_run: odd
+    chat_template: tiny
+    settings:
+      pretrain: {preset: tiny, max_steps: 1}
+"""
+"""Heads of 32 dimensions, as vLLM's attention on a CPU can compute; `odd` has 24."""
+DATA = ["--dataset", "arith", "--task", "math"]
+GREEDY = PassAtKConfig(
+    prompts=64, n_samples=1, k_values=(1,), temperature=0.0, max_new_tokens=32, backend="hf"
+)
+DRAWN = PassAtKConfig(prompts=12, n_samples=3, k_values=(1,), max_new_tokens=32, backend="hf")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory) -> Iterator[Path]:
+    """A site with a model that was pre-trained, and two that were tuned."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = use(patch, tmp_path_factory.mktemp("site"), COLLECTIONS)
+        assert run_pretrain.main(["--model", "small"]) == 0
+        sft = ["--model", "small", *DATA, "--train_size", "320", "--do_training"]
+        assert run_sft.main(sft) == 0
+        assert run_sft.main([*sft, "--full_modules", "embed_tokens", "lm_head"]) == 0
+        yield found
+
+
+def tuned(*, full: bool) -> Artifact:
+    """The artifact of an adapter, with or without whole modules."""
+    for path in site.models_dir().glob("small_sft-*"):
+        config = json.loads((path / "model" / "adapter_config.json").read_text())
+        if bool(config["modules_to_save"]) == full:
+            return artifact_of(model_config("small"), RunDirectory(path))
+    raise AssertionError("it is not there")
+
+
+@pytest.fixture(scope="module")
+def adapter(home: Path) -> Artifact:
+    return tuned(full=False)
+
+
+@pytest.fixture(scope="module")
+def prompts(home: Path) -> list[Messages]:
+    entry = site.collections().dataset("arith")
+    return [row["prompt"] for row in train_dataset.rows(entry, "test", 64)]
+
+
+@pytest.fixture(scope="module")
+def vllm(adapter: Artifact) -> Iterator[Generator]:
+    """An engine on the adapter that is not merged."""
+    with opened("vllm", adapter) as generator:
+        yield generator
+
+
+def answered(
+    generator: Generator, prompts: list[Messages], sampling: PassAtKConfig, run: str = "a", **more: Any
+) -> list[list[str]]:
+    """The answers to all prompts, in their order."""
+    found = dict(p for portion in generator.answers(prompts, sampling, run, **more) for p in portion)
+    return [found[place] for place in sorted(found)]
+
+
+def agreement(one: list[list[str]], other: list[list[str]]) -> float:
+    """The share of prompts with the same first answer."""
+    assert len(one) == len(other)
+    return sum(a[0] == b[0] for a, b in zip(one, other, strict=True)) / len(one)
+
+
+def test_greedy_answers_are_those_of_transformers(vllm, adapter, prompts):
+    with opened("hf", adapter) as hf:
+        expected = answered(hf, prompts, GREEDY)
+    found = answered(vllm, prompts, GREEDY)
+    assert len({text for (text,) in found}) > 20
+    assert agreement(found, expected) >= 0.95
+
+
+def test_answers_depend_on_the_run_and_the_place_alone(vllm, prompts):
+    some = prompts[:6]
+    first = answered(vllm, some, DRAWN)
+    assert [len(texts) for texts in first] == [3] * 6
+    assert len({text for texts in first for text in texts}) > 12
+    assert answered(vllm, some, DRAWN) == first
+    assert answered(vllm, some, DRAWN, run="b") != first
+    assert answered(vllm, some, DRAWN, done={0, 1, 3, 4, 5}) == [first[2]]
+
+
+def test_prompts_without_room_get_nothing_and_others_what_is_left(vllm, prompts):
+    """The context has 128 tokens."""
+    long = [{"role": "user", "content": "eggs " * 300}]
+    (asked,) = token_ids(vllm.tokenizer, [prompts[0]])
+    assert vllm.room([prompts[0], long])[0] == 128 - len(asked) > 0 > vllm.room([long])[0]
+    found = answered(vllm, [long, prompts[0]], replace(GREEDY, max_new_tokens=32))
+    assert found[0] == [""] and found[1] == answered(vllm, prompts[:1], GREEDY)[0]
+
+
+def test_a_beam_search_finds_what_transformers_finds(vllm, adapter, prompts):
+    beams = replace(GREEDY, decoding="beam", n_samples=3, batch_size=4)
+    some = prompts[:8]
+    with opened("hf", adapter) as hf:
+        expected = answered(hf, some, beams)
+    found = answered(vllm, some, beams)
+    assert [len(set(texts)) for texts in found] == [3] * 8
+    assert agreement(found, expected) >= 0.75  # they weigh the lengths of beams differently
+
+
+def test_whole_modules_are_merged_once_and_answer_the_same(prompts):
+    artifact = tuned(full=True)
+    with opened("hf", artifact) as hf:
+        expected = answered(hf, prompts, GREEDY)
+    with opened("vllm", artifact) as generator:
+        found = answered(generator, prompts, GREEDY)
+    assert agreement(found, expected) >= 0.95
+    (made,) = (path for path in site.merged_dir().iterdir() if path.is_dir())
+    before = (made / "model.safetensors").stat().st_mtime_ns
+    with opened("vllm", artifact):
+        assert (made / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_stopped_inference_goes_on_with_what_is_left(home, monkeypatch):
+    """Through the command line: what is written stays, and all is scored in the end."""
+    run = tuned(full=False).adapter
+    assert run is not None
+    words = ["--run", run.parent.name, *DATA, "--backend", "vllm", "--do_inference", "--do_evaluation"]
+    stops = []
+
+    def check() -> None:
+        if any(home.rglob("responses.jsonl")) and not stops:
+            stops.append(True)
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interrupt, "check", check)
+        with pytest.raises(Interrupted):
+            run_inference.main(words)
+    (path,) = home.glob("outputs/math/small_sft-*/responses.jsonl")
+    kept = path.read_text().splitlines()
+    assert 0 < len(kept) < 12
+    assert run_inference.main(words) == 0
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(12))
+    assert set(kept) <= set(lines)
+    scores = json.loads((path.parent / "scores.json").read_text())
+    assert (scores["prompts"], scores["samples"]) == (12, 3)
+
+
+def test_what_it_refuses_says_what_to_change(adapter, prompts):
+    with opened("vllm", adapter) as generator, pytest.raises(StageFailed) as refused:
+        answered(generator, prompts[:1], replace(GREEDY, gpu_memory_utilization=1.0))
+    assert "--gpu_memory_utilization" in str(refused.value)
+    with opened("vllm", adapter) as generator, pytest.raises(StageFailed) as refused:
+        answered(generator, prompts[:1], replace(GREEDY, tensor_parallel_size=5))
+    assert "--tensor_parallel_size" in str(refused.value)
+    assert "--backend hf" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_heads_of_a_size_that_it_computes_wrongly_are_refused(prompts):
+    assert run_pretrain.main(["--model", "odd"]) == 0
+    with (
+        opened("vllm", artifact_of(model_config("odd"))) as generator,
+        pytest.raises(StageFailed, match="heads of 24 dimensions, and on a CPU takes 32, 64,"),
+    ):
+        answered(generator, prompts[:1], GREEDY)
