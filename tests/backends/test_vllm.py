@@ -18,6 +18,7 @@ from tuning import config as site
 from tuning.data import train_dataset
 from tuning.evaluation.config import PassAtKConfig
 from tuning.inference.generator import Generator, Messages, opened, token_ids
+from tuning.inference.vllm_engine import STEP_TOKENS
 from tuning.runs import interrupt
 from tuning.runs.errors import Interrupted, StageFailed
 from tuning.runs.rundir import RunDirectory
@@ -126,6 +127,16 @@ def test_answers_depend_on_the_run_and_the_place_alone(vllm, prompts):
     assert answered(vllm, some, DRAWN) == first
     assert answered(vllm, some, DRAWN, run="b") != first
     assert answered(vllm, some, DRAWN, done={0, 1, 3, 4, 5}) == [first[2]]
+
+
+def test_more_prompts_than_a_step_can_read_change_no_answer(vllm, prompts):
+    """Of 192 prompts with two answers each, some wait for a step of their own."""
+    short = replace(DRAWN, n_samples=2, max_new_tokens=6)
+    many = prompts * 3
+    assert 2 * sum(map(len, token_ids(vllm.tokenizer, many))) > 2 * STEP_TOKENS
+    found = answered(vllm, many, short)
+    assert [len(texts) for texts in found] == [2] * 192
+    assert agreement(found[:24], answered(vllm, many[:24], short)) >= 0.95
 
 
 def test_prompts_without_room_get_nothing_and_others_what_is_left(vllm, prompts):

@@ -43,6 +43,8 @@ SHARE = 0.85
 """Of a GPU's memory, unless another is given: a training in this process may have left some."""
 CPU_CACHE = 2 << 30
 """Bytes of the cache of keys and values on a CPU."""
+STEP_TOKENS = 4096
+"""That a step may read on a CPU."""
 _ADVICE = (
     ("memory", "give another --gpu_memory_utilization, or end what else uses that memory"),
     ("KV cache", "give a larger --gpu_memory_utilization, or a smaller --max_new_tokens"),
@@ -237,6 +239,7 @@ class VLLMGenerator:
             "enforce_eager": sampling.enforce_eager or not cuda,
             "use_tqdm_on_load": False,
             "max_logprobs": max(20, 2 * sampling.n_samples),  # what a beam search looks at
+            **({} if cuda else _whole_prompts(longest)),
             **_memory(sampling.gpu_memory_utilization, cuda=cuda),
             **lora,
         }
@@ -256,6 +259,11 @@ def _memory(share: float | None, *, cuda: bool) -> dict[str, Any]:
     if share is None and not cuda:
         return {"kv_cache_memory_bytes": CPU_CACHE}
     return {"gpu_memory_utilization": SHARE if share is None else share}
+
+
+def _whole_prompts(longest: int) -> dict[str, Any]:
+    """Prompts that are never read in parts: on a CPU, vLLM 0.30 fails on one that has a seed."""
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(longest, STEP_TOKENS)}
 
 
 def served(artifact: Artifact) -> Artifact:
