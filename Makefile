@@ -1,6 +1,7 @@
 # make demo        set everything up and run the main job on the embedded default, here
 # make test        every test but those that need SLURM; sets everything up as well
 # make test-slurm  those: they start a SLURM of two nodes on this machine (Debian: apt-get install slurm-wlm munge)
+# make test-backends  those of vLLM: they run a real one, in an environment of its own (.venv-backends, 4 GB)
 # make static      lint, types, import order
 # make check       the same, and unit tests
 # make bench       every benchmark, one table each
@@ -10,8 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+BACKENDS := .venv-backends
 
-.PHONY: demo test test-slurm static check bench clean
+.PHONY: demo test test-slurm test-backends static check bench clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -20,10 +22,13 @@ demo: $(READY)
 		--do_sft --do_dpo --do_inference --do_evaluation --launcher local
 
 test: $(READY_DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests --ignore tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests --ignore tests/slurm --ignore tests/backends
 
 test-slurm: $(READY_DEV)
 	$(BIN)/python -m pytest tests/slurm
+
+test-backends: $(BACKENDS)/.ready
+	$(BACKENDS)/bin/python -m pytest tests/backends
 
 static: $(READY_DEV)
 	$(BIN)/ruff check .
@@ -47,5 +52,13 @@ $(READY_DEV): $(READY) requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+# What vLLM pulls in for pictures and sound needs a GPU build of torch, and stops transformers beside any other.
+$(BACKENDS)/.ready: requirements.txt requirements-backends.txt
+	test -x $(BACKENDS)/bin/python || $(PYTHON) -m venv $(BACKENDS)
+	$(BACKENDS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-backends.txt
+	$(BACKENDS)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(BACKENDS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(BACKENDS) build *.egg-info

@@ -11,6 +11,7 @@ Writes TUNING_HOME/outputs/{task}/{run}/: responses.jsonl, one line per prompt, 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     work = planned(argv, "evaluation") or described(parser().parse_args(argv))
     return evaluate(work)
+
+
+def preset(
+    name: str, description: str | None, words: Sequence[str], argv: Sequence[str] | None
+) -> int:
+    """A script that is this one with `words` before those of its command line."""
+    own = sys.argv[1:] if argv is None else argv
+    return evaluate(described(parser(name, description).parse_args([*words, *own])))
 
 
 def evaluate(work: Work) -> int:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.small_site import use
-from tuning import run_inference, run_pretrain, run_sft
 from tuning import config as site
+from tuning import run_inference, run_pretrain, run_sft
 from tuning.data import train_dataset
 from tuning.evaluation.config import PassAtKConfig
 from tuning.inference.generator import Generator, Messages, opened, token_ids
@@ -98,10 +98,16 @@ def vllm(adapter: Artifact) -> Iterator[Generator]:
 
 
 def answered(
-    generator: Generator, prompts: list[Messages], sampling: PassAtKConfig, run: str = "a", **more: Any
+    generator: Generator,
+    prompts: list[Messages],
+    sampling: PassAtKConfig,
+    run: str = "a",
+    **more: Any,
 ) -> list[list[str]]:
     """The answers to all prompts, in their order."""
-    found = dict(p for portion in generator.answers(prompts, sampling, run, **more) for p in portion)
+    found = dict(
+        p for portion in generator.answers(prompts, sampling, run, **more) for p in portion
+    )
     return [found[place] for place in sorted(found)]
 
 
@@ -175,7 +181,15 @@ def test_a_stopped_inference_goes_on_with_what_is_left(home, monkeypatch):
     """Through the command line: what is written stays, and all is scored in the end."""
     run = tuned(full=False).adapter
     assert run is not None
-    words = ["--run", run.parent.name, *DATA, "--backend", "vllm", "--do_inference", "--do_evaluation"]
+    words = [
+        "--run",
+        run.parent.name,
+        *DATA,
+        "--backend",
+        "vllm",
+        "--do_inference",
+        "--do_evaluation",
+    ]
     stops = []
 
     def check() -> None:

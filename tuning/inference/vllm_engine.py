@@ -132,6 +132,7 @@ class VLLMGenerator:
             )
 
         engine, places = self._llm.llm_engine, list(asked)
+        answers = len(places) * sampling.n_samples
         ids = self._llm.enqueue(
             [{"prompt_token_ids": asked[place]} for place in places],
             [drawn(place) for place in places],
@@ -143,7 +144,7 @@ class VLLMGenerator:
         try:
             while engine.has_unfinished_requests():
                 ended = [output for output in self._stepped(engine) if output.finished]
-                tell_part("unfinished prompts", engine.get_num_unfinished_requests(), len(places))
+                tell_part("answer", answers - engine.get_num_unfinished_requests(), answers)
                 yield [(place_of[o.request_id], self._texts(o.outputs)) for o in ended]
         finally:
             engine.abort_request(ids, internal=True)
