@@ -50,7 +50,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    from tuning.phases.evaluate import check_test_pool, evaluate_run
+    from tuning.phases.evaluate import check_evaluation, evaluate_run
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.work import planned
     from tuning.runs import interrupt
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, options = work.run, work.options
     require_base(config.model)
     if work.evaluation:
-        check_test_pool(work.evaluation)
+        check_evaluation(work.evaluation, work.options)
     site.require_writable_home()
     start = start_of(config)
     interrupt.install()

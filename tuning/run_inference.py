@@ -66,7 +66,7 @@ def preset(
 
 def evaluate(work: Work) -> int:
     """Run the stage of run_inference.py or run_evaluation.py; returns the exit code."""
-    from tuning.phases.evaluate import artifact_to_evaluate, check_test_pool
+    from tuning.phases.evaluate import artifact_to_evaluate, check_evaluation
     from tuning.phases.evaluate import evaluate as do_phases
     from tuning.runs import interrupt
     from tuning.weights.base import require_base
@@ -74,7 +74,7 @@ def evaluate(work: Work) -> int:
     assert work.evaluation is not None
     require_base(work.evaluation.base)
     artifact = artifact_to_evaluate(work.evaluation)
-    check_test_pool(work.evaluation)
+    check_evaluation(work.evaluation, work.options)
     site.require_writable_home()
     interrupt.install()
     do_phases(work.evaluation, artifact, work.options)

@@ -43,7 +43,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    from tuning.phases.evaluate import check_test_pool, evaluate_run
+    from tuning.phases.evaluate import check_evaluation, evaluate_run
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.work import planned
     from tuning.runs import interrupt, ranks
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = planned(argv, "sft") or described(parser().parse_args(argv))
     config, options = work.run, work.options
     if work.evaluation:
-        check_test_pool(work.evaluation)
+        check_evaluation(work.evaluation, work.options)
     if options.do_training:
         config.loss.own_function()
     require_base(config.model)

@@ -154,6 +154,14 @@ def test_prompts_without_room_get_nothing_and_others_what_is_left(vllm, prompts)
     assert found[0] == [""] and found[1] == answered(vllm, prompts[:1], GREEDY)[0]
 
 
+def test_a_longer_answer_than_the_engine_was_made_for_gets_another_engine(adapter, prompts):
+    with opened("vllm", adapter) as generator:
+        short = answered(generator, prompts[:2], replace(GREEDY, max_new_tokens=2))
+        long = answered(generator, prompts[:2], GREEDY)
+    assert all(b.startswith(a) for (a,), (b,) in zip(short, long, strict=True))
+    assert short != long
+
+
 def test_a_beam_search_finds_what_transformers_finds(vllm, adapter, prompts):
     beams = replace(GREEDY, decoding="beam", n_samples=3, batch_size=4)
     some = prompts[:8]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.small_site import use
+from tests.small_site import COLLECTIONS, use
 from tuning import run_inference
 from tuning.config import CHAT_TEMPLATES, DatasetEntry
 from tuning.data import arith, train_dataset
@@ -20,6 +20,7 @@ from tuning.engine.model import build
 from tuning.engine.tokenizer import train_tokenizer
 from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
 from tuning.evaluation.generators import GENERATORS, Backend
+from tuning.inference import ifeval_inference, k_beams, k_beams_hf
 from tuning.inference.generator import Generator, opened
 from tuning.inference.hf_engine import HFGenerator
 from tuning.runs.errors import UserError
@@ -34,6 +35,7 @@ SHAPE = ModelConfig(
     block_size=128, vocab_size=300, num_layer=1, num_attention_heads=2, num_key_value_heads=1,
     hidden_size=16, intermediate_size=32,
 )  # fmt: skip
+DATA = ["--dataset", "arith", "--task", "math"]
 SAMPLING = PassAtKConfig(n_samples=2, k_values=(1,), max_new_tokens=5)
 PROMPTS = [
     row["prompt"]
@@ -222,6 +224,41 @@ def test_the_backend_counts_but_the_first_one_has_no_say_in_old_hashes(with_echo
 def test_an_unknown_backend_names_the_nearest(site):
     with pytest.raises(UserError, match=r"unknown backend 'fh'; choose from: auto, hf, vllm"):
         sampling_config("big", {"backend": "fh"})
+
+
+@pytest.mark.skipif(GENERATORS["vllm"].installed, reason="vllm is installed")
+def test_a_backend_that_is_not_installed_is_said_before_anything_is_loaded(site):
+    """Not where answers are there already, or are scored only."""
+    flags = ["--model", "big", *DATA, "--backend", "vllm"]
+    with pytest.raises(UserError, match=r"needs the package vllm.*pip install.*--backend hf"):
+        run_inference.main([*flags, "--do_inference"])
+    with pytest.raises(UserError, match="no responses to evaluate"):
+        run_inference.main([*flags, "--do_evaluation"])
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [
+        (k_beams_hf, DATA, ("math", "beam", "hf")),
+        (k_beams, DATA, ("math", "beam", "vllm")),
+        (ifeval_inference, ["--backend", "hf"], ("instruction", "sample", "hf")),
+    ],
+)
+def test_the_commands_are_run_inference_with_other_defaults(
+    monkeypatch, tmp_path, script, words, expected
+):
+    use(
+        monkeypatch, tmp_path, COLLECTIONS.replace("later", "tuluif").replace("tuluif}", "ifsynth}")
+    )
+    seen = []
+    monkeypatch.setattr(run_inference, "evaluate", lambda work: seen.append(work) or 0)
+    assert script.main(["--model", "big", *words, "--k_values", "2"]) == 0
+    (work,) = seen
+    sampling = work.evaluation.sampling
+    assert (work.evaluation.task, sampling.decoding, sampling.backend) == expected
+    assert sampling.k_values == (2,)
+    assert work.options.do_inference
+    assert work.options.do_evaluation == (script is not ifeval_inference)
 
 
 def test_an_added_backend_samples_through_the_command_line(with_echo):

