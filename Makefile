@@ -1,4 +1,5 @@
 # make demo        set everything up and run the main job on the embedded default, here
+# make install     only set everything up; REQUIREMENTS=requirements-gpu.txt for a machine with a GPU
 # make test        every test but those that need SLURM; sets everything up as well
 # make test-slurm  those: they start a SLURM of two nodes on this machine (Debian: apt-get install slurm-wlm munge)
 # make test-backends  those of vLLM: they run a real one, in an environment of its own (.venv-backends, 4 GB)
@@ -7,14 +8,17 @@
 # make bench       every benchmark, one table each
 
 PYTHON ?= python3
+REQUIREMENTS ?= requirements.txt
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 BACKENDS := .venv-backends
 
-.PHONY: demo test test-slurm test-backends static check bench clean
+.PHONY: install demo test test-slurm test-backends static check bench clean
 .DELETE_ON_ERROR:
+
+install: $(READY)
 
 demo: $(READY)
 	@$(BIN)/python tuning/run_sweetspot_pipeline.py --model tiny --dataset arith --task math \
@@ -42,9 +46,9 @@ check: static
 bench: $(READY_DEV)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt pyproject.toml $(REQUIREMENTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 

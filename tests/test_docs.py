@@ -4,6 +4,7 @@ examples of docs/slurm.md print what stands below them.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shlex
@@ -14,6 +15,8 @@ import pytest
 from tests.launchers.slurm.fake_cluster import FakeCluster
 from tuning import config as site
 from tuning.config import CHECKOUT
+from tuning.data.preparation import prepare
+from tuning.data.recipes import RECIPES
 from tuning.launchers.slurm import snapshot
 from tuning.launchers.slurm.resources import Cluster
 from tuning.schema import read_yaml
@@ -63,6 +66,32 @@ def _write_together(path: Path, whole: dict, part: dict) -> None:
 
     path.write_text(yaml.safe_dump({k: v | part.get(k, {}) if isinstance(v, dict) else v
                                     for k, v in whole.items()}))  # fmt: skip
+
+
+def test_the_example_of_the_real_study_is_planned_from_small_data(home: Path, capsys) -> None:
+    """As many rows as the flags that override it ask for, in the columns of the hub's."""
+    ask = "Write about the number {}. Use no commas."
+    turn = [{"role": "assistant", "content": "It is a number"}]
+    other = [{"role": "assistant", "content": "Numbers, many of them"}]
+    asked = [[{"role": "user", "content": ask.format(n)}] for n in range(60)]
+    check = {"key": 1, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    sources = {
+        "sft": [{"messages": prompt + turn} for prompt in asked[:30]],
+        "preference": [
+            {"prompt": p[0]["content"], "chosen": p + turn, "rejected": p + other}
+            for p in asked[30:]
+        ],
+        "test": [{"prompt": f"Describe the city {n}. Use no commas.", **check} for n in range(300)],
+    }
+    files = {name: home.parent / f"{name}.jsonl" for name in sources}
+    for name, rows in sources.items():
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare("tuluif", RECIPES["tuluif"], {name: str(file) for name, file in files.items()})
+    small = ["--total_data", "20", "--sft_data", "10", "--launcher", "local", "--dry_run"]
+    assert main([str(CHECKOUT / "examples/tuluif.yaml"), *small]) == 0
+    told = capsys.readouterr().out
+    assert "--model llama3-8B --dataset tuluif --task instruction --train_size 10" in told
+    assert "llama3-8B_sweetspot-ppl-2.5_kto-tuluif" in told
 
 
 def examples() -> list[tuple[str, list[str], list[str]]]:
