@@ -69,6 +69,10 @@ class PassAtKConfig:
     """
     enable_prefix_caching: bool = setting(True, hashed=False)
     """vllm: compute what prompts share at their beginning once."""
+    merge_adapter: bool | None = setting(None, hashed=False)
+    """vllm: merge a LoRA adapter into its base first, and keep that (default: only where vLLM takes
+    no such adapter, and on a CPU, which is slow at adapters).
+    """
     enforce_eager: bool = setting(False, hashed=False)
     """vllm: neither compile nor record CUDA graphs; starts sooner and samples slower."""
     few_shot: int = setting(0, before=0)

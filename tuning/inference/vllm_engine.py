@@ -1,9 +1,10 @@
 """Sampling with vLLM: all prompts are in the engine at once, and answers are given as they end.
 
-A LoRA adapter is served over its base as it is; one that also holds whole modules, which vLLM
-refuses, is merged first. Every prompt has a seed of its own, so that what is drawn does not depend
-on which others are under way. Scheduling stays in this process (TP workers apart), which vLLM
-recommends for runs that are to be reproduced.
+On a GPU, a LoRA adapter is served over its base as it is; one that also holds whole modules, which
+vLLM refuses, is merged first, as all are on a CPU, where vLLM's kernels for adapters take minutes a
+step (--merge_adapter decides otherwise). Every prompt has a seed of its own, so that what is drawn
+does not depend on which others are under way. Scheduling stays in this process (TP workers apart),
+which vLLM recommends for runs that are to be reproduced.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class VLLMGenerator:
         from tuning.weights import loading
 
         self._model = artifact.model
-        self._artifact = served(artifact)
+        self._artifact = _checked(artifact)
         self._folder = folder
         self._llm: Any = None
         self._longest = 0
@@ -200,6 +201,8 @@ class VLLMGenerator:
 
         cuda = torch.cuda.is_available()
         _environment(cuda=cuda)
+        merge = sampling.merge_adapter
+        self._artifact = served(self._artifact, merge=not cuda if merge is None else merge)
         gc.collect()
         if cuda:
             torch.cuda.empty_cache()  # what a training in this process left
@@ -269,15 +272,23 @@ def _whole_prompts(longest: int) -> dict[str, Any]:
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(longest, STEP_TOKENS)}
 
 
-def served(artifact: Artifact) -> Artifact:
-    """The artifact as vLLM can take it: adapters that it refuses are merged into their base."""
+def _checked(artifact: Artifact) -> Artifact:
+    """The artifact; UserError where its adapter is none."""
+    adapter = artifact.adapter
+    if adapter is not None and not (adapter / "adapter_config.json").exists():
+        raise UserError(f"'{adapter}' holds no adapter: it has no adapter_config.json.")
+    return artifact
+
+
+def served(artifact: Artifact, *, merge: bool) -> Artifact:
+    """The artifact as vLLM gets it: the adapter merged into its base if asked for, or if vLLM would
+    refuse it.
+    """
     if artifact.adapter is None:
         return artifact
-    if not (artifact.adapter / "adapter_config.json").exists():
-        raise UserError(f"'{artifact.adapter}' holds no adapter: it has no adapter_config.json.")
     config = read_object(artifact.adapter / "adapter_config.json") or {}
     refused = config.get("modules_to_save") or config.get("use_dora")
-    return merged(artifact) if refused or config.get("r", 0) > RANKS[-1] else artifact
+    return merged(artifact) if merge or refused or config["r"] > RANKS[-1] else artifact
 
 
 def _rank_of(adapter: Path) -> int:
