@@ -22,32 +22,29 @@ SMALL = {"preset": "tiny", "seq_len": 64, "steps": 6, "most": 2}
 """Without a GPU."""
 
 
-def quarter(context: Context) -> None:
-    """About 0.25 billion parameters."""
-    _row(context, "gpt-0.25b", most=16)
-
-
-def billion(context: Context) -> None:
-    """About 1.5 billion parameters; their weights, gradients and moments take 25 GB."""
+def sizes(context: Context) -> None:
+    """About 0.25 billion parameters, and 1.5: their weights, gradients and moments take 25 GB."""
+    _row(context, "gpt-0.25b", most=8)
     _row(context, "gpt-1b", most=8, gradient_checkpointing=True)
 
 
 def compiled(context: Context) -> None:
-    """`quarter` with torch.compile."""
-    _row(context, "gpt-0.25b", most=16, use_compile=True)
+    """The smaller one with torch.compile."""
+    _row(context, "gpt-0.25b", most=8, use_compile=True)
 
 
 def compiled_billion(context: Context) -> None:
-    """`billion` with torch.compile."""
+    """The larger one with torch.compile."""
     _row(context, "gpt-1b", most=8, gradient_checkpointing=True, use_compile=True)
 
 
 def _row(context: Context, name: str, *, most: int, **compute: bool) -> None:
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    _free()
     began = time.monotonic()
     length, steps = SEQ_LEN, STEPS
     if context.device == "cpu":
         name, length, steps, most = (SMALL[k] for k in ("preset", "seq_len", "steps", "most"))
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     what = ", ".join([name, *(setting.removeprefix("use_") for setting in compute)])
     found = _largest(context, name, length, steps, most, compute)
     seconds = time.monotonic() - began
@@ -79,8 +76,14 @@ def _largest(
     from tuning.flags import build
 
     shape = build(ModelConfig, preset(name))
+
+    def made(_: torch.dtype) -> Any:
+        # Random weights of a billion parameters take half a minute on a CPU.
+        with torch.device(context.device):
+            return model.build(shape, seed=0, eos_token_id=0, pad_token_id=0)
+
     spread, cost = setup.open_model(
-        lambda _: model.build(shape, seed=0, eos_token_id=0, pad_token_id=0),
+        made,
         lambda _: None,
         ranks.layout(),
         ComputeConfig(**compute),
@@ -94,10 +97,17 @@ def _largest(
         # Outside of the handler, whose exception holds on to the tensors of the failed pass.
         spread.optimizers.clear()
         spread.module.zero_grad()
-        gc.collect()
-        torch.cuda.empty_cache()
+        _free()
         torch.compiler.reset()
     return None
+
+
+def _free() -> None:
+    """Give back the memory of what is gone."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _measured(

@@ -23,7 +23,7 @@ def hf(context: Context) -> None:
     from tuning.phases.evaluate import artifact_to_evaluate
     from tuning.weights.base import require_base
 
-    flags = ["--model", MODEL, *DATA, "--do_inference"]
+    flags = ["--model", MODEL, *DATA, "--backend", "hf", "--do_inference"]
     work = run_inference.described(run_inference.parser().parse_args(flags))
     evaluation = work.evaluation
     assert evaluation is not None

@@ -22,8 +22,8 @@ from benchmarks.gpu_checks import rows
 from benchmarks.gpu_checks.rows import Row
 
 POLL = 0.05
-LEAST = 5.0
-"""Seconds that must be left for a step to begin."""
+ENDED = 10.0
+"""Seconds that a killed process gets to go; one that hangs in a driver never does."""
 NO_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of memory")
 
 
@@ -82,20 +82,22 @@ def carry_out(
     environment: Mapping[str, str],
     report: Report,
 ) -> None:
-    """Run the commands within `budget` seconds; `folder` gets their rows and logs."""
+    """Run the commands within `budget` seconds; `folder` gets their rows and logs.
+
+    A command begins only if its limit is left: then it is never ended for what others took.
+    """
     end = time.monotonic() + budget
     for command in commands:
-        left = end - time.monotonic()
-        if left < LEAST:
-            why = f"the budget of {budget:.0f} s is spent"
+        left = max(0.0, end - time.monotonic())
+        if left < command.limit:
+            why = f"may take {command.limit:.0f} s, and {left:.0f} s of the budget are left"
             report.add(rows.row(command.name, "", rows.SKIPPED, why))
             continue
-        _run(command, min(left, command.limit), folder, environment, report.add)
+        _run(command, folder, environment, report.add)
 
 
 def _run(
     command: Command,
-    limit: float,
     folder: Path,
     environment: Mapping[str, str],
     add: Callable[[Row], None],
@@ -112,14 +114,14 @@ def _run(
             add(row)
 
     with _started([*command.words, str(found)], log, environment) as process:
-        while process.poll() is None and time.monotonic() - started < limit:
+        while process.poll() is None and time.monotonic() - started < command.limit:
             time.sleep(POLL)
             tell()
         code = process.poll()
     tell()
     seconds = time.monotonic() - started
     if code is None:
-        text = f"ended after {limit:.0f} s; its last words: {last_words(log)}"
+        text = f"ended after {command.limit:.0f} s; its last words: {last_words(log)}"
         add(rows.row(command.name, "", rows.LIMIT, text, seconds))
     elif code != 0:
         add(rows.row(command.name, "", *_ending(code, log), seconds))
@@ -146,7 +148,8 @@ def _started(
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ENDED)
 
 
 def _ending(code: int, log: Path) -> tuple[str, str]:

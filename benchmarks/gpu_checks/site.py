@@ -26,7 +26,7 @@ QUIET = {
 }
 DATA = ("--dataset", "arith", "--task", "math")
 SIZES = {
-    "cuda": {"sft": 1024, "dpo": 256, "grpo": 32, "prompts": 256},
+    "cuda": {"sft": 512, "dpo": 256, "grpo": 32, "prompts": 256},
     "cpu": {"sft": 96, "dpo": 16, "grpo": 4, "prompts": 4},
 }
 """Examples of a training, and prompts that are answered."""
@@ -46,7 +46,13 @@ _SETTINGS: dict[str, dict[str, Any]] = {
             "micro_batch_size": 64,
             "precision": "auto",
         },
-        "sft": {"effective_batch_size": 16, "micro_batch_size": 8, "eval_steps": 16, "lora_r": 16},
+        "sft": {
+            "effective_batch_size": 16,
+            "micro_batch_size": 8,
+            "eval_steps": 16,
+            "lora_r": 16,
+            "save_steps": 16,
+        },
         "pft": {"effective_batch_size": 16, "micro_batch_size": 8, "lora_r": 16},
         "grpo": {"effective_batch_size": 8, "num_generations": 4, "max_completion_length": 48},
         "evaluation": {"n_samples": 4, "k_values": [1, 4], "max_new_tokens": 64, "batch_size": 64},
