@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import fields
+from typing import Any
 
 from benchmarks.gpu_checks.rows import FAILED, OK
 from benchmarks.gpu_checks.site import MODEL, Context
@@ -31,28 +32,9 @@ def _by_the_libraries(context: Context) -> None:
     """transformers and bitsandbytes load the model, peft adds an adapter; some steps of AdamW."""
     import torch
     from bitsandbytes.nn import Linear4bit
-    from peft import get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    from tuning.weights.config import LoraConfig
-    from tuning.weights.loading import peft_config
 
     began = time.monotonic()
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        bnb_4bit_use_double_quant=True,
-    )
-    network = AutoModelForCausalLM.from_pretrained(
-        context.home / "models" / MODEL / "model",
-        quantization_config=settings,
-        device_map={"": context.device},
-    )
-    prepared = prepare_model_for_kbit_training(
-        network, gradient_checkpointing_kwargs={"use_reentrant": False}
-    )
-    adapted = get_peft_model(prepared, peft_config(LoraConfig(lora_r=8, lora_alpha=8)))
+    adapted = _adapted(context)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     ids = torch.arange(2, 66, device=context.device)[None].repeat(4, 1)
@@ -75,3 +57,29 @@ def _by_the_libraries(context: Context) -> None:
         layers=packed,
         losses=losses,
     )
+
+
+def _adapted(context: Context) -> Any:
+    """The model in 4 bits, and an adapter over it."""
+    import torch
+    from peft import get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from tuning.weights.config import LoraConfig
+    from tuning.weights.loading import peft_config
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )
+    network = AutoModelForCausalLM.from_pretrained(
+        context.home / "models" / MODEL / "model",
+        quantization_config=settings,
+        device_map={"": context.device},
+    )
+    prepared = prepare_model_for_kbit_training(
+        network, gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
+    return get_peft_model(prepared, peft_config(LoraConfig(lora_r=8, lora_alpha=8)))
