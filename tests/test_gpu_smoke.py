@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.gpu_checks import command, rows, runner
 from benchmarks.gpu_checks.runner import Command, Report
-from benchmarks.gpu_checks.site import Context
+from benchmarks.gpu_checks.site import Context, Failed
 from benchmarks.gpu_checks.steps import FIRST, STEPS, Step
 from tuning.config import CHECKOUT
 
@@ -106,6 +106,13 @@ def test_a_step_that_cannot_run_says_why(tmp_path: Path, step: Step, says: str) 
     assert command.one(step, Context(step.name, "cpu", tmp_path, tmp_path / "rows")) == 0
     (row,) = rows.read(tmp_path / "rows")
     assert (row["status"], row["says"]) == (rows.SKIPPED, says)
+
+
+@pytest.mark.unit
+def test_an_entry_point_that_fails_is_told_by_its_last_line(tmp_path: Path) -> None:
+    context = Context("x", "cpu", tmp_path, tmp_path / "rows")
+    with pytest.raises(Failed, match=r"run_sft\.py ended with exit code 2: error: .*--model"):
+        context.entry("run_sft.py")
 
 
 @pytest.mark.unit

@@ -1,4 +1,4 @@
-"""What a step of gpu_smoke.py finds: rows, which it appends to a file as it goes."""
+"""What a step of gpu_smoke.py finds: rows, which it appends to a file as it goes; and its log."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ MEMORY, LIMIT = "out of memory", "time limit"
 GOOD = (OK, SKIPPED)
 WIDTHS = (13, 31, 13, 7)
 WIDTH = 150
+NO_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of memory")
 Row = dict[str, Any]
 """step, what, status, seconds, says (for people) and values (for programs)."""
 
@@ -42,6 +43,19 @@ def read(path: Path, after: int = 0) -> list[Row]:
         return []
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()[after:]]
+
+
+def last_words(log: Path) -> str:
+    """The last line that a process wrote, at most 300 characters of it."""
+    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "none"
+
+
+def lacked_memory(log: Path) -> bool:
+    """Whether a process says that it found no memory on the GPU."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return any(sign in text for sign in NO_MEMORY)
 
 
 def heading() -> str:

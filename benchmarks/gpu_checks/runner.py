@@ -24,7 +24,6 @@ from benchmarks.gpu_checks.rows import Row
 POLL = 0.05
 ENDED = 10.0
 """Seconds that a killed process gets to go; one that hangs in a driver never does."""
-NO_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,7 @@ class Report:
         self.output = output
         self.about = dict(about)
         self.rows: list[Row] = []
+        self.write(complete=False)  # a file that cannot be written is no surprise after minutes
         _say(rows.heading())
 
     def add(self, found: Row) -> None:
@@ -121,7 +121,7 @@ def _run(
     tell()
     seconds = time.monotonic() - started
     if code is None:
-        text = f"ended after {command.limit:.0f} s; its last words: {last_words(log)}"
+        text = f"ended after {command.limit:.0f} s; its last words: {rows.last_words(log)}"
         add(rows.row(command.name, "", rows.LIMIT, text, seconds))
     elif code != 0:
         add(rows.row(command.name, "", *_ending(code, log), seconds))
@@ -134,7 +134,7 @@ def _started(
     words: Sequence[str], log: Path, environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own; nothing of the group is left afterwards."""
-    with log.open("wb") as file:
+    with log.open("ab") as file:
         process = subprocess.Popen(
             words,
             env=environment,
@@ -154,17 +154,10 @@ def _started(
 
 def _ending(code: int, log: Path) -> tuple[str, str]:
     """(status, reason) of a step that ended with another exit code than 0."""
-    words = last_words(log)
-    if any(sign in log.read_text(encoding="utf-8", errors="replace") for sign in NO_MEMORY):
+    words = rows.last_words(log)
+    if rows.lacked_memory(log):
         return rows.MEMORY, words
     if code < 0:
         with contextlib.suppress(ValueError):
             return rows.CRASHED, f"by {signal.Signals(-code).name}; its last words: {words}"
     return rows.CRASHED, f"exit code {code}: {words}"
-
-
-def last_words(log: Path) -> str:
-    """The last line that a process wrote, at most 300 characters of it."""
-    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "none"

@@ -101,6 +101,11 @@ class Context:
         return self.folder / "home"
 
     @property
+    def log(self) -> Path:
+        """What the processes of the step say."""
+        return self.folder / f"{self.step}.log"
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Examples of a training, by kind."""
         return SIZES[self.device]
@@ -112,32 +117,30 @@ class Context:
     def entry(self, script: str, *flags: object, home: Path | None = None) -> float:
         """Run an entry point of tuning/ to its end; returns seconds. Failed with its last line."""
         began = time.monotonic()
-        done = self.start(script, *flags, home=home)
-        out, _ = done.communicate()
-        if done.returncode != 0:
-            raise failure(script, done.returncode, out)
+        code = self.start(script, *flags, home=home).wait()
+        if code != 0:
+            raise self.failure(script, code)
         return time.monotonic() - began
 
-    def start(self, script: str, *flags: object, home: Path | None = None) -> Any:
-        """An entry point in the background, its output and errors in one pipe."""
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "tuning" / script), *map(str, flags)],
-            env={**os.environ, "TUNING_HOME": str(home or self.home)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(
+        self, script: str, *flags: object, home: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """An entry point in the background; what it says is added to the log of the step."""
+        with self.log.open("ab") as file:
+            return subprocess.Popen(
+                [sys.executable, str(ROOT / "tuning" / script), *map(str, flags)],
+                env={**os.environ, "TUNING_HOME": str(home or self.home)},
+                stdout=file,
+                stderr=file,
+            )
 
-
-def failure(script: str, code: int, out: str) -> Failed:
-    """The error for an entry point that ended with another exit code than 0."""
-    print(out, file=sys.stderr, flush=True)
-    lines = [line for line in out.replace("\r", "\n").splitlines() if line.strip()]
-    last = lines[-1][:300] if lines else "without a word"
-    status = rows.MEMORY if "OutOfMemoryError" in out else rows.FAILED
-    if last.startswith("ModuleNotFoundError: No module named"):
-        status = rows.SKIPPED
-    return Failed(f"{script} ended with exit code {code}: {last}", status)
+    def failure(self, script: str, code: int) -> Failed:
+        """The error for an entry point that ended with another exit code than 0."""
+        last = rows.last_words(self.log)
+        status = rows.MEMORY if rows.lacked_memory(self.log) else rows.FAILED
+        if last.startswith("ModuleNotFoundError: No module named"):
+            status = rows.SKIPPED
+        return Failed(f"{script} ended with exit code {code}: {last}", status)
 
 
 def prepare(folder: Path, device: str) -> None:

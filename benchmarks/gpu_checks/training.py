@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_checks.rows import FAILED, OK
-from benchmarks.gpu_checks.site import DATA, MODEL, Context, Failed, failure
+from benchmarks.gpu_checks.site import DATA, MODEL, Context, Failed
 from tuning.runs.rundir import RunDirectory
 
 FILES = ("config.json", "status.json", "result.json", "metrics.jsonl", "model/config.json")
@@ -94,11 +94,11 @@ def _interrupted(context: Context, home: Path) -> int:
             process.send_signal(signal.SIGTERM)
             break
         time.sleep(0.01)
-    out, _ = process.communicate()
-    if process.returncode == 0:
+    code = process.wait()
+    if code == 0:
         raise Failed("SFT ended before it could be interrupted")
-    if process.returncode != 75:
-        raise failure("run_sft.py under SIGTERM", process.returncode, out)
+    if code != 75:
+        raise context.failure("run_sft.py under SIGTERM", code)
     saved = _newest(home, set()).path.glob("checkpoint-[0-9]*")
     return max(int(path.name.rpartition("-")[2]) for path in saved)
 
