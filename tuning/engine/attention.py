@@ -9,9 +9,10 @@ the end, causal attention needs no mask, and the fill is dropped again.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def attend(
         shape = (len(documents.lengths), int(documents.lengths[0]))
         rows = _causal(_rows(q, *shape), _rows(k, *shape), _rows(v, *shape), **options)
         return rows.transpose(0, 1).reshape(q.shape)
-    if q.is_cuda and dropout == 0 and q.dtype in (torch.float16, torch.bfloat16):
+    if dropout == 0 and fits_kernel(q):
         return _varlen(q, k, v, documents, scale, window)
     groups, place = documents.groups
     parts = []
@@ -133,6 +134,12 @@ def attend(
         rows = _causal(a, b, c, **options)
         parts.append(rows.transpose(0, 1).reshape(q.shape[1], -1, q.shape[3]))
     return torch.cat(parts, 1).index_select(1, place)[None]
+
+
+def fits_kernel(q: torch.Tensor) -> bool:
+    """Whether the variable-length kernel, FlashAttention 2, takes such queries."""
+    fits = q.dtype in (torch.float16, torch.bfloat16) and q.shape[3] % 8 == 0 and q.shape[3] <= 256
+    return q.is_cuda and fits and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def _rows(x: torch.Tensor, documents: int, length: int) -> torch.Tensor:
@@ -177,6 +184,11 @@ def _varlen(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    grouped: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1] and _takes_groups(varlen_attn):
+        grouped["enable_gqa"] = True
+    elif q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     flat_q, flat_k, flat_v = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))
     out = varlen_attn(
         flat_q,
@@ -188,10 +200,26 @@ def _varlen(
         documents.longest,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        **grouped,
     )
     assert isinstance(out, torch.Tensor)
     return out.transpose(0, 1)[None]
+
+
+@cache
+def _takes_groups(kernel: Any) -> bool:
+    """Whether the kernel of this torch takes fewer keys than queries; that of 2.11 does not."""
+    return "enable_gqa" in inspect.signature(kernel).parameters
+
+
+def _as_computed(*tensors: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The tensors in the dtype of autocast, if it is on: norms and rotary embeddings leave queries
+    and keys in float32 beside values in bfloat16, and no kernel takes a mixture.
+    """
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return [x.to(torch.get_autocast_dtype(kind)) for x in tensors]
 
 
 def document_attention(
@@ -215,6 +243,7 @@ def document_attention(
     for name in UNKNOWN:
         if others.get(name) is not None:
             raise NotImplementedError(f"{type(module).__name__} needs '{name}' in its attention")
+    query, key, value = _as_computed(query, key, value)
     group = sep.group_of(module)
     if group is not None:
         query, key, value = sep.to_heads(query, key, value, group)
@@ -224,6 +253,13 @@ def document_attention(
     if group is not None:
         out = sep.to_tokens(out, group)
     return out.transpose(1, 2).contiguous(), None
+
+
+def keep_out_of_graphs() -> None:
+    """Let torch.compile call attention and not trace it: what it does depends on the lengths of the
+    documents, which would break graphs several times a block.
+    """
+    AttentionInterface.register(NAME, torch.compiler.disable(document_attention))
 
 
 AttentionInterface.register(NAME, document_attention)

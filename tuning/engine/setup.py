@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tuning.engine import flops, liger, loading, osft, parallel, ranks
+from tuning.engine import attention, flops, liger, loading, osft, parallel, ranks
 from tuning.engine.batches import Batches
 from tuning.engine.config import ComputeConfig, OSFTConfig
 from tuning.engine.parallel import Spread
@@ -68,6 +68,7 @@ def open_model(
     if compute.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if compute.use_compile:
+        attention.keep_out_of_graphs()
         for block in parallel.layers_of(model):
             block.compile()
     half = in_half(precision, cuda=ranks.device().type == "cuda")

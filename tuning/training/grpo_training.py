@@ -34,7 +34,15 @@ class _EpochSampler(RepeatSampler):
 
 
 class _Trainer(WholeCheckpoints, GRPOTrainer):
-    """TRL's trainer with checkpoints that are whole and epochs that resume."""
+    """TRL's trainer with checkpoints that are whole and epochs that resume.
+
+    It samples in the precision that it trains in: TRL leaves autocast out there, and a bfloat16
+    model with modules that are trained whole, in float32, cannot be called without it.
+    """
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with self.accelerator.autocast():
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)

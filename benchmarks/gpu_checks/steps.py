@@ -1,0 +1,52 @@
+"""The steps of gpu_smoke.py, in the order in which the budget is spent on them.
+
+The limits of FIRST are less than the budget together: each of them has its turn, however long the
+others take. FURTHER get what is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.gpu_checks.site import MODEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A process that finds rows."""
+
+    name: str
+    runs: str
+    """module:function, called with the Context of the step."""
+    limit: float
+    """Seconds. It begins only if as many are left."""
+    packages: tuple[str, ...] = ()
+    """Without these it is skipped."""
+    needs: str | None = None
+    """The run whose model it starts from."""
+
+
+_TRL = ("transformers", "trl", "peft", "datasets")
+_BITS = ("bitsandbytes", "transformers", "peft")
+_HF = ("transformers",)
+FIRST = (
+    Step(name="machine", runs="machine:run", limit=25),
+    Step(name="attention", runs="attention:run", limit=35, packages=_HF),
+    Step(name="engine", runs="engine:sizes", limit=70, packages=_HF),
+    Step(name="base", runs="training:base", limit=45, packages=_HF),
+    Step(name="sft", runs="training:sft", limit=45, packages=_TRL, needs=MODEL),
+    Step(name="dpo", runs="training:dpo", limit=40, packages=_TRL, needs=MODEL),
+    Step(name="grpo", runs="training:grpo", limit=45, packages=_TRL, needs=MODEL),
+    Step(name="inference", runs="inference:hf", limit=45, packages=_HF, needs=MODEL),
+    Step(name="four_bit", runs="four_bit:run", limit=40, packages=_BITS, needs=MODEL),
+    Step(name="vllm", runs="inference:vllm", limit=80, needs=MODEL),
+)
+FURTHER = (
+    Step(name="sft_engine", runs="training:sft_engine", limit=45, packages=_HF, needs=MODEL),
+    Step(name="optimizer", runs="optimizer:run", limit=30, packages=_HF),
+    Step(name="resume", runs="engine:resume", limit=45, packages=_HF),
+    Step(name="sft_resume", runs="training:sft_resume", limit=90, packages=_TRL, needs=MODEL),
+    Step(name="compiled", runs="engine:compiled", limit=75, packages=_HF),
+    Step(name="compiled_1b", runs="engine:compiled_billion", limit=90, packages=_HF),
+)
+STEPS = {step.name: step for step in (*FIRST, *FURTHER)}
