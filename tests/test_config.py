@@ -161,8 +161,8 @@ def test_a_file_that_is_not_there(monkeypatch, tmp_path):
         (changed(datasets={"arith": {}}), "collections.yaml: datasets: arith lacks: loader."),
         (
             changed(datasets={"arith": {"loader": "jsonl", "tset": "x"}}),
-            "unknown key in collections.yaml: datasets: arith: 'tset'; choose from: loader, "
-            "preference, sft, system_message, test, validation. Did you mean 'test'?",
+            "unknown key in collections.yaml: datasets: arith: 'tset'; choose from: columns, "
+            "loader, preference, sft, system_message, test, validation. Did you mean 'test'?",
         ),
         (
             changed(tasks={"math": {"datasets": ["arit"]}}),

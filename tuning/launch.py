@@ -128,7 +128,8 @@ def launch(plan: Plan, options: Launch) -> int:
     if options.dry_run:
         with quits():
             return _dry_run(plan, launcher, options)
-    site.require_writable_home()
+    for output in [(stage.run or {}).get("output", {}) for stage in plan.stages] or [{}]:
+        site.require_writable_home(output.get("log_dir"))
     with quits("stopped; nothing was submitted"):
         _require_successor(plan)
     if launcher == "slurm":

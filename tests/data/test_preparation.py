@@ -12,8 +12,9 @@ import pytest
 from tests.conftest import check, run_script
 from tests.small_site import use
 from tuning.config import CHECKOUT, DatasetEntry
+from tuning.data.division import PER_PROMPT
 from tuning.data.loaders import loader
-from tuning.data.preparation import PAIRS_PER_PROMPT, folder_of, manifest_of, prepare
+from tuning.data.preparation import folder_of, manifest_of, prepare
 from tuning.data.recipes import RECIPES
 from tuning.data.rows import prompt_key
 from tuning.runs.errors import UserError
@@ -122,8 +123,8 @@ def test_pairs_are_the_product_of_solutions_up_to_a_cap(tmp_path):
     source = lines(tmp_path / "pref.jsonl", [generations(n) for n in range(1, 5)])
     made = prepare("gsm8k", RECIPES["gsm8k"], {"preference": source})
     assert made["sources"]["preference"]["rows"] == 4 * 16
-    assert made["pools"]["preference"]["rows"] == 4 * PAIRS_PER_PROMPT
-    assert made["dropped"] == {f"pairs beyond {PAIRS_PER_PROMPT} of a prompt": 32}
+    assert made["pools"]["preference"]["rows"] == 4 * PER_PROMPT
+    assert made["dropped"] == {f"pairs beyond {PER_PROMPT} of a prompt": 32}
     made = prepare("other", RECIPES["gsm8k"], {"sft": source})
     assert made["sources"]["sft"]["rows"] == 4 * 4
 

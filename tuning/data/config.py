@@ -27,6 +27,10 @@ class DatasetConfig:
     """The loader, as collections.yaml names it."""
     files: dict[str, str] = setting(default_factory=dict, flag=False, hashed=False)
     """The absolute path of each pool's file, where a dataset has files."""
+    sources: dict[str, str] = setting(default_factory=dict, flag=False, hashed=False)
+    """What the pools of a published dataset were made of."""
+    columns: dict[str, str] = setting(default_factory=dict, flag=False, hashed=False)
+    """What those sources call a column of ours."""
     system_message: str | None = setting(None, flag=False, hashed=False)
     """The system message of prompts that have none; `version` changes with it."""
 
@@ -37,6 +41,8 @@ class DatasetConfig:
             name=self.dataset,
             loader=self.loader,
             files=self.files,
+            sources=self.sources,
+            columns=self.columns,
             system_message=self.system_message,
         )
 
@@ -69,5 +75,7 @@ def dataset_config(name: str, task: str, kind: str, train_size: int | None = Non
         train_size=train_size,
         loader=entry.loader,
         files=dict(entry.files),
+        sources=dict(entry.sources),
+        columns=dict(entry.columns),
         system_message=entry.system_message,
     )

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Protocol
 
-from tuning.config import DatasetEntry
+from tuning.config import PUBLISHED, DatasetEntry
 from tuning.data import arith, ifsynth
 from tuning.data.jsonl import JsonLines
 from tuning.data.prepared import Prepared
@@ -50,7 +50,7 @@ LOADERS: dict[str, Callable[[DatasetEntry], Loader]] = {
     "arith": arith.opened,
     "ifsynth": ifsynth.opened,
     "jsonl": JsonLines,
-    **dict.fromkeys(RECIPES, Prepared),
+    **dict.fromkeys((PUBLISHED, *RECIPES), Prepared),
 }
 
 
