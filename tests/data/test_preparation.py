@@ -246,7 +246,7 @@ def test_files_of_other_formats_and_sources_that_are_none(tmp_path):
     for source, message in (
         (str(tmp_path / "bad.jsonl"), "cannot be read"),
         (str(tmp_path / "gone.parquet"), "there is no such file"),
-        ("train", "is neither a file"),
+        ("train", "'train' is no source; it must be a file"),
     ):
         with pytest.raises(UserError, match=message):
             prepare("other", RECIPES["gsm8k"], {"sft": source})

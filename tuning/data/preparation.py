@@ -68,7 +68,8 @@ def prepare(
         if sources is None:
             sources = recipe.sources
             known = {kind: about for kind, about in known.items() if kind in sources}
-        for kind, asked in sources.items():
+        for kind in [kind for kind in site.KINDS if kind in sources]:
+            asked = sources[kind]
             there = known.get(kind)
             source = asked or (there["source"] if there else recipe.sources[kind])
             if not force and _is_here(folder, kind, there, asked, recipe):
@@ -149,7 +150,7 @@ def _read(folder: Path, kind: str, source: str, recipe: Recipe) -> dict[str, Any
         try:
             rows += [_checked(kind, row, recipe) for row in recipe.rows(kind, published)]
         except (Unusable, UserError) as error:
-            reason = str(error).removeprefix("it: ")
+            reason = str(error).removeprefix("it: ").removeprefix("it ").rstrip(".")
             left_out[reason] += 1
             first.setdefault(reason, where)
     if not rows:

@@ -52,9 +52,19 @@ def published_rows(
     for one in conventional_rows(kind, row):
         kept = ("prompt", *answers_of(kind, one), *([LABEL] if is_unpaired(kind, one) else []))
         made.append({name: one[name] for name in kept if name in one} | graded)
-    if kind in ("sft", "validation") and not all("completion" in one for one in made):
-        raise Unusable("lacks completion, and messages that end with an answer")
+    for one in made:
+        _require_answers(kind, one, graded)
     return made
+
+
+def _require_answers(kind: str, row: Row, graded: Mapping[str, Any]) -> None:
+    """Raise Unusable for a row that nobody could learn from."""
+    if all(name in row for name in answers_of(kind, row)):
+        return
+    if kind != "preference":
+        raise Unusable("lacks completion, and messages that end with an answer")
+    if not graded:
+        raise Unusable("lacks chosen and rejected, completion and label, and what a task grades by")
 
 
 def _graded() -> list[str]:

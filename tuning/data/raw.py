@@ -31,6 +31,8 @@ _HUB = re.compile(
 _FOLDER = re.compile(r"(?P<path>[./~].*?)(?::(?P<split>\w+))?", re.ASCII | re.DOTALL)
 _SAVED = ("dataset_dict.json", "state.json")
 """Of which `datasets` leaves one in a folder that it saves."""
+_PAGES = "datasets/"
+"""What stands before an id in the address of its page."""
 _PATIENCE = 10.0
 """Seconds until the hub counts as out of reach."""
 
@@ -93,7 +95,7 @@ def read(source: str, folder: Path | None = None) -> Raw:
         return Raw(source=source, version=_digest(path), rows=rows)
     asked = _HUB.fullmatch(source)
     if asked is None or not hub.is_id(asked["id"]):
-        raise UserError(f"source '{source}' is none; it must be {FORMS}.")
+        raise UserError(f"'{source}' is no source; it must be {FORMS}.")
     return _of_hub(source, **asked.groupdict())
 
 
@@ -110,7 +112,7 @@ def _of_file(path: Path) -> Any:
         files = glob.escape(str(path))
         return load_dataset(site.DATA_FILES[path.suffix], data_files=files, split="train")
     except Exception as error:  # of many kinds, one for each format
-        raise UserError(f"'{path}' cannot be read: {_first_line(error)}") from None
+        raise UserError(f"'{path}' cannot be read: {_reason(error)}") from None
 
 
 def _of_folder(path: Path, split: str | None) -> Any:
@@ -123,7 +125,7 @@ def _of_folder(path: Path, split: str | None) -> Any:
             return load_dataset(str(path), split=split or "train")
         saved = load_from_disk(str(path))
     except Exception as error:  # of many kinds, one for each format
-        raise UserError(f"'{path}' cannot be read: {_first_line(error)}") from None
+        raise UserError(f"'{path}' cannot be read: {_reason(error)}") from None
     if isinstance(saved, DatasetDict):
         return saved[choose(f"split of '{path}':", split or "train", map(str, saved))]
     if split is not None:
@@ -134,33 +136,58 @@ def _of_folder(path: Path, split: str | None) -> Any:
 def _of_hub(
     source: str, id: str, revision: str | None, config: str | None, split: str | None
 ) -> Raw:
-    """Rows of the hub. Its first answer, to a single question, names the commit: a name that does
-    not resolve is known at once, where load_dataset() would ask for half a minute.
+    """Rows of the hub. Its first answer, to a single question, names the commit: a hub that is out
+    of reach is known at once, where `datasets` would ask it for half a minute.
     """
-    from datasets import load_dataset
     from huggingface_hub import HfApi
 
     explained = hub.explained(
-        id, page="datasets/", otherwise=", or name a local file instead (./NAME for a folder)"
+        id, page=_PAGES, otherwise=", or name a local file instead (./NAME for a folder)"
     )
     with explained:
         commit = HfApi().dataset_info(id, revision=revision, timeout=_PATIENCE).sha
     try:
-        rows = load_dataset(id, config, split=split or "train", revision=commit)
+        rows = _rows_at(id, commit, config, split or "train")
+    except UserError:
+        raise
     except Exception as error:  # of many kinds: the network, the hub, the files
-        with hub.explained(id, page="datasets/"):
+        with hub.explained(id, page=_PAGES):
             _raise_what_the_hub_said(error)
-        raise UserError(f"dataset '{id}' of the hub cannot be read: {_first_line(error)}") from None
+        raise UserError(f"dataset '{id}' of the hub cannot be read: {_reason(error)}") from None
     return Raw(source=source, version=commit or revision or "unknown", rows=rows)
 
 
+def _rows_at(id: str, commit: str | None, config: str | None, split: str) -> Any:
+    """The rows of a split at a commit. Where the hub refuses its files, `datasets` takes any other
+    commit that it once read; that is not what was asked for.
+    """
+    from datasets import load_dataset_builder
+    from datasets.exceptions import DatasetNotFoundError
+    from datasets.packaged_modules.cache.cache import Cache
+
+    try:
+        builder = load_dataset_builder(id, config, revision=commit)
+    except DatasetNotFoundError:
+        builder = None
+    if builder is None or isinstance(builder, Cache):
+        raise UserError(
+            f"the files of '{id}' are refused by the hub; if it is gated, "
+            f"{hub.ask_for_access(_PAGES + id)}; or try again later."
+        )
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split)
+
+
 def _raise_what_the_hub_said(error: BaseException | None) -> None:
-    """Raise the refusal of the hub, or the failure of the network, that an error comes from."""
+    """Raise the refusal of the hub, or the failure of the network, that an error comes from. A file
+    that is not there is none: `datasets` asks for some that few repositories have.
+    """
     from httpx import TransportError
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     while error is not None:
-        if isinstance(error, HfHubHTTPError | TransportError):
+        refused = isinstance(error, HfHubHTTPError) and not isinstance(error, EntryNotFoundError)
+        if refused or isinstance(error, TransportError):
             raise error
         error = error.__cause__ or error.__context__
 
@@ -177,7 +204,8 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """What an error comes from, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -145,7 +145,17 @@ def conventional_rows(kind: str, raw: Mapping[str, Any]) -> Iterable[Row]:
         if len(messages) < 2:
             raise Unusable("has less than two messages")
         row["prompt"], row["completion"] = messages[:-1], messages[-1:]
+    if not {"prompt", "chosen"} & row.keys() and isinstance(messages, list):
+        row["prompt"] = _asked(messages)
     return [checked_row(kind, row, "it")]
+
+
+def _asked(messages: list[Any]) -> list[Any]:
+    """A conversation up to the last turn that is not of the assistant."""
+    is_answer = [isinstance(m, Mapping) and m.get("role") == "assistant" for m in messages]
+    while is_answer and is_answer[-1]:
+        is_answer.pop()
+    return messages[: len(is_answer)]
 
 
 RECIPES = {

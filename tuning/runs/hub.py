@@ -56,6 +56,13 @@ def explained(hub: str, *, page: str = "", otherwise: str = "") -> Iterator[None
         raise UserError(f"'{hub}' cannot be fetched ({reason}): {advice}.") from None
 
 
+def ask_for_access(page: str) -> str:
+    """What to do about a gated repository."""
+    from huggingface_hub import constants
+
+    return f"request access at {constants.ENDPOINT}/{page}, then {_LOGIN} with that account"
+
+
 def _refused(page: str, endpoint: str, error: Any) -> str:
     """What an answer of the hub other than a file means, and what to do."""
     from huggingface_hub.errors import (
@@ -66,10 +73,7 @@ def _refused(page: str, endpoint: str, error: Any) -> str:
 
     code = error.response.status_code
     if isinstance(error, GatedRepoError):
-        return (
-            f"is gated (HTTP {code}): request access at {endpoint}/{page}, then {_LOGIN} with that "
-            "account"
-        )
+        return f"is gated (HTTP {code}): {ask_for_access(page)}"
     if isinstance(error, RevisionNotFoundError):
         return f"has no such revision at {endpoint} (HTTP {code}): check what follows the @"
     if isinstance(error, RepositoryNotFoundError) or code == 404:
