@@ -91,7 +91,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> SmallHub:
     made = SmallHub("org/big", folder)
     chats, test = (
         [{"messages": asked(n) + answer(f"#### {n + 1}"), "answer": str(n + 1)} for n in numbers]
-        for numbers in (range(60), range(50, 55))
+        for numbers in (range(90), range(50, 55))
     )
     feedback = [
         {"prompt": f"What is {n // 2} + 1?", "completion": f"#### {n}", "label": n % 2 == 0}
