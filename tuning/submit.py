@@ -81,6 +81,7 @@ def prefetch(words: Sequence[str]) -> int:
 
 def _plan_with_data(words: list[str]) -> Plan:
     """The plan; datasets that it needs and that are not here are made from their sources."""
+    from tuning.data import loaders
     from tuning.data.command import described
     from tuning.data.preparation import prepare
     from tuning.data.prepared import NotPrepared
@@ -92,6 +93,7 @@ def _plan_with_data(words: list[str]) -> Plan:
         except NotPrepared as missing:
             name = missing.entry.name
             made = prepare(name, recipe_of(missing.entry))
+            loaders.forget()
             print(described(name, made), file=sys.stderr)
 
 

@@ -13,7 +13,7 @@ from tests.conftest import check, run_script
 from tests.small_site import use
 from tuning.config import CHECKOUT, DatasetEntry
 from tuning.data.division import PER_PROMPT, divide
-from tuning.data.loaders import loader
+from tuning.data.loaders import forget, loader
 from tuning.data.preparation import folder_of, manifest_of, prepare
 from tuning.data.recipes import RECIPES
 from tuning.data.rows import prompt_key
@@ -28,7 +28,7 @@ TULUIF = DatasetEntry(name="tuluif", loader="tuluif")
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path) -> Path:
-    loader.__globals__["_opened"].cache_clear()
+    forget()
     return use(monkeypatch, tmp_path)
 
 

@@ -17,7 +17,7 @@ from tests.small_site import COLLECTIONS, use
 from tuning import config as site
 from tuning.config import CHECKOUT
 from tuning.data import train_dataset
-from tuning.data.loaders import loader
+from tuning.data.loaders import forget
 from tuning.data.preparation import folder_of, manifest_of, prepare
 from tuning.data.prepared import NotPrepared
 from tuning.data.published import recipe_of
@@ -79,7 +79,7 @@ FORMS: dict[str, tuple[str, Rows]] = {
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path) -> Path:
-    loader.__globals__["_opened"].cache_clear()
+    forget()
     return use(monkeypatch, tmp_path)
 
 
@@ -96,7 +96,7 @@ def listed(monkeypatch, root: Path, **entry: Any) -> site.DatasetEntry:
         task["datasets"].append("own")
     use(monkeypatch, root, yaml.safe_dump(content))
     site._load.cache_clear()
-    loader.__globals__["_opened"].cache_clear()
+    forget()
     return site.collections().dataset("own")
 
 
@@ -230,7 +230,7 @@ def test_a_copy_of_the_data_is_used_where_the_sources_are_not(monkeypatch, tmp_p
     content = (tmp_path / "collections.yaml").read_text()
     use(monkeypatch, tmp_path / "elsewhere", content)
     entry = site.collections().dataset("own")
-    loader.__globals__["_opened"].cache_clear()
+    forget()
     assert len(train_dataset.rows(entry, "test")) == 3
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from tuning import config as site
 from tuning.data import train_dataset
+from tuning.data.prepared import require_current
 from tuning.settings import setting
 
 
@@ -63,6 +64,7 @@ def dataset_config(name: str, task: str, kind: str, train_size: int | None = Non
     `train_size`, or a row that SFT cannot read.
     """
     entry = site.collections().dataset(name, task)
+    require_current(entry)
     if train_size is not None:
         train_dataset.require(entry, train_dataset.POOL_OF_TYPE[kind], train_size, "train_size")
     if kind == "sft":

@@ -60,6 +60,11 @@ def loader(dataset: DatasetEntry) -> Loader:
     return _opened(LOADERS[dataset.loader], json.dumps(asdict(dataset), sort_keys=True))
 
 
+def forget() -> None:
+    """Open datasets again: their pools were made anew."""
+    _opened.cache_clear()
+
+
 @lru_cache(maxsize=8)
 def _opened(opens: Callable[[DatasetEntry], Loader], entry: str) -> Loader:
     return opens(DatasetEntry(**json.loads(entry)))

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from tuning.config import KINDS, DatasetEntry
+from tuning.data import raw
 from tuning.data.preparation import MANIFEST, folder_of, is_of, manifest_of
 from tuning.data.published import recipe_of
 from tuning.runs.errors import UserError
@@ -26,6 +27,19 @@ class NotPrepared(UserError):
             f"reached, or by itself: {recipe_of(entry).made_by}."
         )
         self.entry = entry
+
+
+def require_current(entry: DatasetEntry) -> None:
+    """Raise NotPrepared where a file or folder that collections.yaml names was edited since its
+    rows were read. Planning asks; what is planned keeps the pools that it was planned with.
+    """
+    manifest = manifest_of(entry.name) if entry.sources else None
+    for kind, about in (manifest or {}).get("sources", {}).items():
+        if raw.is_local(source := about["source"]) and entry.sources.get(kind) == source:
+            now = raw.local_version(source, recipe_of(entry).folder)
+            if now not in (None, about["version"]):
+                why = f"'{source}' was changed since dataset '{entry.name}' was made of it"
+                raise NotPrepared(entry, why)
 
 
 class Prepared:

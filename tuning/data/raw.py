@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,6 @@ _SAVED = ("dataset_dict.json", "state.json")
 """Of which `datasets` leaves one in a folder that it saves."""
 _PAGES = "datasets/"
 """What stands before an id in the address of its page."""
-_PATIENCE = 10.0
-"""Seconds until the hub counts as out of reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,7 @@ def _of_hub(
         id, page=_PAGES, otherwise=", or name a local file instead (./NAME for a folder)"
     )
     with explained:
-        commit = HfApi().dataset_info(id, revision=revision, timeout=_PATIENCE).sha
+        commit = HfApi().dataset_info(id, revision=revision, timeout=hub.PATIENCE).sha
     try:
         rows = _rows_at(id, commit, config, split or "train")
     except UserError:
@@ -193,13 +192,21 @@ def _raise_what_the_hub_said(error: BaseException | None) -> None:
 
 
 def _digest(path: Path) -> str:
-    """The SHA-256 of a file, or of the names and contents of a folder's files."""
+    """The SHA-256 of a file, or of the names and contents of a folder's files; a file that was not
+    touched since is read once a process.
+    """
     if path.is_dir():
         total = hashlib.sha256()
         for file in sorted(path.rglob("*")):
             if file.is_file() and not file.name.startswith("."):
                 total.update(f"{file.relative_to(path)}:{_digest(file)}\n".encode())
         return total.hexdigest()
+    about = path.stat()
+    return _file_digest(path, about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(path: Path, *about: int) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

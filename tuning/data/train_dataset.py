@@ -12,6 +12,7 @@ nested. No pool shares a prompt with another.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tuning.config import DatasetEntry
 from tuning.data.loaders import Row, loader
@@ -40,9 +41,11 @@ def require_version(dataset: DatasetEntry, kind: str, wanted: str) -> None:
 
 
 def has_pool(dataset: DatasetEntry, pool: str) -> bool:
-    """Whether a dataset has a pool: one of files or sources has those that it names, and holds
-    validation out of SFT data.
+    """Whether a dataset has a pool: one of files has those that are there, one of sources those
+    that it names, and holds validation out of SFT data.
     """
+    if pool in dataset.files:
+        return Path(dataset.files[pool]).exists()
     named = dataset.files or dataset.sources
     held_out = pool == "validation" and "sft" in dataset.sources
     return not named or pool in named or held_out

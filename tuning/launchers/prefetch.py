@@ -14,7 +14,7 @@ from typing import Any
 from tuning.data.train_dataset import READ_BY_TYPE
 from tuning.plan import Plan, Stage
 from tuning.runs.errors import UserError
-from tuning.runs.hub import explained
+from tuning.runs.hub import PATIENCE, explained
 from tuning.runs.log import logger
 from tuning.tasks.registry import TASKS
 from tuning.weights.hub import lacking, wanted
@@ -125,7 +125,7 @@ def _download(hub: str) -> None:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **({"disable": None} | kwargs))
 
-    listed = HfApi().model_info(hub, files_metadata=True).siblings or []
+    listed = HfApi().model_info(hub, files_metadata=True, timeout=PATIENCE).siblings or []
     sizes = {file.rfilename: file.size or 0 for file in listed}
     names = wanted(sizes)
     gigabytes = sum(sizes[name] for name in names) / 1e9

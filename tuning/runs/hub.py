@@ -14,6 +14,8 @@ ID_RULE = (
     "an id of the hub: ORG/NAME of letters, digits, - _ and ., 96 at most in each, neither with "
     "-- or .. in it nor with - or . at an end nor ending in .git"
 )
+PATIENCE = 10.0
+"""Seconds without an answer until the hub counts as out of reach."""
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
 _ID = re.compile(rf"(?:{_PART}/)?{_PART}", re.ASCII)
 _LOGIN = "set HF_TOKEN, or log in with 'hf auth login'"
