@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from tuning import config as site
+from tuning.launchers import prefetch
 from tuning.launchers.display import Display
 from tuning.launchers.processes import (
     Placement,
@@ -75,6 +76,7 @@ class LocalLauncher:
         self.devices = provenance.gpus()
         self.processes = _processes(processes, len(self.devices))
         self.slots = max_parallel or max(1, len(self.devices) or min(2, os.cpu_count() or 1))
+        self.offline = prefetch.needless(plan)
         self.folder = site.reports_dir() / plan.experiment
         self.display = Display(plan)
         self.states: dict[str, tuple[str, str]] = {}
@@ -228,7 +230,7 @@ class LocalLauncher:
         cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
         share = cores if self._alone(stage) else max(1, cores // self.slots)
         own = {PARENT_VARIABLE: str(os.getpid()), "PYTHONPATH": python_path()}
-        return os.environ | own | placement.environment(share)
+        return self.offline | os.environ | own | placement.environment(share)
 
     def _reap(self) -> None:
         for entry in [e for e in self.running if e.process.poll() is not None]:

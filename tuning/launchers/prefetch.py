@@ -84,6 +84,11 @@ def offline_environment() -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
+def needless(plan: Plan) -> dict[str, str]:
+    """The same where a plan has models of the hub and lacks nothing; else none."""
+    return offline_environment() if hub_models(plan) and not missing(plan) else {}
+
+
 def cache_folders() -> tuple[str, ...]:
     """Where the Hugging Face cache lies, if there is one."""
     from huggingface_hub import constants
