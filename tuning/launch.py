@@ -172,7 +172,7 @@ def launcher_of(options: Launch) -> str:
 
 def _run_here(plan: Plan, options: Launch) -> int:
     """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
-    from tuning.launchers import footprint
+    from tuning.launchers import footprint, prefetch
     from tuning.launchers.local import LocalLauncher
     from tuning.report.build import write_report
 
@@ -183,6 +183,7 @@ def _run_here(plan: Plan, options: Launch) -> int:
         processes=options.resources.get("processes"),
         wait=options.wait,
         wandb=options.wandb,
+        environ=prefetch.needless(plan),
     )
     save_plan(folder, plan)
     print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)

@@ -220,6 +220,26 @@ def test_an_entry_that_was_edited_is_noticed_and_made_again(monkeypatch, tmp_pat
     assert train_dataset.rows(entry, "sft", 1)[0]["prompt"][0] == turn("system", "x")
 
 
+def test_an_edited_source_is_noticed_by_planning_and_kept_from_no_stage(monkeypatch, tmp_path):
+    (tmp_path / "pairs").mkdir()
+    entry = listed(
+        monkeypatch, tmp_path, preference="./pairs",
+        sft=lines(tmp_path / "s.jsonl", FORMS["completion"][1]),
+    )  # fmt: skip
+    lines(tmp_path / "pairs/train.jsonl", FORMS["ultrafeedback"][1])
+    made(entry)
+    wanted = {"model": "tiny", "dataset": "own", "task": "math", "train_size": 3}
+    planned = sft_config(**wanted)
+    for source, form in (("s.jsonl", "response"), ("./pairs", "pairs")):
+        lines(tmp_path / (source if form == "response" else "pairs/train.jsonl"), FORMS[form][1])
+        with pytest.raises(NotPrepared, match=rf"'{source}' was changed since dataset 'own'"):
+            sft_config(**wanted)
+        assert len(planned.dataset.rows("sft", 3)) == 3
+        made(entry)
+        forget()
+        assert sft_config(**wanted).dataset.sources == entry.sources
+
+
 def test_a_copy_of_the_data_is_used_where_the_sources_are_not(monkeypatch, tmp_path):
     entry = full(monkeypatch, tmp_path)
     made(entry)
