@@ -261,6 +261,7 @@ def test_folders_are_read_with_their_splits(monkeypatch, tmp_path):
     ).save_to_disk(tmp_path / "saved")  # fmt: skip
     Dataset.from_list(other).save_to_disk(tmp_path / "one")
     (tmp_path / "files").mkdir()
+    (tmp_path / "empty/below").mkdir(parents=True)
     Dataset.from_list(rows).to_parquet(tmp_path / "files" / "train-0.parquet")
     Dataset.from_list(other).to_parquet(tmp_path / "files" / "test-0.parquet")
     for source, count in (
@@ -274,6 +275,7 @@ def test_folders_are_read_with_their_splits(monkeypatch, tmp_path):
         ("./one:dev", "has no splits; leave ':dev' out"),
         ("./files:dev", 'cannot be read: Unknown split "dev"'),
         ("./none", "there is no such folder"),
+        ("./empty", r"empty' has no data files \(.jsonl, .json, .parquet, .csv\), nor was it"),
         ("a--b/c", "'a--b/c' is no source; it must be a file"),
     ):
         with pytest.raises(UserError, match=message):

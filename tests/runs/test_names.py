@@ -105,7 +105,9 @@ def test_a_chat_template_is_one_of_those_there_are(home, tmp_path, template):
         config.collections()
 
 
-@pytest.mark.parametrize("hub", ["../x", "a/b/c", "-x", "a b", "./x", "a/../b", "a/b--c", "a/b.git", "a/b-"])
+@pytest.mark.parametrize(
+    "hub", ["../x", "a/b/c", "-x", "a b", "./x", "a/../b", "a/b--c", "a/b.git", "a/b-"]
+)
 def test_a_hub_id_is_no_path(home, tmp_path, hub):
     changed(tmp_path, "models", x={"hub": hub})
     with pytest.raises(UserError, match=r"models: x: hub is '.*'; it must be an id of the hub"):

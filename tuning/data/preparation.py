@@ -155,7 +155,7 @@ def _read(folder: Path, kind: str, source: str, recipe: Recipe) -> dict[str, Any
             first.setdefault(reason, where)
     if not rows:
         reasons = "; ".join(f"{reason} ({first[reason]})" for reason in left_out) or "it is empty"
-        columns = ", ".join(found.rows.column_names)
+        columns = ", ".join(name[:40] for name in found.rows.column_names[:20])
         raise UserError(
             f"no row of '{source}' can be used as {kind} data: {reasons}; its columns are: "
             f"{columns}."

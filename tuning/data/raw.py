@@ -121,8 +121,11 @@ def _of_folder(path: Path, split: str | None) -> Any:
         raise UserError(f"'{path}' cannot be read: there is no such folder, nor is it {FORMS}.")
     try:
         if not any((path / name).is_file() for name in _SAVED):
+            _require_data(path)
             return load_dataset(str(path), split=split or "train")
         saved = load_from_disk(str(path))
+    except UserError:
+        raise
     except Exception as error:  # of many kinds, one for each format
         raise UserError(f"'{path}' cannot be read: {_reason(error)}") from None
     if isinstance(saved, DatasetDict):
@@ -130,6 +133,18 @@ def _of_folder(path: Path, split: str | None) -> Any:
     if split is not None:
         raise UserError(f"'{path}' has no splits; leave ':{split}' out.")
     return saved
+
+
+def _require_data(folder: Path) -> None:
+    """Raise UserError for a folder without data files: `datasets` would look for them at any depth,
+    for minutes in a home folder.
+    """
+    some = (*folder.glob("*"), *folder.glob("*/*"))
+    if not any(path.suffix in site.DATA_FILES for path in some):
+        raise UserError(
+            f"'{folder}' has no data files ({', '.join(site.DATA_FILES)}), nor was it saved by "
+            "datasets; name a folder of such files."
+        )
 
 
 def _of_hub(
