@@ -1,5 +1,5 @@
 """What `tuning prefetch` fetched where there is a network is all that an experiment needs where
-there is none: dataset and model come from a hub, and the two folders are copied.
+there is none: dataset and model come from a hub, and what README.md names is copied.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def test_what_was_fetched_is_all_that_an_experiment_needs(hub: SmallHub, tmp_pat
     assert {about["version"] for about in manifest["sources"].values()} == {COMMIT}
     assert manifest["dropped"]["sft rows of test prompts"] == 5
 
-    shutil.copytree(online, offline, symlinks=True)
+    for part in ("home/data", "hf/hub"):
+        shutil.copytree(online / part, offline / part, symlinks=True)
+    shutil.copy(online / "collections.yaml", offline)
     shutil.rmtree(online)
     asked_before = len(hub.requests)
     with hub.serving() as endpoint:
