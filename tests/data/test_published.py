@@ -321,7 +321,7 @@ def test_unpaired_rows_are_for_kto_and_grpo_and_each_is_an_example(monkeypatch, 
         "the preference pool of 'own' is unpaired (prompt, completion, label), and dpo needs "
         "prompt, chosen, rejected; choose kto, or other data."
     )
-    with pytest.raises(UserError, match="kl_batch_size is 64; it must be divide the 32 rows"):
+    with pytest.raises(UserError, match="kl_batch_size is 64; it must be a divisor of the 32 rows"):
         run("kto", kl_batch_size=64)
 
 

@@ -332,7 +332,7 @@ def _require_rows(data: DatasetConfig, method: str, task: str, training: DPOTrai
     if able.unpaired and unpaired:
         train_dataset.require_labels(data.entry, data.train_size, method)
         batch, kl = training.effective_batch_size, training.kl_batch_size
-        fits = f"divide the {batch} rows of a step, of a pool that is unpaired"
+        fits = f"a divisor of the {batch} rows of a step, as the preference pool is unpaired"
         require(training, "kl_batch_size", batch % kl == 0, fits)
         return
     if unpaired and not able.rewarded:
