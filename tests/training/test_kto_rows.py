@@ -1,4 +1,4 @@
-"""The rows of KTO: which are together in a micro-batch, and whose completion each is compared with."""
+"""The rows of KTO: which share a micro-batch, and whose completion each is compared with."""
 
 from __future__ import annotations
 
