@@ -58,6 +58,17 @@ def test_a_home_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, where)
         config.require_writable_home()
 
 
+def test_a_file_where_folders_must_be_is_noticed_first(home, tmp_path):
+    config.require_writable_home(str(tmp_path / "new" / "logs"))
+    (tmp_path / "log").touch()
+    for log_dir in ("log", "log/below"):
+        with pytest.raises(UserError, match=r"log_dir cannot be written: '.*log' is no folder"):
+            config.require_writable_home(str(tmp_path / log_dir))
+    (home / "outputs").touch()
+    with pytest.raises(UserError, match=r"TUNING_HOME '.*' cannot be written: '.*outputs' is no"):
+        config.require_writable_home()
+
+
 def test_the_content_is_read(tmp_path):
     found = config.collections()
     assert found.tasks == {"math": ("arith", "mine"), "instruction": ("later",)}
@@ -161,8 +172,8 @@ def test_a_file_that_is_not_there(monkeypatch, tmp_path):
         (changed(datasets={"arith": {}}), "collections.yaml: datasets: arith lacks: loader."),
         (
             changed(datasets={"arith": {"loader": "jsonl", "tset": "x"}}),
-            "unknown key in collections.yaml: datasets: arith: 'tset'; choose from: loader, "
-            "preference, sft, system_message, test, validation. Did you mean 'test'?",
+            "unknown key in collections.yaml: datasets: arith: 'tset'; choose from: columns, "
+            "loader, preference, sft, system_message, test, validation. Did you mean 'test'?",
         ),
         (
             changed(tasks={"math": {"datasets": ["arit"]}}),
@@ -170,6 +181,15 @@ def test_a_file_that_is_not_there(monkeypatch, tmp_path):
             "later, mine. Did you mean 'arith'?",
         ),
         (model_entry(hub="a/b", chat_templat="x"), "Did you mean 'chat_template'?"),
+        (model_entry(hub="a/b--c"), "models: tiny: hub is 'a/b--c'; it must be an id of the hub"),
+        (
+            changed(models={"a/b": {"hub": "a/b"}, "a--b": {"hub": "a/c"}}),
+            "collections.yaml: model 'a--b' and 'a/b' are both written 'a--b' on disk",
+        ),
+        (
+            COLLECTIONS.replace("loader: tuluif", "loader: published"),
+            "datasets: later needs one of sft, preference, validation, test.",
+        ),
         (model_entry(chat_template="tiny"), "needs one of hub, from_run and path."),
         (model_entry(hub="a/b", path="/c"), "needs one of hub, from_run and path."),
         (

@@ -7,7 +7,6 @@ Nothing here imports more than PyYAML: every `--help`, dry run and status passes
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -16,13 +15,18 @@ from typing import Any
 
 from tuning.methods import METHODS
 from tuning.runs.errors import UserError, choose
-from tuning.runs.names import require_distinct, require_name
+from tuning.runs.hub import ID_RULE, is_id
+from tuning.runs.names import folder_label, require_distinct, require_name, require_told_apart
 from tuning.schema import KEY, from_mapping, read_yaml
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent
-HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-"""Ids of the hub."""
+PUBLISHED = "published"
+"""The loader whose datasets name a source of each kind."""
+KINDS = ("sft", "preference", "validation", "test")
+"""The pools of a dataset, and the kinds of its sources."""
+DATA_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+"""The files that published rows are read from, and the formats that `datasets` calls them."""
 CHAT_TEMPLATES = PACKAGE / "data" / "chat_templates"
 
 
@@ -65,9 +69,15 @@ def chat_template(name: str) -> Path:
     return CHAT_TEMPLATES / f"{choose('chat template', name, known)}.jinja"
 
 
-def require_writable_home() -> None:
-    """Raise UserError unless files can be made under TUNING_HOME."""
+def require_writable_home(log_dir: str | None = None) -> None:
+    """Raise UserError unless files can be made under TUNING_HOME, in its folders, and in another
+    folder of logs.
+    """
+    if log_dir:
+        require_folder("log_dir", expanded(log_dir))
     root = home()
+    for folder in (models_dir(), reports_dir(), root / "outputs/logs", root / "data/datasets"):
+        require_folder(f"TUNING_HOME '{root}'", folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
@@ -77,6 +87,16 @@ def require_writable_home() -> None:
             f"TUNING_HOME '{root}' cannot be written ({error.strerror}); "
             "point TUNING_HOME at a folder of yours."
         ) from None
+
+
+def require_folder(what: str, folder: Path) -> None:
+    """Raise UserError where `folder`, or one that it lies in, is something else."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if there is not None and not there.is_dir():
+        raise UserError(
+            f"{what} cannot be written: '{there}' is no folder; move it away, or name another "
+            "place."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +122,16 @@ class ModelEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetEntry:
-    """A dataset as collections.yaml describes it; `files` maps a pool to the absolute
-    path of its JSONL file."""
+    """A dataset as collections.yaml describes it."""
 
     name: str
     loader: str
     files: dict[str, str] = field(default_factory=dict)
+    """The absolute path of each pool's JSON lines file."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Of a published dataset: where the rows of each kind come from, as it is written."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Of a published dataset: what its sources call a column of ours."""
     system_message: str | None = None
     """The system message of prompts that have none, in every pool."""
 
@@ -150,10 +174,8 @@ class Collections:
             return self.models[name]
         is_path = name.startswith((".", "/", "~"))
         if is_path and (path := expanded(name)).is_dir():
-            # A run's folder has its model in model/, which names nothing.
-            named = path.parent if path.name == "model" else path
-            return ModelEntry(name=named.name, path=str(path))
-        if "/" in name and HUB.fullmatch(name):
+            return ModelEntry(name=folder_label(path), path=str(path))
+        if "/" in name and is_id(name):
             return ModelEntry(name=name.replace("/", "--"), hub=name)
         choose("model", name, self.models, "A hub id (org/name) or a folder (./name) works too.")
         raise AssertionError("choose() raises for what is not listed")
@@ -183,10 +205,11 @@ class _Task:
 
 @dataclass(frozen=True, kw_only=True)
 class _Dataset:
-    """A dataset in collections.yaml: its loader, and the file of each pool."""
+    """A dataset in collections.yaml: its loader, and the file or the source of each pool."""
 
     loader: str
     system_message: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
     sft: str | None = None
     preference: str | None = None
     validation: str | None = None
@@ -242,14 +265,30 @@ def _check_names(file: _File, where: str) -> None:
         for name in names:
             require_name(f"{where}: {kind}", name)
         require_distinct(f"{where}: {kind}", names)
+    require_told_apart(f"{where}: model", file.models)
 
 
 def _dataset(name: str, entry: _Dataset, path: Path) -> DatasetEntry:
-    files = {pool: getattr(entry, pool) for pool in ("sft", "preference", "validation", "test")}
+    named = {pool: getattr(entry, pool) for pool in KINDS if getattr(entry, pool) is not None}
+    if entry.loader == PUBLISHED:
+        if not named:
+            raise UserError(f"{path.name}: datasets: {name} needs one of {', '.join(KINDS)}.")
+        return DatasetEntry(
+            name=name,
+            loader=entry.loader,
+            sources=named,
+            columns=entry.columns,
+            system_message=entry.system_message,
+        )
+    if entry.columns:
+        raise UserError(
+            f"{path.name}: datasets: {name}: columns are named for loader {PUBLISHED} only; its "
+            f"loader is {entry.loader}."
+        )
     return DatasetEntry(
         name=name,
         loader=entry.loader,
-        files={pool: _beside(path, file) for pool, file in files.items() if file is not None},
+        files={pool: _beside(path, file) for pool, file in named.items()},
         system_message=entry.system_message,
     )
 
@@ -257,10 +296,10 @@ def _dataset(name: str, entry: _Dataset, path: Path) -> DatasetEntry:
 def _model(entry: ModelEntry, path: Path) -> ModelEntry:
     if sum(source is not None for source in (entry.hub, entry.from_run, entry.path)) != 1:
         raise UserError(f"{path.name}: models: {entry.name} needs one of hub, from_run and path.")
-    if entry.hub is not None and not HUB.fullmatch(entry.hub):
+    if entry.hub is not None and not is_id(entry.hub):
         raise UserError(
-            f"{path.name}: models: {entry.name}: hub is {entry.hub!r:.80}; it must be an id of the "
-            "hub (org/name), or give a folder as path."
+            f"{path.name}: models: {entry.name}: hub is {entry.hub!r:.80}; it must be {ID_RULE}; "
+            "or give a folder as path."
         )
     if entry.chat_template is not None:
         chat_template(entry.chat_template)

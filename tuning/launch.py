@@ -128,7 +128,8 @@ def launch(plan: Plan, options: Launch) -> int:
     if options.dry_run:
         with quits():
             return _dry_run(plan, launcher, options)
-    site.require_writable_home()
+    for output in [(stage.run or {}).get("output", {}) for stage in plan.stages] or [{}]:
+        site.require_writable_home(output.get("log_dir"))
     with quits("stopped; nothing was submitted"):
         _require_successor(plan)
     if launcher == "slurm":
@@ -185,7 +186,7 @@ def samples_on_cuda(args: argparse.Namespace) -> bool | None:
 
 def _run_here(plan: Plan, options: Launch) -> int:
     """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
-    from tuning.launchers import footprint
+    from tuning.launchers import footprint, prefetch
     from tuning.launchers.local import LocalLauncher
     from tuning.report.build import write_report
 
@@ -196,6 +197,7 @@ def _run_here(plan: Plan, options: Launch) -> int:
         processes=options.resources.get("processes"),
         wait=options.wait,
         wandb=options.wandb,
+        environ=prefetch.needless(plan),
     )
     save_plan(folder, plan)
     print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)

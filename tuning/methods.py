@@ -19,6 +19,7 @@ from tuning.runs.errors import choose
 from tuning.settings import require
 
 PAIRS = ("prompt", "chosen", "rejected")
+UNPAIRED = ("prompt", "completion", "label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Method:
     name: str
     columns: tuple[str, ...]
     """The columns of the preference pool that it reads."""
+    unpaired: bool = False
+    """Whether a pool of unpaired rows will do, in which each is an example of its own."""
     micro_batches: bool = True
     """Whether the micro-batch changes memory and speed only; otherwise it is a setting of its own,
     and --micro_batch_size is refused."""
@@ -92,6 +95,7 @@ METHODS = {
         Method(
             name="kto",
             columns=PAIRS,
+            unpaired=True,
             check=_check_kto,
             micro_batches=False,
             trainer="tuning.training.kto_training:train",

@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = work.run
     check_place(config.compute)
     config.training.own_function()
-    site.require_writable_home()
+    site.require_writable_home(config.output.log_dir)
     interrupt.install()
     with training_phase(config.identity(work.name), work.options, joinable=True) as training:
         if not training.done:

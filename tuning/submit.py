@@ -83,17 +83,20 @@ def prefetch(words: Sequence[str]) -> int:
 
 def _plan_with_data(words: list[str]) -> Plan:
     """The plan; datasets that it needs and that are not here are made from their sources."""
+    from tuning.data import loaders
     from tuning.data.command import described
     from tuning.data.preparation import prepare
     from tuning.data.prepared import NotPrepared
-    from tuning.data.recipes import RECIPES
+    from tuning.data.published import recipe_of
 
     while True:
         try:
             return _plan(words)[0]
         except NotPrepared as missing:
-            made = prepare(missing.dataset, RECIPES[missing.loader])
-            print(described(missing.dataset, made), file=sys.stderr)
+            name = missing.entry.name
+            made = prepare(name, recipe_of(missing.entry))
+            loaders.forget()
+            print(described(name, made), file=sys.stderr)
 
 
 def _plan(words: list[str]) -> tuple[Plan, argparse.Namespace]:

@@ -171,6 +171,44 @@ def test_a_prompt_that_two_pools_share_is_refused(tmp_path):
             made.pool(pool)
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    ["  T", "t\u200b", "\uff54", [*user("t"), *assistant("a"), *user("and now?")]],
+    ids=["case", "zero width", "compatible", "first turn"],
+)
+def test_a_variant_of_a_test_prompt_is_refused_in_the_other_pools(tmp_path, prompt):
+    for pool in ("sft", "validation", "preference"):
+        made = loader(tmp_path, **{pool: [GOOD[pool][0] | {"prompt": prompt}]})
+        with pytest.raises(UserError, match=f"a prompt is both in {pool} and test"):
+            made.pool("test")
+    again = [{"prompt": "t", "answer": 1}, {"prompt": "T", "answer": 1}]
+    assert loader(tmp_path, test=again).size("test") == 2
+
+
+def test_a_file_that_is_not_there_stops_those_only_who_read_it(tmp_path):
+    made = loader(tmp_path)
+    (tmp_path / "preference.jsonl").unlink()
+    assert made.size("sft") == 3
+    with pytest.raises(UserError, match=r"preference\.jsonl' cannot be read \(No such file"):
+        made.pool("preference")
+    write(tmp_path, "preference", GOOD["preference"])
+    assert made.size("preference") == 1
+    made = loader(tmp_path, test=[{"prompt": "s1", "answer": 1}])
+    (tmp_path / "preference.jsonl").unlink()
+    with pytest.raises(UserError, match="a prompt is both in sft and test"):
+        made.pool("sft")
+
+
+def test_unpaired_rows_may_share_a_prompt(tmp_path):
+    rows = [{"prompt": "p", "completion": text, "label": text == "a"} for text in "ab"]
+    made = loader(tmp_path, preference=rows)
+    assert made.pool("preference")[0] == {
+        "prompt": user("p"), "completion": assistant("a"), "label": True,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="the preference pool repeats a prompt"):
+        loader(tmp_path, preference=[*rows, rows[0]]).pool("preference")
+
+
 def test_what_was_refused_once_stays_refused(tmp_path):
     made = loader(tmp_path, sft=[*GOOD["sft"], GOOD["sft"][0]])
     for _ in range(2):

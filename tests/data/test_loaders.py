@@ -89,7 +89,7 @@ def test_an_added_loader_is_used_by_its_name(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["gsm8k", "tuluif"])
 def test_a_published_dataset_that_is_not_here_says_how_to_make_it(monkeypatch, tmp_path, name):
     use(monkeypatch, tmp_path)
-    with pytest.raises(NotPrepared, match=f"'x' is not here yet.*tuning/data/{name}_sft.py --sour"):
+    with pytest.raises(NotPrepared, match=f"'x' is not here yet.*tuning/data/{name}_sft.py and"):
         loader(DatasetEntry(name="x", loader=name)).size("sft")
 
 

@@ -12,8 +12,9 @@ import pytest
 from tests.conftest import check, run_script
 from tests.small_site import use
 from tuning.config import CHECKOUT, DatasetEntry
-from tuning.data.loaders import loader
-from tuning.data.preparation import PAIRS_PER_PROMPT, folder_of, manifest_of, prepare
+from tuning.data.division import PER_PROMPT, divide
+from tuning.data.loaders import forget, loader
+from tuning.data.preparation import folder_of, manifest_of, prepare
 from tuning.data.recipes import RECIPES
 from tuning.data.rows import prompt_key
 from tuning.runs.errors import UserError
@@ -27,7 +28,7 @@ TULUIF = DatasetEntry(name="tuluif", loader="tuluif")
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path) -> Path:
-    loader.__globals__["_opened"].cache_clear()
+    forget()
     return use(monkeypatch, tmp_path)
 
 
@@ -122,8 +123,8 @@ def test_pairs_are_the_product_of_solutions_up_to_a_cap(tmp_path):
     source = lines(tmp_path / "pref.jsonl", [generations(n) for n in range(1, 5)])
     made = prepare("gsm8k", RECIPES["gsm8k"], {"preference": source})
     assert made["sources"]["preference"]["rows"] == 4 * 16
-    assert made["pools"]["preference"]["rows"] == 4 * PAIRS_PER_PROMPT
-    assert made["dropped"] == {f"pairs beyond {PAIRS_PER_PROMPT} of a prompt": 32}
+    assert made["pools"]["preference"]["rows"] == 4 * PER_PROMPT
+    assert made["dropped"] == {f"pairs beyond {PER_PROMPT} of a prompt": 32}
     made = prepare("other", RECIPES["gsm8k"], {"sft": source})
     assert made["sources"]["sft"]["rows"] == 4 * 4
 
@@ -245,7 +246,7 @@ def test_files_of_other_formats_and_sources_that_are_none(tmp_path):
     for source, message in (
         (str(tmp_path / "bad.jsonl"), "cannot be read"),
         (str(tmp_path / "gone.parquet"), "there is no such file"),
-        ("train", "is neither a file"),
+        ("train", "'train' is no source; it must be a file"),
     ):
         with pytest.raises(UserError, match=message):
             prepare("other", RECIPES["gsm8k"], {"sft": source})
@@ -291,6 +292,54 @@ def test_instructions_of_tulu_and_ifeval(tmp_path):
     (graded,) = opened.pool("test")
     assert instruction.accepts(graded) is None and graded["key"] == 7
     assert made["dropped"]["sft rows of test prompts"] == 1
+
+
+def test_what_was_read_before_is_kept_where_no_source_is_named(tmp_path, said):
+    """A test set that a file gave is not fetched from the hub by the script of the other kind."""
+    from tuning.data.gsm8k_pref import main as pref
+    from tuning.data.gsm8k_sft import main as sft
+
+    source = lines(tmp_path / "train.jsonl", [train(n) for n in range(1, 61)])
+    pairs = lines(tmp_path / "pref.jsonl", [labelled(n) for n in range(31, 91)])
+    test = lines(tmp_path / "test.jsonl", [train(n) for n in (5, 40)])
+    assert sft(["--source", source, "--test_source", test]) == 0
+    Path(test).unlink()
+    assert pref(["--source", pairs]) == 0
+    assert said == [f"gsm8k: test is here already, from {test}"]
+    whole = manifest_of("gsm8k")
+    assert whole is not None and set(whole["pools"]) == {"sft", "preference", "validation", "test"}
+    with pytest.raises(UserError, match=f"'{test}' cannot be read: there is no such file"):
+        pref(["--force"])
+    lines(tmp_path / "test.jsonl", [train(n) for n in (5, 40, 41)])
+    assert pref(["--force"]) == 0
+    forced = manifest_of("gsm8k")
+    assert forced is not None and forced["pools"]["test"]["rows"] == 3
+    assert forced["sources"]["sft"] == whole["sources"]["sft"]
+    other = lines(tmp_path / "other.jsonl", [train(7)])
+    assert sft(["--test_source", other]) == 0
+    changed = manifest_of("gsm8k")
+    assert changed is not None and changed["sources"]["test"]["source"] == other
+    (folder_of("gsm8k") / "raw/test.jsonl").unlink()
+    Path(other).unlink()
+    with pytest.raises(UserError, match="there is no such file"):
+        pref([])
+
+
+def test_a_test_prompt_in_another_spelling_or_as_a_first_turn_is_in_no_other_pool():
+    def row(*texts: str, **more) -> dict:
+        roles = ("user", "assistant", "user")
+        turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+        return {"prompt": turns} | more
+
+    pools, dropped = divide(
+        {
+            "test": [row("What is 2 + 2?")],
+            "sft": [row("what is  2 + 2?"), row("What is 2\u200b + 2?", "4", "And 3?"), row("x")],
+            "preference": [row("X"), row("y")],
+        }
+    )
+    assert dropped["sft rows of test prompts"] == 2
+    assert sorted(len(pools.get(pool, ())) for pool in ("sft", "preference")) in ([0, 2], [1, 1])
 
 
 def test_the_scripts_make_a_dataset_and_say_what_was_left_out(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.data.test_jsonl import assistant, loader, user
-from tuning.data.rows import checked_row, prompt_key
+from tuning.data.rows import checked_row, opening_key, prompt_key, question_key
 from tuning.runs.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -131,3 +131,19 @@ def test_prompts_that_differ_in_a_word_a_role_or_an_accent_are_two():
     assert prompt_key(user("cafe")) != prompt_key(user("café"))
     assert prompt_key(user("a")) != prompt_key(assistant("a"))
     assert prompt_key(user("a b")) != prompt_key(user("ab"))
+
+
+@pytest.mark.parametrize(
+    "other", ["what IS  it?", "What is\u200b it?", "\uff37hat is it?", "What is\u00a0it?\n"]
+)
+def test_what_is_asked_is_the_same_however_it_is_spelled(other):
+    assert question_key(user("What is it?")) == question_key(user(other))
+    system = [{"role": "system", "content": "x"}]
+    assert question_key([*system, *user(other)]) == question_key(user("What is it?"))
+    assert question_key(user("Whatisit?")) != question_key(user("What is it?"))
+
+
+def test_a_conversation_opens_with_its_first_question():
+    turns = [*user("A?"), *assistant("b"), *user("c")]
+    assert opening_key(turns) == question_key(user("a?"))
+    assert opening_key(user("a?")) is None

@@ -422,3 +422,17 @@ def test_without_an_evaluation_nothing_is_asked_of_test_prompts(home, capsys, pr
         plan(**chosen)
     with pytest.raises(UserError, match="has no test pool" if not prompts else "prompts is 50, bu"):
         run_sweetspot_pipeline.main([*words, "--prompts", "50", "--dry_run"])
+
+
+def test_a_file_that_no_stage_reads_may_be_missing(home):
+    small_pools(home.parent, sft=20, preference=20, validation=1, test=1)
+    for file in ("pt.jsonl", "te.jsonl"):
+        (home.parent / file).unlink()
+    chosen = {"dataset": "mine", "total_data": 20, "sft_data": 10}
+    chosen |= {"do_inference": False, "do_evaluation": False}
+    made = plan(**chosen, do_dpo=False)
+    assert {stage.evaluation for stage in made.stages} == {None}
+    with pytest.raises(UserError, match=r"pt\.jsonl' cannot be read \(No such file"):
+        plan(**chosen)
+    with pytest.raises(UserError, match=r"te\.jsonl' cannot be read \(No such file"):
+        plan(**chosen | {"do_evaluation": True}, do_dpo=False)

@@ -1,5 +1,5 @@
-"""Malformed rows, configs, stages, plans and models, over 300, thrown at whatever reads them: each
-ends with a result or with one line, never with a traceback.
+"""Malformed rows, sources, configs, stages, plans and models, over 300, thrown at whatever reads
+them: each ends with a result or with one line, never with a traceback.
 
 They are made from good ones by a seed. TUNING_FUZZ_SEED=7 makes others; a failure names its case.
 """
@@ -25,8 +25,10 @@ from tests.small_site import COLLECTIONS, use
 from tuning import cli, run_sweetspot_pipeline, submit
 from tuning import config as site
 from tuning.config import CHAT_TEMPLATES, DatasetEntry
-from tuning.data import arith, train_dataset
+from tuning.data import arith, prepare, train_dataset
 from tuning.data.jsonl import JsonLines
+from tuning.data.loaders import forget
+from tuning.data.preparation import manifest_of
 from tuning.data.rows import ANSWERS
 from tuning.engine import sources
 from tuning.engine.config import ModelConfig
@@ -144,6 +146,62 @@ def rows(rng: random.Random, root: Path) -> None:
             found = opened.pool(pool)
             grader.require_gradable(found, lambda number: f"row {number}")
             assert all(grader.grade("#### 7", row) is not None for row in found)
+
+
+SOURCES: dict[str, list[dict[str, Any]]] = {
+    "sft": [
+        {
+            "messages": [
+                {"role": "user", "content": "1 + 1?"},
+                {"role": "assistant", "content": "2"},
+            ]
+        },
+        {"prompt": "1 + 2?", "completion": "3", "answer": "3"},
+    ],
+    "preference": [
+        {"prompt": "1 + 3?", "completion": "4", "label": True},
+        {"prompt": "1 + 3?", "completion": "5", "label": False},
+        {"prompt": "1 + 4?", "chosen": "5", "rejected": "6"},
+        {
+            side: [{"role": "user", "content": "1 + 5?"}, {"role": "assistant", "content": text}]
+            for side, text in (("chosen", "6"), ("rejected", "7"))
+        },
+    ],
+    "test": [{"prompt": "1 + 6?", "answer": n} for n in ("7", 8)],
+}
+
+
+NO_PLACES = [value for value in ODD if value not in ("~", "a/b")]
+"""Odd values without those that mean a home folder or a dataset of the hub."""
+
+
+def published(rng: random.Random, root: Path) -> None:
+    """A dataset by lines of collections.yaml, from files that are read through `datasets`."""
+    sources = {}
+    for kind, good in SOURCES.items():
+        lines = [as_json(row) for row in good]
+        if rng.random() < 0.4:
+            place = rng.randrange(len(lines))
+            lines[place] = malformed(good[place], rng, as_json)
+        path = root / f"{kind}{'.csv' if rng.random() < 0.05 else '.jsonl'}"
+        path.write_bytes(b"\n".join(lines))
+        sources[kind] = path.name if rng.random() < 0.95 else str(rng.choice(NO_PLACES))
+    content = yaml.safe_load(COLLECTIONS)
+    content["datasets"]["mine"] = {"loader": "published", "columns": {"prompt": "q"}} | sources
+    if rng.random() < 0.3:
+        content["datasets"]["mine"] = mutated(content["datasets"]["mine"], rng, NO_PLACES)
+    (root / "collections.yaml").write_bytes(as_yaml(content))
+    site._load.cache_clear()
+    forget()
+    prepare.main(["mine"])
+    entry = site.collections().dataset("mine")
+    manifest = manifest_of("mine")
+    assert manifest is not None
+    for pool in manifest["pools"]:
+        for row in train_dataset.rows(entry, pool):
+            train_dataset.prompt_text(row)
+    if "preference" in manifest["pools"] and train_dataset.is_unpaired(entry):
+        train_dataset.require_labels(entry, None, "kto")
 
 
 def instructions(rng: random.Random, root: Path) -> None:
@@ -341,8 +399,8 @@ def settings(rng: random.Random, root: Path) -> None:
 
 
 CASES: dict[Case, int] = {
-    rows: 55, instructions: 20, tokens: 35, collections: 50, settings: 25, cluster: 30,
-    experiment: 30, stage: 20, plans: 15, run_directories: 15, models: 25,
+    rows: 55, published: 30, instructions: 20, tokens: 35, collections: 50, settings: 25,
+    cluster: 30, experiment: 30, stage: 20, plans: 15, run_directories: 15, models: 25,
 }  # fmt: skip
 
 

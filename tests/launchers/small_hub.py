@@ -1,6 +1,7 @@
-"""A hub of a test's own: one repository over HTTP, as the pinned huggingface_hub asks for it.
+"""A hub of a test's own over HTTP: a model, and datasets beside it, as the pinned huggingface_hub
+and datasets ask for them.
 
-It answers the listing of a repository and its files, and can refuse, hold back or drop them.
+It answers the listings of repositories and their files, and can refuse, hold back or drop them.
 """
 
 from __future__ import annotations
@@ -12,26 +13,63 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from urllib.parse import urlsplit
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
-_INFO = re.compile(r"/api/models/([\w-]+/[\w-]+)(?:/revision/main)?")
-_TREE = re.compile(r"/api/models/([\w-]+/[\w-]+)/tree/\w+")
-_FILE = re.compile(rf"/([\w-]+/[\w-]+)/resolve/{COMMIT}/(.+)")
+REVISIONS = ("main", "v1", COMMIT)
+_ID = r"(?P<id>[\w-]+/[\w-]+)"
+_ABOUT = re.compile(
+    rf"/api/(?P<kind>models|datasets)/{_ID}"
+    r"(?:/(?P<what>revision|tree|paths-info)/(?P<revision>\w+)(?:/(?P<path>.*))?)?"
+)
+_FILE = re.compile(rf"/(?P<kind>datasets/)?{_ID}/resolve/(?P<revision>\w+)/(?P<path>.+)")
 
 
-class SmallHub:
-    """What the repository `name` answers; the fields may be changed while it serves."""
+class Repository:
+    """The files of a repository; the fields may be changed while the hub serves."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
-        self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
         self.gated = False
         self.broken: str | None = None
         """A file whose connection is dropped in the middle."""
+
+    def listing(self, folder: str, *, recursive: bool) -> list[dict[str, object]]:
+        """What lies in a folder, as the hub lists it."""
+        found: dict[str, dict[str, object]] = {}
+        for name, content in self.files.items():
+            inside = PurePosixPath(name)
+            if folder and not inside.is_relative_to(folder):
+                continue
+            parts = inside.relative_to(folder).parts if folder else inside.parts
+            if len(parts) == 1 or recursive:
+                found[name] = {"type": "file", "path": name, "size": len(content),
+                               "oid": _etag(content)}  # fmt: skip
+            if len(parts) > 1:
+                where = str(PurePosixPath(folder, parts[0]))
+                found[where] = {"type": "directory", "path": where, "oid": "0" * 40}
+        return list(found.values())
+
+
+class SmallHub(Repository):
+    """What the model repository `name` answers, and the datasets beside it."""
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        files = {path.name: path.read_bytes() for path in folder.iterdir()} if folder else {}
+        super().__init__(files)
+        self.name = name
+        self.datasets: dict[str, Repository] = {}
         self.sent: list[str] = []
         """The files that were asked for, one entry a request."""
+        self.requests: list[str] = []
+        """Every request: method and path."""
+
+    def repository(self, kind: str | None, name: str) -> Repository | None:
+        """A repository by its kind and its id."""
+        if kind and kind.startswith("datasets"):
+            return self.datasets.get(name)
+        return self if name == self.name else None
 
     @contextmanager
     def serving(self) -> Iterator[str]:
@@ -58,29 +96,38 @@ def _handler(hub: SmallHub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             self._answer(body=True)
 
-        def _answer(self, *, body: bool) -> None:
-            path = urlsplit(self.path).path
-            if (asked := _INFO.fullmatch(path)) and asked[1] == hub.name:
-                siblings = [{"rfilename": n, "size": len(c)} for n, c in hub.files.items()]
-                self._json({"id": hub.name, "sha": COMMIT, "siblings": siblings})
-            elif (asked := _TREE.fullmatch(path)) and asked[1] == hub.name:
-                self._json(
-                    [
-                        {"type": "file", "path": n, "size": len(c), "oid": _etag(c)}
-                        for n, c in hub.files.items()
-                    ]
-                )
-            elif (asked := _FILE.fullmatch(path)) and asked[1] == hub.name:
-                self._file(asked[2], body=body)
-            else:
-                self._refuse(404, "RepoNotFound")
+        def do_POST(self) -> None:
+            self._answer(body=True)
 
-        def _file(self, name: str, *, body: bool) -> None:
-            if hub.gated:
+        def _answer(self, *, body: bool) -> None:
+            posted = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            address = urlsplit(self.path)
+            path = unquote(address.path)
+            hub.requests.append(f"{self.command} {path}")
+            asked = _ABOUT.fullmatch(path) or _FILE.fullmatch(path)
+            repository = hub.repository(asked["kind"], asked["id"]) if asked else None
+            if asked is None or repository is None:
+                return self._refuse(404, "RepoNotFound")
+            if asked["revision"] not in (None, *REVISIONS):
+                return self._refuse(404, "RevisionNotFound")
+            if asked.re is _FILE:
+                return self._file(repository, asked["path"], body=body)
+            if asked["what"] == "tree":
+                recursive = "recursive=true" in address.query.lower()
+                return self._json(repository.listing(asked["path"] or "", recursive=recursive))
+            if asked["what"] == "paths-info":
+                wanted = json.loads(posted)["paths"]
+                every = repository.listing("", recursive=True)
+                return self._json([entry for entry in every if entry["path"] in wanted])
+            siblings = [{"rfilename": n, "size": len(c)} for n, c in repository.files.items()]
+            return self._json({"id": asked["id"], "sha": COMMIT, "siblings": siblings})
+
+        def _file(self, repository: Repository, name: str, *, body: bool) -> None:
+            if repository.gated:
                 return self._refuse(403, "GatedRepo")
-            if name not in hub.files:
+            if name not in repository.files:
                 return self._refuse(404, "EntryNotFound")
-            content = hub.files[name]
+            content = repository.files[name]
             start = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
             self.send_response(206 if start else 200)
             self.send_header("ETag", f'"{_etag(content)}"')
@@ -93,9 +140,9 @@ def _handler(hub: SmallHub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if body:
                 hub.sent.append(name)
-                end = len(content) // 2 if name == hub.broken else len(content)
+                end = len(content) // 2 if name == repository.broken else len(content)
                 self.wfile.write(content[start:end])
-                self.close_connection = name == hub.broken
+                self.close_connection = name == repository.broken
             return None
 
         def _json(self, value: object) -> None:
@@ -110,6 +157,8 @@ def _handler(hub: SmallHub) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("X-Error-Code", code)
             self.send_header("X-Error-Message", code)
+            if code in ("EntryNotFound", "RevisionNotFound"):
+                self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pty
+import socket
 import subprocess
 import sys
 import termios
@@ -24,6 +25,7 @@ from tuning.experiments.sweetspot import Wanted, sweetspot_plan
 from tuning.flags import plain
 from tuning.launchers import prefetch
 from tuning.plan import Plan, Stage
+from tuning.runs.errors import UserError
 from tuning.training.config_training import model_config, sft_config
 from tuning.weights.hub import lacking, snapshot_folder
 
@@ -195,6 +197,21 @@ def test_without_a_network_the_line_says_so(hub, tmp_path):
     assert "'org/big' cannot be fetched (" in line and "HF_ENDPOINT to a mirror" in line
     line = error_of(fetch(tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1"))
     assert "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set; unset it" in line
+
+
+def test_a_hub_that_never_answers_is_out_of_reach(monkeypatch):
+    monkeypatch.setattr(prefetch, "PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        with pytest.raises(UserError, match=rf"cannot be fetched \(timed out\).*{address}"):
+            prefetch.fetch(plan_of("big"))
+
+
+def test_stages_need_no_hub_where_all_is_here(monkeypatch):
+    assert prefetch.needless(plan_of("tiny")) == prefetch.needless(plan_of("big")) == {}
+    monkeypatch.setattr(prefetch, "lacking", lambda hub: [])
+    assert prefetch.needless(plan_of("big")) == prefetch.offline_environment()
 
 
 def test_the_bar_shows_on_a_terminal_though_stages_have_none(hub, tmp_path):

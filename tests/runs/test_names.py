@@ -105,7 +105,9 @@ def test_a_chat_template_is_one_of_those_there_are(home, tmp_path, template):
         config.collections()
 
 
-@pytest.mark.parametrize("hub", ["../x", "a/b/c", "-x", "a b", "./x", "a/../b"])
+@pytest.mark.parametrize(
+    "hub", ["../x", "a/b/c", "-x", "a b", "./x", "a/../b", "a/b--c", "a/b.git", "a/b-"]
+)
 def test_a_hub_id_is_no_path(home, tmp_path, hub):
     changed(tmp_path, "models", x={"hub": hub})
     with pytest.raises(UserError, match=r"models: x: hub is '.*'; it must be an id of the hub"):
@@ -118,6 +120,18 @@ def test_a_hub_id_is_no_path(home, tmp_path, hub):
 )
 def test_a_local_folder_may_be_called_anything(home, tmp_path, folder, label):
     (tmp_path / folder).mkdir()
+    (tmp_path / folder / "config.json").write_text("{}")
+    made = sft(str(tmp_path / folder), chat_template="chatml")
+    assert made.run_name.startswith(f"{label}_sft-arith-500")
+
+
+@pytest.mark.parametrize(
+    ("folder", "label"),
+    [("lab/run-7/model", "run-7"), ("lab/run-8/model/checkpoint-20", "run-8-checkpoint-20"),
+     ("lab/run-9/checkpoint-20", "run-9-checkpoint-20"), ("lab/models", "models")],
+)  # fmt: skip
+def test_a_folder_called_model_is_called_by_the_run_that_it_lies_in(home, tmp_path, folder, label):
+    (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / "config.json").write_text("{}")
     made = sft(str(tmp_path / folder), chat_template="chatml")
     assert made.run_name.startswith(f"{label}_sft-arith-500")

@@ -8,6 +8,7 @@ from functools import partial
 
 from tuning import config as site
 from tuning.data import train_dataset
+from tuning.data.prepared import require_current
 from tuning.settings import setting
 
 
@@ -27,6 +28,10 @@ class DatasetConfig:
     """The loader, as collections.yaml names it."""
     files: dict[str, str] = setting(default_factory=dict, flag=False, hashed=False)
     """The absolute path of each pool's file, where a dataset has files."""
+    sources: dict[str, str] = setting(default_factory=dict, flag=False, hashed=False)
+    """What the pools of a published dataset were made of."""
+    columns: dict[str, str] = setting(default_factory=dict, flag=False, hashed=False)
+    """What those sources call a column of ours."""
     system_message: str | None = setting(None, flag=False, hashed=False)
     """The system message of prompts that have none; `version` changes with it."""
 
@@ -37,6 +42,8 @@ class DatasetConfig:
             name=self.dataset,
             loader=self.loader,
             files=self.files,
+            sources=self.sources,
+            columns=self.columns,
             system_message=self.system_message,
         )
 
@@ -57,6 +64,7 @@ def dataset_config(name: str, task: str, kind: str, train_size: int | None = Non
     `train_size`, or a row that SFT cannot read.
     """
     entry = site.collections().dataset(name, task)
+    require_current(entry)
     if train_size is not None:
         train_dataset.require(entry, train_dataset.POOL_OF_TYPE[kind], train_size, "train_size")
     if kind == "sft":
@@ -69,5 +77,7 @@ def dataset_config(name: str, task: str, kind: str, train_size: int | None = Non
         train_size=train_size,
         loader=entry.loader,
         files=dict(entry.files),
+        sources=dict(entry.sources),
+        columns=dict(entry.columns),
         system_message=entry.system_message,
     )

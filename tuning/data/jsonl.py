@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from tuning.config import DatasetEntry
-from tuning.data.rows import ANSWERS, Messages, asked_as, checked_row, prompt_key, question_key
+from tuning.data.rows import (
+    ANSWERS,
+    Messages,
+    asked_as,
+    checked_row,
+    is_unpaired,
+    opening_key,
+    prompt_key,
+    question_key,
+)
 from tuning.runs.errors import UserError
 from tuning.runs.json_text import parse_object, text_lines
 
@@ -39,12 +48,13 @@ class JsonLines:
         return total.hexdigest()[:16]
 
     def pool(self, name: str) -> list[dict[str, Any]]:
-        """The rows of one pool. All pools are read and checked the first time that one is asked
-        for.
+        """The rows of one pool. All pools that are there are read and checked the first time that
+        one is asked for.
         """
         self._require(name)
-        if not self._rows:
-            pools = {pool: self._parse(pool) for pool in self._files}
+        if name not in self._rows:
+            there = [pool for pool, file in self._files.items() if pool == name or file.exists()]
+            pools = {pool: self._parse(pool) for pool in there}
             rows = {pool: list(by_line.values()) for pool, by_line in pools.items()}
             self._lines = {pool: list(by_line) for pool, by_line in pools.items()}
             self._check_disjoint(rows)
@@ -94,20 +104,22 @@ class JsonLines:
         return asked_as(checked_row(pool, parse_object(line, where), where), self.system_message)
 
     def _check_disjoint(self, pools: dict[str, list[dict[str, Any]]]) -> None:
-        """Raise UserError if a prompt occurs twice in a pool, or, whatever its system message, in
-        two.
+        """Raise UserError if a prompt occurs twice in a pool, or, however it is spelled and
+        whatever its system message, in two; or if a conversation begins with a test prompt.
         """
         seen: dict[Any, tuple[str, int]] = {}
-        for pool, rows in pools.items():
+        begun: dict[Any, tuple[str, int]] = {}
+        for pool, rows in sorted(pools.items(), key=lambda entry: entry[0] == "test"):
             here: dict[Any, tuple[str, int]] = {}
             asked: dict[Any, tuple[str, int]] = {}
             for number, row in enumerate(rows):
-                key, what = prompt_key(row["prompt"]), question_key(row["prompt"])
-                other = here.get(key) or seen.get(what)
-                if other is not None:
+                key, what = _told_by(pool, row), question_key(row["prompt"])
+                other = here.get(key) or seen.get(what) or (pool == "test" and begun.get(what))
+                if other:
                     raise self._repeated(row["prompt"], *other, pool, number)
                 here[key] = (pool, number)
                 asked.setdefault(what, (pool, number))
+                begun.setdefault(opening_key(row["prompt"]), (pool, number))
             seen |= asked
 
     def _repeated(
@@ -122,5 +134,12 @@ class JsonLines:
             )
         return UserError(
             f"dataset '{self.name}': a prompt is both in {pool} and {other}, {rows}; the pools "
-            f"must not share any, also where blanks differ: {text}"
+            f"must not share any, also where blanks or letter case differ, or as the first turn of "
+            f"a conversation: {text}"
         )
+
+
+def _told_by(pool: str, row: dict[str, Any]) -> Any:
+    """What tells a row from the others of its pool: the prompt, and an unpaired answer."""
+    key = prompt_key(row["prompt"])
+    return (key, prompt_key(row.get("completion", ()))) if is_unpaired(pool, row) else key

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Protocol
 
-from tuning.config import DatasetEntry
+from tuning.config import PUBLISHED, DatasetEntry
 from tuning.data import arith, ifsynth
 from tuning.data.jsonl import JsonLines
 from tuning.data.prepared import Prepared
@@ -50,7 +50,7 @@ LOADERS: dict[str, Callable[[DatasetEntry], Loader]] = {
     "arith": arith.opened,
     "ifsynth": ifsynth.opened,
     "jsonl": JsonLines,
-    **dict.fromkeys(RECIPES, Prepared),
+    **dict.fromkeys((PUBLISHED, *RECIPES), Prepared),
 }
 
 
@@ -58,6 +58,11 @@ def loader(dataset: DatasetEntry) -> Loader:
     """The loader of a dataset, opened once a process; UserError for an unknown one."""
     choose(f"loader of dataset '{dataset.name}':", dataset.loader, LOADERS)
     return _opened(LOADERS[dataset.loader], json.dumps(asdict(dataset), sort_keys=True))
+
+
+def forget() -> None:
+    """Open datasets again: their pools were made anew."""
+    _opened.cache_clear()
 
 
 @lru_cache(maxsize=8)

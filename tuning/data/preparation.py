@@ -4,8 +4,7 @@
     {name}/{pool}.jsonl         the pools, in a seeded order, so that a subset is a prefix
     {name}/manifest.json        sources and their versions, counts, digests, what was left out
 
-A prompt is in one pool only, however many rows it has: those of the test set are in no other pool,
-some are held out for validation, and those that both SFT and preference data have are divided.
+Which row is in which pool: division.py.
 """
 
 from __future__ import annotations
@@ -14,28 +13,23 @@ import fcntl
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tuning import config as site
 from tuning.data import raw
-from tuning.data.recipes import KINDS, Recipe, Row, Unusable
-from tuning.data.rows import asked_as, checked_row, question_key
+from tuning.data.division import SEED, divide, prompts
+from tuning.data.recipes import Recipe, Row, Unusable
+from tuning.data.rows import LABEL, asked_as, checked_row
 from tuning.runs import atomic, typed
-from tuning.runs.content import file_hash
 from tuning.runs.errors import UserError
 from tuning.runs.identity import FORMAT
 from tuning.runs.json_text import parse_object
 from tuning.runs.log import logger
 
 MANIFEST = "manifest.json"
-VALIDATION = 256
-"""Prompts that are held out of SFT data, a tenth of them at most."""
-PAIRS_PER_PROMPT = 8
-"""Most preference pairs of one prompt."""
-SEED = 42
 _MANIFEST = {"format": int, "sources": dict, "pools": dict}
 _SOURCE = {"source": str, "version": str, "recipe": int, "sha256": str, "left_out": dict}
 _POOL = {"rows": int, "prompts": int, "columns": list, "sha256": str}
@@ -57,36 +51,72 @@ def manifest_of(name: str) -> dict[str, Any] | None:
 
 
 def prepare(
-    name: str, recipe: Recipe, sources: Mapping[str, str] | None = None, *, force: bool = False
+    name: str,
+    recipe: Recipe,
+    sources: Mapping[str, str | None] | None = None,
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Make the pools from these sources, by kind, and those that were read before; the manifest.
 
     A source that was read already, in this version of the recipe, is not read again (`force`: it
-    is). Raises UserError for a source that cannot be had or has no usable row.
+    is). None is the source that was read before, or the recipe's. Without `sources`, those of the
+    recipe and no others. Raises UserError for a source that cannot be had or has no usable row.
     """
-    sources = recipe.sources if sources is None else sources
     with _locked(folder_of(name)) as folder:
-        known = {} if force else (manifest_of(name) or {"sources": {}})["sources"]
-        for kind, source in sources.items():
-            if _is_here(folder, kind, known.get(kind), source, recipe):
+        known = _known(name, recipe, force=force)
+        if sources is None:
+            sources = recipe.sources
+            known = {kind: about for kind, about in known.items() if kind in sources}
+        for kind in [kind for kind in site.KINDS if kind in sources]:
+            asked = sources[kind]
+            there = known.get(kind)
+            source = asked or (there["source"] if there else recipe.sources[kind])
+            if not force and _is_here(folder, kind, there, asked, recipe):
                 logger.info(f"{name}: {kind} is here already, from {source}")
                 continue
             known[kind] = _read(folder, kind, source, recipe)
         return _assemble(
-            folder, name, recipe, {kind: known[kind] for kind in KINDS if kind in known}
+            folder, name, recipe, {kind: known[kind] for kind in site.KINDS if kind in known}
         )
 
 
+def _known(name: str, recipe: Recipe, *, force: bool) -> dict[str, Any]:
+    """What was read before, by kind. `force`: nothing, where the manifest cannot be used."""
+    try:
+        found = manifest_of(name)
+        if found is not None and found["format"] != FORMAT:
+            raise UserError(
+                f"dataset '{name}' was made by another version of tuning; make it again with "
+                f"--force: {recipe.made_by}."
+            )
+    except UserError:
+        if not force:
+            raise
+        found = None
+    return dict(found["sources"]) if found else {}
+
+
 def _is_here(
-    folder: Path, kind: str, known: Mapping[str, Any] | None, source: str, recipe: Recipe
+    folder: Path, kind: str, known: Mapping[str, Any] | None, source: str | None, recipe: Recipe
 ) -> bool:
-    """Whether a source was read, by this version of the recipe; a file, as it is now."""
-    if known is None or not _is_intact(folder, kind, known):
+    """Whether a source was read, by this version of the recipe; a local one that was asked for, as
+    it is now.
+    """
+    if known is None or not _is_intact(folder, kind, known) or not is_of(known, source, recipe):
         return False
-    if (known["source"], known["recipe"]) != (source, recipe.version):
-        return False
-    file = site.expanded(source)
-    return not raw.is_file(source) or (file.is_file() and file_hash(file) == known["version"])
+    return (
+        source is None
+        or not raw.is_local(source)
+        or raw.local_version(source, recipe.folder) == known["version"]
+    )
+
+
+def is_of(known: Mapping[str, Any], source: str | None, recipe: Recipe) -> bool:
+    """Whether rows were read of this source, with this recipe; None: of any."""
+    options = known.get("options") or {}
+    made = (known["recipe"], options) == (recipe.version, recipe.options)
+    return made and source in (None, known["source"])
 
 
 def _is_intact(folder: Path, kind: str, known: Mapping[str, Any]) -> bool:
@@ -112,7 +142,7 @@ def _read(folder: Path, kind: str, source: str, recipe: Recipe) -> dict[str, Any
     """Write the usable rows of a source; what the manifest says of it."""
     from tqdm import tqdm
 
-    found = raw.read(source)
+    found = raw.read(source, recipe.folder)
     rows: list[Row] = []
     left_out: Counter[str] = Counter()
     first: dict[str, str] = {}
@@ -120,12 +150,21 @@ def _read(folder: Path, kind: str, source: str, recipe: Recipe) -> dict[str, Any
         try:
             rows += [_checked(kind, row, recipe) for row in recipe.rows(kind, published)]
         except (Unusable, UserError) as error:
-            reason = str(error).removeprefix("it: ")
+            reason = str(error).removeprefix("it: ").removeprefix("it ").rstrip(".")
             left_out[reason] += 1
             first.setdefault(reason, where)
     if not rows:
         reasons = "; ".join(f"{reason} ({first[reason]})" for reason in left_out) or "it is empty"
-        raise UserError(f"no row of '{source}' can be used as {kind} data: {reasons}.")
+        columns = ", ".join(name[:40] for name in found.rows.column_names[:20])
+        raise UserError(
+            f"no row of '{source}' can be used as {kind} data: {reasons}; its columns are: "
+            f"{columns}."
+        )
+    if {row.get(LABEL) for row in rows if kind == "preference"} in ({True}, {False}):
+        raise UserError(
+            f"'{source}' has rows of one {LABEL} only; unpaired preference data need good and bad "
+            "completions."
+        )
     path = _raw_rows(folder, kind)
     _write(path, rows)
     return {
@@ -133,6 +172,7 @@ def _read(folder: Path, kind: str, source: str, recipe: Recipe) -> dict[str, Any
         "source": source,
         "version": found.version,
         "recipe": recipe.version,
+        "options": dict(recipe.options),
         "published": len(found),
         "rows": len(rows),
         "left_out": {reason: {"rows": n, "first": first[reason]} for reason, n in left_out.items()},
@@ -149,7 +189,7 @@ def _assemble(folder: Path, name: str, recipe: Recipe, sources: dict[str, Any]) 
         if not _is_intact(folder, kind, source):
             raise UserError(
                 f"'{_raw_rows(folder, kind)}' is not what was read of '{source['source']}'; read "
-                f"that again: give it as --source with --force."
+                f"that again with --force: {recipe.made_by}."
             )
     pools, dropped = divide({kind: _rows(_raw_rows(folder, kind)) for kind in sources})
     if gone := [kind for kind in sources if kind not in pools]:
@@ -167,74 +207,6 @@ def _assemble(folder: Path, name: str, recipe: Recipe, sources: dict[str, Any]) 
     }
     atomic.write_json(folder / MANIFEST, manifest)
     return manifest
-
-
-def divide(read: Mapping[str, Sequence[Row]]) -> tuple[dict[str, list[Row]], dict[str, int]]:
-    """The pools of what was read, each in a seeded order, and what was dropped and why."""
-    dropped: Counter[str] = Counter()
-    test = _first_of_each(read.get("test", ()), dropped, "test prompts that occur twice")
-    tested = {_key(row) for row in test}
-    sft = _without(tested, read.get("sft", ()), dropped, "sft rows of test prompts")
-    pairs = _without(tested, read.get("preference", ()), dropped, "preference rows of test prompts")
-    in_sft, in_pairs = {_key(row) for row in sft}, {_key(row) for row in pairs}
-    held_out = set(sorted(in_sft, key=_draw)[: min(VALIDATION, len(in_sft) // 10)])
-    both = (in_sft & in_pairs) - held_out
-    of_pairs = {key for key in both if _draw(("side", key)) % 2}
-    rest = [row for row in sft if _key(row) not in held_out]
-    validation = [row for row in sft if _key(row) in held_out]
-    here = "rows of prompts in other pools"
-    pools = {
-        "sft": _without(of_pairs, rest, dropped, f"sft {here}"),
-        "preference": _capped(
-            _without(held_out | (both - of_pairs), pairs, dropped, f"preference {here}"), dropped
-        ),
-        "validation": _first_of_each(validation, dropped, "further validation rows of a prompt"),
-        "test": test,
-    }
-    ordered = {pool: sorted(rows, key=_draw) for pool, rows in pools.items() if rows}
-    return ordered, {why: count for why, count in dropped.items() if count}
-
-
-def _without(keys: set[Any], rows: Sequence[Row], dropped: Counter[str], why: str) -> list[Row]:
-    """The rows of other prompts than these."""
-    kept = [row for row in rows if _key(row) not in keys]
-    dropped[why] += len(rows) - len(kept)
-    return kept
-
-
-def _capped(rows: Iterable[Row], dropped: Counter[str]) -> list[Row]:
-    """At most PAIRS_PER_PROMPT rows of each prompt, drawn."""
-    by_prompt: dict[Any, list[Row]] = {}
-    for row in rows:
-        by_prompt.setdefault(_key(row), []).append(row)
-    kept = [
-        row for some in by_prompt.values() for row in sorted(some, key=_draw)[:PAIRS_PER_PROMPT]
-    ]
-    there = sum(map(len, by_prompt.values()))
-    dropped[f"pairs beyond {PAIRS_PER_PROMPT} of a prompt"] += there - len(kept)
-    return kept
-
-
-def _first_of_each(rows: Iterable[Row], dropped: Counter[str], why: str) -> list[Row]:
-    """The first row of each prompt."""
-    found: dict[Any, Row] = {}
-    for row in rows:
-        if found.setdefault(_key(row), row) is not row:
-            dropped[why] += 1
-    return list(found.values())
-
-
-def _key(row: Row) -> Any:
-    """What makes two rows the same problem: what is asked, whatever the system message."""
-    return question_key(row["prompt"])
-
-
-def _draw(value: Any) -> int:
-    """A number that is random but for what it is of: the order of rows and the fate of prompts do
-    not depend on which others there are, or in which order they came.
-    """
-    text = json.dumps([SEED, value], sort_keys=True, ensure_ascii=False)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def _rows(path: Path) -> list[Row]:
@@ -255,7 +227,7 @@ def _described(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
     """What the manifest says of a pool."""
     return {
         "rows": len(rows),
-        "prompts": len({_key(row) for row in rows}),
+        "prompts": prompts(rows),
         "columns": sorted(set.intersection(*(set(row) for row in rows))),
         "sha256": _sha256(path),
     }

@@ -9,23 +9,37 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from tuning.config import DatasetEntry
-from tuning.data.preparation import MANIFEST, folder_of, manifest_of
+from tuning.config import KINDS, DatasetEntry
+from tuning.data import raw
+from tuning.data.preparation import MANIFEST, folder_of, is_of, manifest_of
+from tuning.data.published import recipe_of
 from tuning.runs.errors import UserError
 from tuning.runs.identity import FORMAT
 from tuning.runs.json_text import parse_object
 
 
 class NotPrepared(UserError):
-    """A dataset whose pools were not made yet."""
+    """A dataset whose pools were not made yet, or of other sources than it has now."""
 
-    def __init__(self, dataset: str, loader: str) -> None:
+    def __init__(self, entry: DatasetEntry, why: str) -> None:
         super().__init__(
-            f"dataset '{dataset}' is not here yet; make it with `tuning prefetch` and the same "
-            "flags, or slurm/data_processing.sh, where the hub can be reached, or from files: "
-            f"python tuning/data/{loader}_sft.py --source FILE."
+            f"{why}; make it with `tuning prefetch` and the same flags, where its sources can be "
+            f"reached, or by itself: {recipe_of(entry).made_by}."
         )
-        self.dataset, self.loader = dataset, loader
+        self.entry = entry
+
+
+def require_current(entry: DatasetEntry) -> None:
+    """Raise NotPrepared where a file or folder that collections.yaml names was edited since its
+    rows were read. Planning asks; what is planned keeps the pools that it was planned with.
+    """
+    manifest = manifest_of(entry.name) if entry.sources else None
+    for kind, about in (manifest or {}).get("sources", {}).items():
+        if raw.is_local(source := about["source"]) and entry.sources.get(kind) == source:
+            now = raw.local_version(source, recipe_of(entry).folder)
+            if now not in (None, about["version"]):
+                why = f"'{source}' was changed since dataset '{entry.name}' was made of it"
+                raise NotPrepared(entry, why)
 
 
 class Prepared:
@@ -33,20 +47,40 @@ class Prepared:
 
     def __init__(self, entry: DatasetEntry) -> None:
         self.name = entry.name
-        self._loader = entry.loader
+        self._entry = entry
+        self._recipe = recipe_of(entry)
         self._rows: dict[str, list[dict[str, Any]]] = {}
 
     @cached_property
     def _manifest(self) -> dict[str, Any]:
         found = manifest_of(self.name)
         if found is None:
-            raise NotPrepared(self.name, self._loader)
+            raise NotPrepared(self._entry, f"dataset '{self.name}' is not here yet")
         if found.get("format") != FORMAT:
             raise UserError(
                 f"dataset '{self.name}' was made by another version of tuning; make it again with "
-                f"--force: python tuning/data/{self._loader}_sft.py and _pref.py."
+                f"--force: {self._recipe.made_by}."
             )
+        self._require_sources(found["sources"])
         return found
+
+    def _require_sources(self, read: dict[str, Any]) -> None:
+        """Raise NotPrepared where the pools are not those of the sources that the entry names."""
+        named = self._entry.sources
+        for kind in KINDS if named else ():
+            there, wanted = read.get(kind), named.get(kind)
+            if there is None and wanted is None:
+                continue
+            if there is None or wanted is None or there["source"] != wanted:
+                found = there["source"] if there else "none"
+                why = f"{kind} was read of '{found}' and is to be '{wanted or 'none'}'"
+            elif not is_of(there, wanted, self._recipe):
+                why = "columns or system_message were others"
+            else:
+                continue
+            raise NotPrepared(
+                self._entry, f"the prepared dataset '{self.name}' belongs to another entry ({why})"
+            )
 
     def _about(self, pool: str) -> dict[str, Any]:
         about: dict[str, Any] | None = self._manifest["pools"].get(pool)
@@ -70,7 +104,7 @@ class Prepared:
             if hashlib.sha256(content).hexdigest() != about["sha256"]:
                 raise UserError(
                     f"'{path}' is not what the manifest beside it says; make the dataset again "
-                    f"with --force: python tuning/data/{self._loader}_sft.py and _pref.py."
+                    f"with --force: {self._recipe.made_by}."
                 )
             lines = content.decode().splitlines()
             self._rows[name] = [parse_object(line, f"{path.name}") for line in lines]

@@ -1,22 +1,22 @@
 """How published rows become rows of pools: a recipe a dataset.
 
-A recipe reads one raw row of a source (`sft`, `preference`, `test`) and gives rows of ours, or says
-why it cannot be used. What is done with them all, such as splitting by prompt, is preparation.py.
+A recipe reads one raw row of a source (`sft`, `preference`, `validation`, `test`) and gives rows of
+ours, or says why it cannot be used. What is done with them all, such as splitting by prompt, is
+preparation.py.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from tuning.data.rows import checked_row
+from tuning.data.rows import LABEL, checked_row
 from tuning.tasks import instruction, math
 
-KINDS = ("sft", "preference", "test")
-"""What sources there are; the validation pool is held out of `sft`."""
 Row = dict[str, Any]
 _MOST_WORDS = 1024
 """Words of a row of TuluIF, as in the study that published the split."""
@@ -42,6 +42,12 @@ class Recipe:
     """Of all prompts: asks for the form that the task reads."""
     version: int = 1
     """Increased with every change that affects a row."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What else the rows depend on, where that can be chosen."""
+    folder: Path | None = None
+    """Where relative paths of sources start; None: the working directory."""
+    made_by: str
+    """The command that makes the pools."""
 
 
 def gsm8k_rows(kind: str, raw: Mapping[str, Any]) -> Iterable[Row]:
@@ -126,18 +132,30 @@ def _words(row: Row) -> int:
 
 
 def conventional_rows(kind: str, raw: Mapping[str, Any]) -> Iterable[Row]:
-    """The forms that datasets of the hub have: messages; prompt and completion (or response);
-    prompt, chosen and rejected; whole conversations as chosen and rejected.
+    """The forms that datasets of the hub have: messages; prompt and completion (or response), with
+    a label where they are unpaired; prompt, chosen and rejected; whole conversations as chosen and
+    rejected.
     """
     row = dict(raw)
     if "completion" not in row and "response" in row:
         row["completion"] = row["response"]
-    if kind == "sft" and "completion" not in row and isinstance(row.get("messages"), list):
-        if len(row["messages"]) < 2:
+    messages = row.pop("messages", None)
+    answered = kind in ("sft", "validation") or (kind == "preference" and LABEL in row)
+    if answered and "completion" not in row and isinstance(messages, list):
+        if len(messages) < 2:
             raise Unusable("has less than two messages")
-        row["prompt"], row["completion"] = row["messages"][:-1], row["messages"][-1:]
-    row.pop("messages", None)
+        row["prompt"], row["completion"] = messages[:-1], messages[-1:]
+    if not {"prompt", "chosen"} & row.keys() and isinstance(messages, list):
+        row["prompt"] = _asked(messages)
     return [checked_row(kind, row, "it")]
+
+
+def _asked(messages: list[Any]) -> list[Any]:
+    """A conversation up to the last turn that is not of the assistant."""
+    is_answer = [isinstance(m, Mapping) and m.get("role") == "assistant" for m in messages]
+    while is_answer and is_answer[-1]:
+        is_answer.pop()
+    return messages[: len(is_answer)]
 
 
 RECIPES = {
@@ -149,6 +167,7 @@ RECIPES = {
         },
         rows=gsm8k_rows,
         system_message=math.SYSTEM_MESSAGE,
+        made_by="python tuning/data/gsm8k_sft.py and gsm8k_pref.py (of files: --source FILE)",
     ),
     "tuluif": Recipe(
         sources={
@@ -158,6 +177,7 @@ RECIPES = {
         },
         rows=tuluif_rows,
         system_message=instruction.SYSTEM_MESSAGE,
+        made_by="python tuning/data/tuluif_sft.py and tuluif_pref.py (of files: --source FILE)",
     ),
 }
 """The recipes of the loaders that are called by a dataset's name."""

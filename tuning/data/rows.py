@@ -2,14 +2,16 @@
 
 A prompt ends with a user's turn; a completion, chosen and rejected are turns of the assistant. An
 answer that repeats the conversation before it, as whole conversations do, is taken to be what
-follows; a preference row of two whole conversations needs no prompt of its own.
+follows; a preference row of two whole conversations needs no prompt of its own. A preference row
+with a label is unpaired: one completion, and whether it is a good one.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -24,16 +26,33 @@ ANSWERS = {
     "test": (),
 }
 """The columns of a pool that hold answers to its prompts."""
+LABEL = "label"
+"""Whether the completion of an unpaired preference row is a good one."""
+_UNSEEN = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+"""Characters without a width."""
+
+
+def is_unpaired(pool: str, row: Mapping[str, Any]) -> bool:
+    """Whether a row is a single completion with a label."""
+    return pool == "preference" and LABEL in row and not {*ANSWERS[pool]} & row.keys()
+
+
+def answers_of(pool: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns of a row that hold answers to its prompt."""
+    return ("completion",) if is_unpaired(pool, row) else ANSWERS[pool]
 
 
 def checked_row(pool: str, raw: dict[str, Any], where: str) -> dict[str, Any]:
     """A row with its prompt and answers as messages; other columns are kept as they are.
 
     Raises UserError, which names the row as `where`, for messages that are none, turns of the wrong
-    role, empty ones, and a chosen answer that is also the rejected one.
+    role, empty ones, a chosen answer that is also the rejected one, and a label that is none.
     """
-    row = raw | {c: _messages(raw[c], c, where) for c in ("prompt", *ANSWERS[pool]) if c in raw}
-    answers = {c: row[c] for c in ANSWERS[pool] if c in row}
+    columns = answers_of(pool, raw)
+    row = raw | {c: _messages(raw[c], c, where) for c in ("prompt", *columns) if c in raw}
+    if is_unpaired(pool, raw):
+        row[LABEL] = _label(raw[LABEL], where)
+    answers = {c: row[c] for c in columns if c in row}
     if "prompt" not in row and len(answers) < 2:
         raise UserError(f"{where} lacks prompt; every row has one.")
     if len(answers) == 2:
@@ -63,9 +82,38 @@ def prompt_key(messages: Sequence[dict[str, Any]]) -> tuple[tuple[str, str], ...
     )
 
 
+def without_system(messages: Sequence[dict[str, Any]]) -> Messages:
+    """The turns of a conversation, without its system message."""
+    return [message for message in messages if message["role"] != "system"]
+
+
 def question_key(messages: Sequence[dict[str, Any]]) -> tuple[tuple[str, str], ...]:
-    """What is asked, whatever the system message."""
-    return prompt_key([message for message in messages if message["role"] != "system"])
+    """What is asked, by which pools are kept apart: whatever the system message, blanks, letter
+    case, characters without a width and compatible forms (NFKC) are.
+    """
+    return tuple(
+        (message["role"], _folded(message["content"])) for message in without_system(messages)
+    )
+
+
+def opening_key(messages: Sequence[dict[str, Any]]) -> tuple[tuple[str, str], ...] | None:
+    """The question that a conversation of several turns begins with; None for a single turn."""
+    turns = without_system(messages)
+    return question_key(turns[:1]) if len(turns) > 1 else None
+
+
+def _folded(text: str) -> str:
+    if not text.isascii():
+        text = _UNSEEN.sub("", unicodedata.normalize("NFKC", text))
+    return " ".join(unicodedata.normalize("NFKC", text.casefold()).split())
+
+
+def _label(value: Any, where: str) -> bool:
+    if value not in (True, False) or isinstance(value, float):
+        raise UserError(
+            f"{where}: {LABEL} is {json.dumps(value, default=str)[:60]}; it must be true or false."
+        )
+    return bool(value)
 
 
 def _messages(value: Any, column: str, where: str) -> Messages:
@@ -74,8 +122,8 @@ def _messages(value: Any, column: str, where: str) -> Messages:
         return [{"role": "user" if column == "prompt" else "assistant", "content": value}]
     if not isinstance(value, list) or not value or not all(map(_is_message, value)):
         raise UserError(
-            f"{where}: {column} is {json.dumps(value)[:60]}; it must be text or a list of "
-            f'{{"role", "content"}} with roles {", ".join(ROLES)}.'
+            f"{where}: {column} is {json.dumps(value, default=str)[:60]}; it must be text or a "
+            f'list of {{"role", "content"}} with roles {", ".join(ROLES)}.'
         )
     if empty := [message["role"] for message in value if not message["content"].strip()]:
         raise UserError(f"{where}: {column} has an empty {empty[0]} message; give every one text.")
@@ -101,7 +149,7 @@ def _shared(first: Messages, second: Messages) -> Messages:
 def _whole_prompt(prompt: Messages | None, chosen: Messages, rejected: Messages) -> Messages:
     """The prompt of a pair; where two whole conversations have more turns than it names, theirs."""
     shared = _shared(chosen, rejected)
-    if prompt is None or (shared and question_key(prompt) in _parts(shared)):
+    if prompt is None or (shared and prompt_key(without_system(prompt)) in _parts(shared)):
         return shared
     return prompt
 

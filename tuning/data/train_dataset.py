@@ -1,7 +1,8 @@
 """The one door to data: a pool of a dataset by name, as plain rows in one seeded order.
 
     sft, validation   {"prompt": [messages], "completion": [messages]}
-    preference        {"prompt": [messages], ...} and what the method reads: "chosen", "rejected"
+    preference        {"prompt": [messages], ...} and what the method reads: "chosen", "rejected";
+                      or "completion", "label"
     test              {"prompt": [messages], ...} and what the task grades by: "answer"
 
 Rows keep whatever else their dataset has. A subset is a prefix of its pool, so that subsets are
@@ -11,9 +12,11 @@ nested. No pool shares a prompt with another.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tuning.config import DatasetEntry
 from tuning.data.loaders import Row, loader
+from tuning.methods import PAIRS, UNPAIRED
 from tuning.runs.errors import UserError
 
 POOL_OF_TYPE = {"sft": "sft", "pt": "preference"}
@@ -38,8 +41,14 @@ def require_version(dataset: DatasetEntry, kind: str, wanted: str) -> None:
 
 
 def has_pool(dataset: DatasetEntry, pool: str) -> bool:
-    """Whether a dataset has a pool: one of files has those that it names."""
-    return not dataset.files or pool in dataset.files
+    """Whether a dataset has a pool: one of files has those that are there, one of sources those
+    that it names, and holds validation out of SFT data.
+    """
+    if pool in dataset.files:
+        return Path(dataset.files[pool]).exists()
+    named = dataset.files or dataset.sources
+    held_out = pool == "validation" and "sft" in dataset.sources
+    return not named or pool in named or held_out
 
 
 def pool_size(dataset: DatasetEntry, pool: str) -> int:
@@ -69,6 +78,24 @@ def require_columns(dataset: DatasetEntry, pool: str, columns: Sequence[str], wh
                 f"{source.where(pool, number)} lacks {', '.join(lacking)}; {who} needs "
                 f"{', '.join(columns)} in every row of the {pool} pool of '{dataset.name}'."
             )
+
+
+def is_unpaired(dataset: DatasetEntry) -> bool:
+    """Whether the preference pool has completions with labels, and no pairs."""
+    there = loader(dataset).columns("preference")
+    return there >= set(UNPAIRED) and not there >= set(PAIRS)
+
+
+def require_labels(dataset: DatasetEntry, size: int | None, who: str) -> None:
+    """Raise UserError unless the first `size` rows of an unpaired pool have both labels."""
+    found = {row["label"] for row in rows(dataset, "preference", size)}
+    if len(found) < 2:
+        first = "all" if size is None else f"the first {size}"
+        labels = " and ".join(str(label).lower() for label in found)
+        raise UserError(
+            f"{first} examples of the preference pool of '{dataset.name}' have the label {labels}; "
+            f"{who} needs true and false among them: mix the rows, or take more."
+        )
 
 
 def where(dataset: DatasetEntry, pool: str, number: int) -> str:

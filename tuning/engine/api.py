@@ -109,8 +109,10 @@ class TrainingArgs(DataConfig, OptimizationConfig, ComputeConfig, OutputConfig):
         return experiment_config("gpt", values, samples=fingerprint)
 
     def _check_file(self) -> None:
-        """Raise UserError for rows that are to be cut into blocks, or if TUNING_HOME, where tokens
-        are cached, cannot be written."""
+        """Raise UserError for rows that are to be cut into blocks, or if log_dir, or TUNING_HOME,
+        where tokens are cached, cannot be written."""
+        if self.log_dir:
+            site.require_folder("log_dir", site.expanded(self.log_dir))
         if self.data_path is None:
             return
         from tuning.engine.sources import kind_of

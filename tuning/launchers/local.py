@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -58,6 +59,7 @@ class LocalLauncher:
     """Runs a plan; `launch()` returns the state and the reason of every stage.
 
     `processes`: of each stage that several processes can train together; one per GPU by default.
+    `environ`: variables of stages that are not set here.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class LocalLauncher:
         processes: int | None = None,
         wait: bool = True,
         wandb: str = "off",
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.plan = plan
         self.wait = wait
@@ -75,6 +78,7 @@ class LocalLauncher:
         self.devices = provenance.gpus()
         self.processes = _processes(processes, len(self.devices))
         self.slots = max_parallel or max(1, len(self.devices) or min(2, os.cpu_count() or 1))
+        self.environ = environ or {}
         self.folder = site.reports_dir() / plan.experiment
         self.display = Display(plan)
         self.states: dict[str, tuple[str, str]] = {}
@@ -228,7 +232,7 @@ class LocalLauncher:
         cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
         share = cores if self._alone(stage) else max(1, cores // self.slots)
         own = {PARENT_VARIABLE: str(os.getpid()), "PYTHONPATH": python_path()}
-        return os.environ | own | placement.environment(share)
+        return {**self.environ, **os.environ} | own | placement.environment(share)
 
     def _reap(self) -> None:
         for entry in [e for e in self.running if e.process.poll() is not None]:

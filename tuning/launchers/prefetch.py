@@ -7,19 +7,17 @@ published ones before the plan (tuning/data/preparation.py).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tuning.data.train_dataset import READ_BY_TYPE
 from tuning.plan import Plan, Stage
-from tuning.runs import disk
 from tuning.runs.errors import UserError
+from tuning.runs.hub import PATIENCE, explained
 from tuning.runs.log import logger
 from tuning.tasks.registry import TASKS
 from tuning.weights.hub import lacking, wanted
-
-_LOGIN = "set HF_TOKEN, or log in with 'hf auth login'"
 
 
 def hub_models(plan: Plan) -> dict[str, str]:
@@ -65,7 +63,7 @@ def fetch(plan: Plan) -> None:
         if not lacking(hub):
             logger.info(f"{hub}: already here")
             continue
-        with _explained(hub):
+        with explained(hub):
             _download(hub)
         if left := lacking(hub):
             raise UserError(
@@ -86,6 +84,11 @@ def offline_environment() -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
+def needless(plan: Plan) -> dict[str, str]:
+    """The same where a plan has models of the hub and lacks nothing; else none."""
+    return offline_environment() if hub_models(plan) and not missing(plan) else {}
+
+
 def cache_folders() -> tuple[str, ...]:
     """Where the Hugging Face cache lies, if there is one."""
     from huggingface_hub import constants
@@ -102,12 +105,19 @@ def _base_of(stage: Stage) -> dict[str, Any] | None:
 
 
 def _missing_data(plan: Plan) -> list[str]:
-    """What the datasets of a plan lack; only those of local files can lack anything."""
+    """What the datasets of a plan lack; only those of local files can lack anything, and only of
+    the pools that are read.
+    """
     configs = [stage.run.get("dataset") for stage in plan.stages if stage.run]
     configs += [stage.evaluation["data"] for stage in plan.stages if stage.evaluation]
-    files = {c["dataset"]: c["files"].values() for c in configs if c and c["loader"] == "jsonl"}
-    lost = {name: [f for f in of if not Path(f).is_file()] for name, of in files.items()}
-    return [f"dataset '{name}' lacks {_listed(left)}" for name, left in lost.items() if left]
+    lost: dict[str, dict[str, None]] = {}
+    for config in configs:
+        if config and config["loader"] == "jsonl":
+            read = READ_BY_TYPE[config["dataset_type"]]
+            files = [file for pool, file in config["files"].items() if pool in read]
+            absent = dict.fromkeys(file for file in files if not Path(file).is_file())
+            lost.setdefault(config["dataset"], {}).update(absent)
+    return [f"dataset '{name}' lacks {_listed(list(left))}" for name, left in lost.items() if left]
 
 
 def _download(hub: str) -> None:
@@ -120,56 +130,12 @@ def _download(hub: str) -> None:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **({"disable": None} | kwargs))
 
-    listed = HfApi().model_info(hub, files_metadata=True).siblings or []
+    listed = HfApi().model_info(hub, files_metadata=True, timeout=PATIENCE).siblings or []
     sizes = {file.rfilename: file.size or 0 for file in listed}
     names = wanted(sizes)
     gigabytes = sum(sizes[name] for name in names) / 1e9
     logger.info(f"{hub}: fetching {len(names)} files, {gigabytes:.3g} GB")
     snapshot_download(hub, allow_patterns=names, tqdm_class=Bar)
-
-
-@contextlib.contextmanager
-def _explained(hub: str) -> Iterator[None]:
-    """Turn what the hub's client raises into one line that says what to do."""
-    import httpx
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        yield
-    except OfflineModeIsEnabled:
-        raise UserError(
-            f"'{hub}' cannot be fetched: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set; unset it."
-        ) from None
-    except HfHubHTTPError as error:
-        raise UserError(f"'{hub}' {_refused(hub, constants.ENDPOINT, error)}.") from None
-    except (httpx.HTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        advice = (
-            f"run this where {constants.ENDPOINT} is reachable, or set HF_ENDPOINT to a mirror; "
-            "completed files are kept"
-        )
-        if disk.is_full(error):
-            advice = f"free space under {constants.HF_HUB_CACHE}, or set HF_HOME to another disk"
-        raise UserError(f"'{hub}' cannot be fetched ({reason}): {advice}.") from None
-
-
-def _refused(hub: str, endpoint: str, error: Any) -> str:
-    """What an answer of the hub other than a file means, and what to do."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    code = error.response.status_code
-    if isinstance(error, GatedRepoError):
-        return (
-            f"is gated (HTTP {code}): request access at {endpoint}/{hub}, then {_LOGIN} with that "
-            "account"
-        )
-    if isinstance(error, RepositoryNotFoundError) or code == 404:
-        private = f"for a private repository {_LOGIN}"
-        return f"is not at {endpoint} (HTTP {code}): check the name; {private}"
-    if code in (401, 403):
-        return f"is refused by {endpoint} (HTTP {code}): {_LOGIN} with an account that has access"
-    return f"cannot be fetched: {endpoint} answers HTTP {code}; try again later"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import PurePath
 
 from tuning.runs.errors import UserError
 
@@ -45,6 +46,18 @@ def require_distinct(kind: str, names: Iterable[str]) -> None:
             )
 
 
+def require_told_apart(kind: str, names: Iterable[str]) -> None:
+    """Raise UserError for two names that are written as one: `a/b` and `a--b`."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(written(name), name)
+        if other != name:
+            raise UserError(
+                f"{kind} '{other}' and '{name}' are both written '{written(name)}' on disk; rename "
+                "one."
+            )
+
+
 def require_fits(kind: str, name: str) -> None:
     """Raise UserError for a name that is too long for the files that are called by it."""
     if len(name.encode()) > LONGEST:
@@ -57,6 +70,15 @@ def require_fits(kind: str, name: str) -> None:
 def written(text: str) -> str:
     """Any text as a name: `/` as `--`, other signs as `-`."""
     return _OTHER.sub("-", text.replace("/", "--")).lstrip("-.@+") or "unnamed"
+
+
+def folder_label(folder: PurePath) -> str:
+    """What a folder of a model is called: `model` names nothing, and a checkpoint no run."""
+    if folder.name == "model" and folder.parent.name:
+        return folder_label(folder.parent)
+    if folder.name.startswith("checkpoint-") and folder.parent.name:
+        return f"{folder_label(folder.parent)}-{folder.name}"
+    return folder.name
 
 
 def _quoted(name: str) -> str:

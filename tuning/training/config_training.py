@@ -24,10 +24,11 @@ from tuning.engine.config import ComputeConfig, LossConfig, loss_name
 from tuning.engine.run_config import PretrainRunConfig, pretrain_config
 from tuning.flags import build
 from tuning.plan import REMAINING
+from tuning.runs.errors import UserError
 from tuning.runs.identity import number
 from tuning.runs.rundir import SHORT
 from tuning.schema import override
-from tuning.settings import RunConfig, setting
+from tuning.settings import RunConfig, require, setting
 from tuning.sweetspots.config import PerplexityConfig, parse_patience
 from tuning.sweetspots.monitor import Spending
 from tuning.sweetspots.rules import Rule
@@ -311,7 +312,7 @@ def preference_config(
     if parent is not None and parent.lora is not None and not training.merge_parent:
         lora = parent.lora
     data = dataset_config(dataset, task, "pt", train_size)
-    train_dataset.require_columns(data.entry, "preference", columns_of(method, task), method)
+    _require_rows(data, method, task, training)
     made = PTRunConfig(
         model=_model(model, chosen),
         dataset=data,
@@ -323,6 +324,24 @@ def preference_config(
         parent=parent,
     )
     return made if not values else replace(made, is_default=made.hashed == made.default().hashed)
+
+
+def _require_rows(data: DatasetConfig, method: str, task: str, training: DPOTrainingConfig) -> None:
+    """Raise UserError unless the preference pool has what a method reads."""
+    able, unpaired = methods.method(method), train_dataset.is_unpaired(data.entry)
+    if able.unpaired and unpaired:
+        train_dataset.require_labels(data.entry, data.train_size, method)
+        batch, kl = training.effective_batch_size, training.kl_batch_size
+        fits = f"a divisor of the {batch} rows of a step, as the preference pool is unpaired"
+        require(training, "kl_batch_size", batch % kl == 0, fits)
+        return
+    if unpaired and not able.rewarded:
+        raise UserError(
+            f"the preference pool of '{data.dataset}' is unpaired ({', '.join(methods.UNPAIRED)}), "
+            f"and {method} needs {', '.join(able.columns)}; choose "
+            f"{' or '.join(m.name for m in methods.METHODS.values() if m.unpaired)}, or other data."
+        )
+    train_dataset.require_columns(data.entry, "preference", columns_of(method, task), method)
 
 
 def columns_of(pft_method: str, task: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from tuning.data import train_dataset
 from tuning.data.encoding import Encoded, EncodedPair, encode, encode_pairs, prompt_lengths
 from tuning.runs.errors import UserError
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
@@ -33,6 +34,15 @@ def preference_pairs(config: PTRunConfig, tokenizer: Any, size: int) -> list[Enc
     longest = (len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs)
     _require_context(config.model, longest)
     return pairs
+
+
+def unpaired_answers(config: PTRunConfig, tokenizer: Any, size: int) -> list[tuple[Encoded, bool]]:
+    """The first `size` completions of an unpaired preference pool, and whether each is good."""
+    train_dataset.require_labels(config.dataset.entry, size, config.pft_method)
+    rows, where = config.dataset.rows("preference", size), config.dataset.where("preference")
+    answers = encode(tokenizer, rows, config.model.max_seq_length, where)
+    _require_context(config.model, (len(answer.ids) for answer in answers))
+    return [(answer, row["label"]) for answer, row in zip(answers, rows, strict=True)]
 
 
 def rewarded_rows(config: PTRunConfig, tokenizer: Any, size: int) -> list[dict[str, Any]]:

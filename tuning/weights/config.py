@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
-from tuning.runs.names import written
+from tuning.runs.names import folder_label, written
 from tuning.settings import hashed_settings, identity_hash, require, setting
 
 ATTENTION_AND_MLP = (
@@ -55,7 +56,7 @@ class ModelLoadConfig:
     def label(self) -> str:
         """The model in run names."""
         is_path = self.model.startswith("/")
-        return written(self.model.rpartition("/")[2] if is_path else self.model)
+        return written(folder_label(PurePath(self.model)) if is_path else self.model)
 
     @property
     def hashed(self) -> dict[str, Any]:
