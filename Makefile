@@ -1,6 +1,6 @@
 # make demo        set everything up and run the main job on the embedded default, here
 # make install     only set everything up; REQUIREMENTS=requirements-gpu.txt for a machine with a GPU
-# make test        every test but those that need SLURM; sets everything up as well
+# make test        every test but those of SLURM and of vLLM; sets everything up as well
 # make test-slurm  those: they start a SLURM of two nodes on this machine (Debian: apt-get install slurm-wlm munge)
 # make test-backends  those of vLLM: they run a real one, in an environment of its own (.venv-backends, 4 GB)
 # make static      lint, types, import order
@@ -11,7 +11,7 @@ PYTHON ?= python3
 REQUIREMENTS ?= requirements.txt
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+READY := $(VENV)/.ready-$(REQUIREMENTS)
 READY_DEV := $(VENV)/.ready-dev
 BACKENDS := .venv-backends
 

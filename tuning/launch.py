@@ -132,12 +132,24 @@ def launch(plan: Plan, options: Launch) -> int:
         site.require_writable_home(output.get("log_dir"))
     with quits("stopped; nothing was submitted"):
         _require_successor(plan)
+    if engines := _engines(plan):
+        _to_stderr(f"note: answers are sampled with {', '.join(engines)}; --backend says otherwise")
     if launcher == "slurm":
         with quits("stopped before everything was submitted; the same command submits the rest"):
             return _submit(plan, options)
     if unused := _for_slurm_only(options):
         _to_stderr(f"note: nothing is submitted to SLURM here; not used: {', '.join(unused)}")
     return _run_here(plan, options)
+
+
+def _engines(plan: Plan) -> list[str]:
+    """The backends of a plan's inference, where there are several to choose from."""
+    from tuning.evaluation.generators import GENERATORS
+
+    if not GENERATORS["vllm"].installed:
+        return []
+    asked = (stage.evaluation or {} for stage in plan.stages if "infer" in stage.phases)
+    return sorted({each["sampling"]["backend"] for each in asked if each})
 
 
 def _for_slurm_only(options: Launch) -> list[str]:
@@ -171,7 +183,7 @@ def launcher_of(options: Launch) -> str:
 
 
 def samples_on_cuda(args: argparse.Namespace) -> bool | None:
-    """Whether the evaluations of an experiment will have a GPU; None: as this machine has it."""
+    """Whether the stages that sample answers will all have a GPU; None: as this machine has it."""
     from tuning.evaluation.generators import automatic
     from tuning.launchers.slurm.resources import Cluster
 
@@ -180,8 +192,9 @@ def samples_on_cuda(args: argparse.Namespace) -> bool | None:
     options = launch_options(args)
     if launcher_of(options) != "slurm":
         return None
-    asked = Cluster(options.resources, kinds=options.kinds).resources("evaluation")
-    return "gpu" in (asked.gres or "")
+    cluster = Cluster(options.resources, kinds=options.kinds)
+    asked = [cluster.resources(kind) for kind in ("sft", "pft", "evaluation")]
+    return all("gpu" in " ".join([one.gres or "", *one.options]) for one in asked)
 
 
 def _run_here(plan: Plan, options: Launch) -> int:

@@ -20,6 +20,7 @@ from tuning.flags import Parser, add_flags, given
 from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
+    from tuning.evaluation.config import EvaluationRunConfig
     from tuning.phases.work import Work
     from tuning.weights.config import ModelLoadConfig
 
@@ -82,21 +83,28 @@ def evaluate(work: Work) -> int:
 
 
 def described(args: argparse.Namespace) -> Work:
-    """The work that a command line describes."""
+    """The work that a command line describes; what is only scored was sampled by any backend."""
     from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
+    from tuning.evaluation.generators import GENERATORS
+    from tuning.phases.evaluate import is_answered
     from tuning.phases.options import options_of
     from tuning.phases.work import Work
 
     options = options_of(args)
     base, which = named_model(args)
     site.collections().dataset(args.dataset, args.task)
-    evaluation = evaluation_config(
-        base,
-        dataset=args.dataset,
-        task=args.task,
-        sampling=sampling_config(base.model, given(args, (PassAtKConfig,))),
-        **which,
-    )
+
+    def config(values: dict[str, Any]) -> EvaluationRunConfig:
+        sampling = sampling_config(base.model, values)
+        return evaluation_config(
+            base, dataset=args.dataset, task=args.task, sampling=sampling, **which
+        )
+
+    values = given(args, (PassAtKConfig,))
+    evaluation = config(values)
+    if not options.do_inference and "backend" not in values:
+        others = (config(values | {"backend": name}) for name in GENERATORS)
+        evaluation = next((one for one in (evaluation, *others) if is_answered(one)), evaluation)
     return Work(options=options, evaluation=evaluation)
 
 

@@ -113,6 +113,7 @@ def test_of_beams_the_best_k_count(config, tmp_path):
     directory = write(tmp_path / "run", [WRONG, RIGHT, RIGHT, NONE], [RIGHT] * 4, [WRONG] * 4)
     found = score(directory, beams)
     assert found["first_right"] == [1, 0, None]
+    assert found["parts"]["format"]["estimate"] == 1.0  # of the best ones
     estimates = [found["pass_at_k"][k]["estimate"] for k in ("1", "2", "4")]
     assert estimates == pytest.approx([1 / 3, 2 / 3, 2 / 3], abs=1e-6)
 

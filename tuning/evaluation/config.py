@@ -24,6 +24,10 @@ def _in_batches(sampling: Any, _run: Any) -> bool:
     return bool(sampling.backend == "hf")
 
 
+def _with_vllm(sampling: Any, _run: Any) -> bool:
+    return bool(sampling.backend == "vllm")
+
+
 def _drawn(sampling: Any, _run: Any) -> bool:
     """Whether tokens are drawn at random."""
     return bool(sampling.decoding == "sample")
@@ -69,7 +73,7 @@ class PassAtKConfig:
     """
     enable_prefix_caching: bool = setting(True, hashed=False)
     """vllm: compute what prompts share at their beginning once."""
-    merge_adapter: bool | None = setting(None, hashed=False)
+    merge_adapter: bool | None = setting(None, hashed=_with_vllm, before=None)
     """vllm: merge a LoRA adapter into its base first, and keep that (default: only where vLLM takes
     no such adapter, and on a CPU, which is slow at adapters).
     """
@@ -97,6 +101,9 @@ class PassAtKConfig:
         require(self, "gpu_memory_utilization", allowed, "above 0 and at most 1")
         require(self, "few_shot", self.few_shot >= 0, "0 or more")
         require(self, "temperature", 0 <= self.temperature < math.inf, "0 or more, and finite")
+        if self.backend == "vllm" and self.decoding == "sample":
+            allowed = self.temperature == 0 or 0.01 <= self.temperature <= 2
+            require(self, "temperature", allowed, "0, or between 0.01 and 2 (backend vllm)")
         if self.decoding == "sample" and self.temperature == 0 and self.n_samples > 1:
             raise UserError(
                 f"temperature 0 gives one answer, and n_samples is {self.n_samples}; give "

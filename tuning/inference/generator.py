@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import pkgutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from collections.abc import Generator as Yields
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from tuning.weights.artifact import Artifact
 Messages = list[dict[str, Any]]
 Answers = list[tuple[int, list[str]]]
 """The place of a prompt, and `n_samples` answers to it."""
+Portions = Yields[Answers, None, None]
+"""Answers as they are finished; closed when no more are wanted."""
 
 
 class Generator(Protocol):
@@ -39,7 +42,7 @@ class Generator(Protocol):
         sampling: PassAtKConfig,
         run_hash: str,
         done: Collection[int] = (),
-    ) -> Iterator[Answers]:
+    ) -> Portions:
         """Answers to all chat prompts but those at the places `done`, in portions, as they are
         finished; a portion may hold answers of `done` again, and may be empty where the caller may
         stop.

@@ -8,8 +8,8 @@ from typing import Any
 
 from tuning.evaluation.config import PassAtKConfig
 from tuning.inference.generator import (
-    Answers,
     Messages,
+    Portions,
     context_of,
     ends_of,
     seed_of,
@@ -51,7 +51,7 @@ class HFGenerator:
         sampling: PassAtKConfig,
         run_hash: str,
         done: Collection[int] = (),
-    ) -> Iterator[Answers]:
+    ) -> Portions:
         """See Generator; a batch of which anything is missing is answered whole."""
         size = sampling.batch_size
         for first in range(0, len(prompts), size):

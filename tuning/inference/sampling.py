@@ -7,6 +7,7 @@ stopped anywhere continues with what is not there, to the same file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from tuning.data import train_dataset
 from tuning.evaluation.config import EvaluationRunConfig
 from tuning.inference.generator import Generator, Messages
 from tuning.runs import atomic, interrupt
+from tuning.runs.errors import StageFailed
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory, read_lines
 from tuning.tasks.base import BEYOND
@@ -36,15 +38,20 @@ def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Gene
     room = _room(generator, asked, config.sampling.max_new_tokens)
     with tqdm(initial=len(done), total=len(rows), desc="inference", mininterval=2.0) as bar:
         directory.progress("infer", len(done), len(rows))
-        found = generator.answers(asked, config.sampling, config.hash, frozenset(done))
-        while len(done) < len(rows):
-            interrupt.check()
-            new = {place: texts for place, texts in next(found) if place not in done}
-            _append(path, [_line(n, rows[n], new[n], columns, room[n]) for n in sorted(new)])
-            done |= new.keys()
-            if new:
-                bar.update(len(new))
-                directory.progress("infer", len(done), len(rows))
+        portions = generator.answers(asked, config.sampling, config.hash, frozenset(done))
+        with contextlib.closing(portions):
+            for portion in portions:
+                new = {place: texts for place, texts in portion if place not in done}
+                _append(path, [_line(n, rows[n], new[n], columns, room[n]) for n in sorted(new)])
+                done |= new.keys()
+                if new:
+                    bar.update(len(new))
+                    directory.progress("infer", len(done), len(rows))
+                if len(done) == len(rows):
+                    break
+                interrupt.check()
+    if len(done) < len(rows):
+        raise StageFailed(f"{len(rows) - len(done)} of {len(rows)} prompts got no answer.")
     _order(path)
     directory.progress("infer", len(rows), len(rows), final=True)
 

@@ -20,9 +20,10 @@ from typing import Any
 from tuning import config as site
 from tuning.evaluation.config import PassAtKConfig
 from tuning.evaluation.generators import GENERATORS
+from tuning.inference.beams import BeamSearch
 from tuning.inference.generator import (
-    Answers,
     Messages,
+    Portions,
     context_of,
     ends_of,
     seed_of,
@@ -34,7 +35,7 @@ from tuning.runs.errors import Interrupted, StageFailed, UserError, cut
 from tuning.runs.progress import tell_part
 from tuning.weights.artifact import Artifact
 from tuning.weights.config import in_half
-from tuning.weights.hub import snapshot_folder
+from tuning.weights.hub import lacking, snapshot_folder
 from tuning.weights.merged import merged
 from tuning.weights.reading import read_config
 
@@ -47,10 +48,13 @@ CPU_CACHE = 2 << 30
 STEP_TOKENS = 4096
 """That a step may read on a CPU."""
 _ADVICE = (
+    ("kv cache", "give a larger --gpu_memory_utilization, or a smaller --max_new_tokens"),
     ("memory", "give another --gpu_memory_utilization, or end what else uses that memory"),
-    ("KV cache", "give a larger --gpu_memory_utilization, or a smaller --max_new_tokens"),
+    ("world size", "give a smaller --tensor_parallel_size, or the job more GPUs"),
     ("tensor parallel", "give another --tensor_parallel_size"),
-    ("world size", "give a smaller --tensor_parallel_size"),
+    ("attention heads", "give another --tensor_parallel_size"),
+    ("lora", "give --merge_adapter true"),
+    ("compute capability", "give --dtype float32"),
 )
 """What to do about a refusal in which these words are."""
 
@@ -95,7 +99,7 @@ class VLLMGenerator:
         sampling: PassAtKConfig,
         run_hash: str,
         done: Collection[int] = (),
-    ) -> Iterator[Answers]:
+    ) -> Portions:
         """See Generator; a prompt that leaves no room gets empty answers, as vLLM takes none."""
         asked = dict(enumerate(token_ids(self.tokenizer, prompts)))
         left = {place: ids for place, ids in asked.items() if place not in done}
@@ -119,7 +123,7 @@ class VLLMGenerator:
 
     def _sampled(
         self, asked: dict[int, list[int]], sampling: PassAtKConfig, run_hash: str
-    ) -> Iterator[Answers]:
+    ) -> Portions:
         from vllm import SamplingParams
 
         def drawn(place: int) -> Any:
@@ -134,21 +138,32 @@ class VLLMGenerator:
                 detokenize=False,
             )
 
-        engine, places = self._llm.llm_engine, list(asked)
-        answers = len(places) * sampling.n_samples
+        places = list(asked)
+        prompts, params = [asked[place] for place in places], [drawn(place) for place in places]
+        for ended in self._outputs(prompts, params):
+            yield [(places[n], self._texts(output.outputs)) for n, output in ended]
+
+    def _outputs(
+        self, prompts: list[list[int]], params: list[Any]
+    ) -> Iterator[list[tuple[int, Any]]]:
+        """After each step of the engine, (number of the prompt, its RequestOutput) of all that have
+        ended with it.
+        """
+        engine = self._llm.llm_engine
         ids = self._llm.enqueue(
-            [{"prompt_token_ids": asked[place]} for place in places],
-            [drawn(place) for place in places],
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            params,
             lora_request=self._lora(),
             use_tqdm=False,
         )
         # An output has the number of its request, to which vLLM adds letters of its own inside.
-        place_of = {id.partition("-")[0]: place for id, place in zip(ids, places, strict=True)}
+        numbers = {id.partition("-")[0]: number for number, id in enumerate(ids)}
+        answers = sum(one.n for one in params)
         try:
             while engine.has_unfinished_requests():
                 ended = [output for output in self._stepped(engine) if output.finished]
                 tell_part("answer", answers - engine.get_num_unfinished_requests(), answers)
-                yield [(place_of[o.request_id], self._texts(o.outputs)) for o in ended]
+                yield [(numbers[output.request_id], output) for output in ended]
         finally:
             engine.abort_request(ids, internal=True)
 
@@ -161,24 +176,38 @@ class VLLMGenerator:
                 raise Interrupted from None
             raise
 
-    def _beams(self, asked: dict[int, list[int]], sampling: PassAtKConfig) -> Iterator[Answers]:
-        from vllm.sampling_params import BeamSearchParams
+    def _beams(self, asked: dict[int, list[int]], sampling: PassAtKConfig) -> Portions:
+        from vllm import SamplingParams
 
         places = list(asked)
         for start in range(0, len(places), sampling.batch_size):
             batch = places[start : start + sampling.batch_size]
-            most = min(self.context - len(asked[place]) for place in batch)
-            found = self._llm.beam_search(
-                [{"prompt_token_ids": asked[place]} for place in batch],
-                BeamSearchParams(
-                    beam_width=sampling.n_samples, max_tokens=min(sampling.max_new_tokens, most)
-                ),
-                lora_request=self._lora(),
-            )
-            yield [
-                (place, [self._text(s.tokens[len(asked[place]) :]) for s in one.sequences])
-                for place, one in zip(batch, found, strict=True)
-            ]
+            searches = {place: self._search(sampling, len(asked[place])) for place in batch}
+            while open_ones := [place for place in batch if not searches[place].over]:
+                beams = [(place, beam) for place in open_ones for beam in searches[place].running]
+                asks = SamplingParams(
+                    max_tokens=1,
+                    temperature=0.0,
+                    logprobs=searches[batch[0]].candidates,
+                    detokenize=False,
+                )
+                prompts = [asked[place] + list(tokens) for place, (_, tokens) in beams]
+                after: dict[int, dict[int, float]] = {}
+                for ended in self._outputs(prompts, [asks] * len(prompts)):
+                    after |= {number: _log_probabilities(output) for number, output in ended}
+                    yield []
+                following = iter([after[number] for number in range(len(beams))])
+                for place in open_ones:
+                    searches[place].advance([next(following) for _ in searches[place].running])
+            yield [(place, self._best(searches[place])) for place in batch]
+
+    def _search(self, sampling: PassAtKConfig, prompt: int) -> BeamSearch:
+        longest = min(sampling.max_new_tokens, self.context - prompt)
+        return BeamSearch(width=sampling.n_samples, ends=self.ends, longest=longest)
+
+    def _best(self, search: BeamSearch) -> list[str]:
+        """The texts of the best beams; as many as the search is wide."""
+        return [self._text(tokens) for _, tokens in search.ended]
 
     def _texts(self, outputs: Any) -> list[str]:
         return [self._text(o.token_ids) for o in sorted(outputs, key=lambda o: o.index)]
@@ -201,14 +230,14 @@ class VLLMGenerator:
 
         cuda = torch.cuda.is_available()
         _environment(cuda=cuda)
-        merge = sampling.merge_adapter
-        self._artifact = served(self._artifact, merge=not cuda if merge is None else merge)
         gc.collect()
         if cuda:
             torch.cuda.empty_cache()  # what a training in this process left
         try:
             from vllm import LLM
 
+            merge = sampling.merge_adapter
+            self._artifact = served(self._artifact, merge=not cuda if merge is None else merge)
             if not cuda:
                 self._require_heads()
             return LLM(**self._settings(sampling, longest, cuda=cuda))
@@ -235,7 +264,7 @@ class VLLMGenerator:
         half = in_half(self._artifact.dtype, cuda=cuda)
         lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _rank_of(adapter)}
         return {
-            "model": base if Path(base).is_dir() else str(snapshot_folder(base) or base),
+            "model": base if Path(base).is_dir() or lacking(base) else str(snapshot_folder(base)),
             "tokenizer": str(self._folder),
             "dtype": "bfloat16" if half else "float32",
             "max_model_len": longest,
@@ -244,7 +273,7 @@ class VLLMGenerator:
             "enable_prefix_caching": sampling.enable_prefix_caching,
             "enforce_eager": sampling.enforce_eager or not cuda,
             "use_tqdm_on_load": False,
-            "max_logprobs": max(20, 2 * sampling.n_samples),  # what a beam search looks at
+            "max_logprobs": max(20, self._search(sampling, 0).candidates),
             **({} if cuda else _whole_prompts(longest)),
             **_memory(sampling.gpu_memory_utilization, cuda=cuda),
             **lora,
@@ -259,6 +288,11 @@ class VLLMGenerator:
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
         cleanup_dist_env_and_memory()
+
+
+def _log_probabilities(output: Any) -> dict[int, float]:
+    """Of the likeliest tokens after a prompt, by token."""
+    return {token: found.logprob for token, found in output.outputs[0].logprobs[0].items()}
 
 
 def _memory(share: float | None, *, cuda: bool) -> dict[str, Any]:
@@ -315,8 +349,10 @@ def _environment(*, cuda: bool) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(site.home() / "cache" / "vllm"),
     }
-    if not cuda:
-        wanted |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    if cuda:  # workers cannot be forked from a process that has asked for its GPUs
+        wanted["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    else:
+        wanted["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 
@@ -324,7 +360,7 @@ def _environment(*, cuda: bool) -> None:
 def _refused(model: str, error: BaseException) -> StageFailed:
     """Why vLLM does not start, in its words, and what to change."""
     text = " ".join(str(error).split()) or type(error).__name__
-    advice = next((todo for words, todo in _ADVICE if words in text), "see its message")
+    advice = next((todo for words, todo in _ADVICE if words in text.lower()), "see its message")
     return StageFailed(
         f"vLLM does not start on model '{model}': {cut(text, 300)} To go on, {advice}, or give "
         "--backend hf."

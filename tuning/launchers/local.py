@@ -180,7 +180,7 @@ class LocalLauncher:
 
     def _alone(self, stage: Stage) -> bool:
         """Whether no other stage may run beside this one."""
-        return stage.wide or self._joined(stage)
+        return stage.wide or self._joined(stage) or _gpus_of(stage) > 1
 
     def _placement(self, stage: Stage) -> Placement:
         """The GPUs and the number of processes of a stage that starts now."""
@@ -189,7 +189,7 @@ class LocalLauncher:
             return Placement(processes=self.processes, devices=tuple(devices))
         taken = {device for entry in self.running for device in entry.placement.devices}
         free = [device for device in self.devices if device not in taken] or self.devices
-        return Placement(devices=tuple(free[:1]))
+        return Placement(devices=tuple(free[: _gpus_of(stage)]))
 
     def _start(self, stage: Stage) -> Running:
         record = self.folder / "stages" / f"{stage.name}.json"
@@ -269,3 +269,11 @@ def _processes(asked: int | None, gpus: int) -> int:
             f"processes is {asked}; each needs a GPU of its own, and this machine has {gpus}."
         )
     return asked
+
+
+def _gpus_of(stage: Stage) -> int:
+    """The GPUs that a single process of a stage uses at once: those that sampling divides a model
+    among.
+    """
+    sampling = (stage.evaluation or {}).get("sampling", {}) if "infer" in stage.phases else {}
+    return int(sampling.get("tensor_parallel_size", 1))

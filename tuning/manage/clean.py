@@ -148,10 +148,10 @@ def _snapshots(home: Path, live: set[str]) -> Iterator[Leftover]:
 
 def _merged(home: Path) -> Iterator[Leftover]:
     """Adapters that were merged for an inference engine, a day after the last that used them."""
-    root = home / "cache" / "merged"
-    for path in sorted(path for path in root.glob("*") if path.is_dir()):
-        if _age(path) > (HOUR if path.match(TEMPORARY) else DAY):
-            yield _leftover(path, "merged weights, made again when needed", root)
+    for folder in sorted((home / "cache" / "merged").glob("[!.]*")):
+        for path in sorted([folder / "model", *folder.glob(TEMPORARY)]):
+            if path.is_dir() and _age(path) > (HOUR if path.match(TEMPORARY) else DAY):
+                yield _leftover(path, "merged weights, made again when needed", folder)
 
 
 def _may_go(left: Leftover) -> bool:
@@ -159,7 +159,7 @@ def _may_go(left: Leftover) -> bool:
     if left.path == left.directory:
         config = _config(left.path)
         return config is not None and config["hash"] not in _needed(_home_of(left.path))
-    if left.directory.name in ("snapshots", "merged"):
+    if left.directory.name == "snapshots" or left.directory.parent.name == "merged":
         return _age(left.path) > (HOUR if left.path.name.startswith(".") else DAY)
     if left.path.match(TEMPORARY):
         return True

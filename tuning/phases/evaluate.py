@@ -50,9 +50,14 @@ def check_evaluation(config: EvaluationRunConfig, options: Options) -> None:
     """Raise UserError if answers cannot be sampled here or graded; call it before training."""
     require_test_pool(config.data.entry, config.task, config.sampling.prompts)
     task(config.task).fetch()
-    standing = RunDirectory(locate(site.outputs_dir(config.task), config.run_name, config.hash))
-    if options.do_inference and (options.force or not standing.done("infer")):
-        GENERATORS[config.sampling.backend].require()
+    if options.do_inference and (options.force or not is_answered(config)):
+        GENERATORS[config.sampling.backend].require(config.sampling.tensor_parallel_size)
+
+
+def is_answered(config: EvaluationRunConfig) -> bool:
+    """Whether all answers of an evaluation are there."""
+    root = site.outputs_dir(config.task)
+    return RunDirectory(locate(root, config.run_name, config.hash)).done("infer")
 
 
 def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) -> None:

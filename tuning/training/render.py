@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 
 from tuning.engine.run_config import PRETRAIN_PARTS, PretrainRunConfig, pretrain_config
 from tuning.evaluation.config import EvaluationRunConfig, PassAtKConfig, sampling_config
+from tuning.evaluation.generators import GENERATORS
 from tuning.flags import command_line
 from tuning.settings import RunConfig
 from tuning.training.config import unused
@@ -113,8 +114,10 @@ def evaluation_words(config: EvaluationRunConfig) -> list[str]:
 
 
 def sampling_words(model: str, sampling: PassAtKConfig) -> list[str]:
-    """How a model is sampled."""
-    return command_line([(sampling, sampling_config(model))])
+    """How a model is sampled; with its backend where `auto` could mean another one elsewhere."""
+    words = command_line([(sampling, sampling_config(model))])
+    ambiguous = GENERATORS["vllm"].installed and "--backend" not in words
+    return [*words, "--backend", sampling.backend] if ambiguous else words
 
 
 def _base_words(model: ModelLoadConfig) -> list[str]:

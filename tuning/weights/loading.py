@@ -109,8 +109,11 @@ def _templates() -> list[str]:
     return sorted(path.stem for path in site.CHAT_TEMPLATES.glob("*.jinja"))
 
 
-def open_model(artifact: Artifact, *, trainable: bool = False) -> PreTrainedModel | PeftModel:
-    """The model on this machine's device, in its precision; `trainable`: its adapter is trained.
+def open_model(
+    artifact: Artifact, *, trainable: bool = False, device: str | None = None
+) -> PreTrainedModel | PeftModel:
+    """The model on a device (None: this machine's), in its precision; `trainable`: its adapter is
+    trained.
 
     Raises UserError where weights are not there or cannot be read.
     """
@@ -120,7 +123,8 @@ def open_model(artifact: Artifact, *, trainable: bool = False) -> PreTrainedMode
     if adapter is not None and not (adapter / "adapter_config.json").exists():
         raise UserError(f"'{adapter}' holds no adapter: it has no adapter_config.json.")
     loaded = read(artifact.base, dtype_of(artifact.dtype))
-    loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = loaded.to(device)  # type: ignore[arg-type]
     if adapter is None:
         return loaded
     from peft import PeftModel

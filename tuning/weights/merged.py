@@ -1,62 +1,90 @@
 """Adapters merged into their base, for engines that read whole models only.
 
-Each is made once, under TUNING_HOME/cache/merged, by what it is made of; `tuning clean` removes
-those that nobody used for a day.
+Under TUNING_HOME/cache/merged, by what they are made of, so that an inference that was stopped does
+not merge again. A model is used about once: the last KEPT stay, and `tuning clean` removes those
+that nobody used for a day.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from tuning import config as site
+from tuning.runs import interrupt
 from tuning.runs.atomic import whole_directory
 from tuning.runs.content import file_hash, weights_hash
+from tuning.runs.errors import StageFailed
 from tuning.runs.identity import digest
-from tuning.runs.lock import flock
+from tuning.runs.lock import Lock
 from tuning.runs.log import logger
 from tuning.weights.artifact import Artifact
+from tuning.weights.base import MODEL
+from tuning.weights.hub import snapshot_folder
+
+KEPT = 3
+"""Merged models that stay, beside those that were used in the last RECENT seconds."""
+RECENT = 1800.0
 
 
 def merged(artifact: Artifact) -> Artifact:
-    """The artifact as whole weights; merged in float32, and kept in the precision that it is loaded
-    in.
+    """The artifact as whole weights: merged in float32, on the CPU, and kept in the precision that
+    it is loaded in. Waits for another process that merges the same.
     """
     assert artifact.adapter is not None
     folder = site.merged_dir() / _identity(artifact)[:16]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / ".lock").open("a") as lock:
-        flock(lock)
-        if not folder.is_dir():
+    made = folder / MODEL
+    with Lock(folder).holding(check=interrupt.check):
+        if not made.is_dir():
             logger.info(f"merging '{artifact.adapter}' into its base")
-            _make(artifact, folder)
-        os.utime(folder)
-    return replace(artifact, base=str(folder), adapter=None)
+            _make(artifact, made)
+        os.utime(made)
+    _prune(folder.parent)
+    return replace(artifact, base=str(made), adapter=None)
 
 
 def _identity(artifact: Artifact) -> str:
     """A hash over the weights of the base and of the adapter, and the precision."""
+    from tuning.weights import loading
+
     assert artifact.adapter is not None
     base = Path(artifact.base)
+    revision = None if base.is_dir() else snapshot_folder(artifact.base)
     return digest(
         {
             "base": weights_hash(base) if base.is_dir() else artifact.base,
+            "revision": revision and revision.name,
             "adapter": {
                 file.name: file_hash(file) for file in sorted(artifact.adapter.glob("adapter_*"))
             },
-            "dtype": artifact.dtype,
+            "dtype": str(loading.dtype_of(artifact.dtype)),
         }
     )
 
 
-def _make(artifact: Artifact, folder: Path) -> None:
+def _make(artifact: Artifact, target: Path) -> None:
     from peft import PeftModel
 
     from tuning.weights import loading
 
-    model = loading.open_model(replace(artifact, dtype="float32"))
+    model = loading.open_model(replace(artifact, dtype="float32"), device="cpu")
     assert isinstance(model, PeftModel)
     whole = model.merge_and_unload().to(loading.dtype_of(artifact.dtype))
-    with whole_directory(folder) as temporary:
+    with whole_directory(target) as temporary:
         whole.save_pretrained(temporary)
+
+
+def _prune(root: Path) -> None:
+    """Remove all but the last ones; what a process reads stays readable to it."""
+    made = sorted(root.glob(f"*/{MODEL}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in made[KEPT:]:
+        if time.time() - path.stat().st_mtime < RECENT:
+            continue
+        try:
+            with Lock(path.parent).holding(wait=False):
+                shutil.rmtree(path, ignore_errors=True)
+        except StageFailed:
+            continue  # somebody uses it again
