@@ -194,7 +194,8 @@ def test_adapters_are_merged_once_and_answer_the_same(prompts, full):
 
 def made() -> dict[Path, int]:
     """What was merged, and when."""
-    return {path: path.stat().st_mtime_ns for path in site.merged_dir().glob("*/model/model.safetensors")}
+    found = site.merged_dir().glob("*/model/model.safetensors")
+    return {path: path.stat().st_mtime_ns for path in found}
 
 
 def test_a_stopped_inference_goes_on_with_what_is_left(home, monkeypatch):
