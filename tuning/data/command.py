@@ -23,7 +23,9 @@ NONE = "none"
 def make(name: str, kind: str, description: str | None, argv: Sequence[str] | None = None) -> int:
     """Read one kind of source of a dataset; returns the exit code."""
     recipe = RECIPES[name]
-    parser = Parser(prog=f"tuning/data/{name}", description=description)
+    parser = Parser(
+        prog=f"tuning/data/{name}_{'sft' if kind == 'sft' else 'pref'}.py", description=description
+    )
     before = "default: what was read before, or else"
     parser.add_argument("--source", help=f"{FORMS} ({before} {recipe.sources[kind]})")
     parser.add_argument(
