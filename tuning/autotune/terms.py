@@ -1,0 +1,155 @@
+"""What memory and time of a candidate are sums of, from analytic counts: one function a resource,
+each term named, in bytes or seconds. What is wrong with them is left to fit.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tuning.autotune.space import Candidate, Space
+from tuning.autotune.workload import Device, Workload
+
+GIB = 2**30
+MEMORY = {
+    # term: standard deviation of the log of its factor
+    "fixed": 0.5,
+    "states": 0.08,
+    "whole_weights": 0.4,
+    "activations": 0.35,
+    "recomputed": 0.35,
+    "logits": 0.4,
+}
+TIME = {
+    "products": 0.3,
+    "recomputing": 0.35,
+    "elements": 0.6,
+    "launches": 0.8,
+    "exchange_pass": 0.9,
+    "exchange_step": 0.9,
+    "update": 0.6,
+}
+UNKNOWN_PEAK = 1e12
+"""FLOP/s that predictions start from where the peak is not known; nothing depends on it once a
+trial was told."""
+_EFFICIENCY = 0.6
+"""Of matrix products that are large enough, of the peak."""
+_FLOPS_PER_BYTE = 250
+"""Peak FLOP/s over memory bandwidth; 156 (A100) to 330 (H100 PCIe), from their data sheets."""
+_IN_NODE, _BETWEEN_NODES = 100e9, 20e9
+"""Bytes a second and device that collectives reach; NVLink 3 to 5 reach 2 to 4 times as much, PCIe
+a fifth."""
+_LAUNCHES = 400e-6
+"""Seconds a layer, forward and backward, below which its kernels' launches do not let it go."""
+
+
+def sequences_of(workload: Workload, space: Space, candidate: Candidate) -> float:
+    """Sequences in a forward pass of a rank, or of a group that shares them; inf: packed."""
+    if candidate.max_tokens_per_gpu is not None:
+        return math.inf
+    ranks = space.processes // candidate.sep_size
+    examples = candidate.micro_batch or space.fixed_micro_batch or max(1, space.target // ranks)
+    return examples * workload.sequences
+
+
+def tokens_of(workload: Workload, space: Space, candidate: Candidate, *, most: bool) -> float:
+    """Tokens of a forward pass on a device: of the longest sequences, or of usual ones."""
+    if candidate.max_tokens_per_gpu is not None:
+        return candidate.max_tokens_per_gpu / candidate.sep_size
+    sequences = sequences_of(workload, space, candidate)
+    return sequences * (workload.longest if most else workload.mean) / candidate.sep_size
+
+
+def memory(workload: Workload, device: Device, space: Space, c: Candidate) -> dict[str, float]:
+    """Bytes of one device, by the names of MEMORY.
+
+    Activations kept for the backward pass follow Korthikanti et al. (arXiv 2205.05198, section 4),
+    for a gated MLP and attention that keeps no scores; logits are kept in the compute precision, in
+    fp32 for the loss, and as their gradient.
+    """
+    w, size = workload, 2 if c.precision == "bf16" else 4
+    shards = shards_of(space, c)
+    states = w.parameters * w.weight_bytes + w.trained * (w.gradient_bytes + w.optimizer_bytes)
+    states += w.parameters * w.weight_bytes if w.reference == "copy" else 0.0
+    tokens = tokens_of(w, space, c, most=True)
+    kept = tokens * (12 * w.hidden + 4 * w.intermediate) * size * (0.85 if c.use_compile else 1)
+    inputs = tokens * w.layers * w.hidden * size
+    recomputed = kept + inputs if c.gradient_checkpointing else 0.0
+    block = (w.parameters - w.vocabulary * w.hidden) / w.layers
+    # FSDP holds two gathered blocks; autocast keeps a copy of fp32 weights in the precision.
+    whole = 2 * block + w.vocabulary * w.hidden if shards > 1 else 0.0
+    whole += w.parameters if w.weight_bytes > size and shards == 1 else 0.0
+    return {
+        "fixed": 0.9 * GIB + (0.5 * GIB if device.count > 1 else 0.0),
+        "states": states / shards,
+        "whole_weights": whole * size,
+        "activations": 0.0 if c.gradient_checkpointing else kept * w.layers,
+        "recomputed": recomputed,
+        "logits": tokens * w.vocabulary * (0.5 if w.fused_loss else 2 * size + 4),
+    }
+
+
+def seconds(workload: Workload, device: Device, space: Space, c: Candidate) -> dict[str, float]:
+    """Seconds of an optimizer step, by the names of TIME. `products` is the least that matrix
+    products take, with `elements` what memory adds to it, `launches` what every pass costs however
+    small it is, and `exchange` what devices send each other, a pass and a step.
+    """
+    w, size = workload, 2 if c.precision == "bf16" else 4
+    peak = device.peak_flops or UNKNOWN_PEAK
+    bandwidth = peak / _FLOPS_PER_BYTE
+    passes, shards = space.accumulation(c), shards_of(space, c)
+    padding = padding_of(w, space, c)
+    tokens = padding * space.target * w.sequences * w.mean / space.processes
+    products = padding * flops_of(w, space) / space.processes / (peak * _EFFICIENCY)
+    again = 1 + w.forward_share if w.reference != "none" else 1.0
+    forward = products * w.forward_share
+    inner = tokens * w.layers * (24 * w.hidden + 6 * w.intermediate) * size
+    elements = (inner + tokens * w.vocabulary * (2 * size + 8)) / bandwidth
+    faster = 0.6 if c.use_compile else 1.0
+    weights, link = w.parameters * size, _link(space, c)
+    gathers = 3 if c.gradient_checkpointing else 2
+    shared = 8 * tokens * w.layers * w.hidden * size / _IN_NODE if c.sep_size > 1 else 0.0
+    return {
+        "products": products * again,
+        "recomputing": forward if c.gradient_checkpointing else 0.0,
+        "elements": elements * again * faster * (1.3 if c.gradient_checkpointing else 1.0),
+        "launches": passes * w.layers * _LAUNCHES * again * faster,
+        "exchange_pass": (passes * gathers * weights / link if shards > 1 else 0.0) + shared,
+        "exchange_step": _reduced(w, space, c),
+        "update": w.trained / shards * (16 + 2 * w.gradient_bytes) / bandwidth,
+    }
+
+
+def padding_of(workload: Workload, space: Space, candidate: Candidate) -> float:
+    """Tokens that are computed over those of the sequences. The longest of n sequences grows from
+    the mean to the longest of all; how fast is a guess, 1 - 1/sqrt(n) of the way."""
+    n = sequences_of(workload, space, candidate)
+    if not workload.padded or n == math.inf:
+        return 1.0
+    return 1 + (workload.longest / workload.mean - 1) * (1 - n**-0.5)
+
+
+def flops_of(workload: Workload, space: Space) -> float:
+    """Model FLOPs of an optimizer step over all processes, as MFU counts them."""
+    w = workload
+    per_sequence = w.mean * w.flops_per_token + w.mean**2 * w.attention_flops
+    return space.target * w.sequences * per_sequence
+
+
+def shards_of(space: Space, candidate: Candidate) -> int:
+    """Devices that the states are spread over."""
+    whole = {"none": 1, "full_shard": space.processes}
+    return whole.get(candidate.sharding, space.processes // space.nodes)
+
+
+def _link(space: Space, candidate: Candidate) -> float:
+    within = space.nodes == 1 or candidate.sharding == "hybrid_shard"
+    return _IN_NODE if within else _BETWEEN_NODES
+
+
+def _reduced(w: Workload, space: Space, c: Candidate) -> float:
+    """Seconds for the gradients of a step: an all-reduce in fp32, where they are not sharded over
+    all processes."""
+    if space.processes == 1 or c.sharding == "full_shard":
+        return 0.0
+    share = w.trained * w.gradient_bytes / (1 if c.sharding == "none" else shards_of(space, c))
+    return 2 * share / (_IN_NODE if space.nodes == 1 else _BETWEEN_NODES)
