@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 _ITERATIONS = 50
 
 
@@ -67,7 +68,7 @@ class PositiveFit:
         self._exact = ~data.bounds
         self._lower = self._cholesky()
         self._z, self._covariance = self._mode()
-        self._residual = self._whitened(self._z)
+        self._residual = self._whitened(self._z) if self._exact.any() else np.zeros(0)
 
     def predict(self, terms: Array, features: Array) -> tuple[Array, Array]:
         """Log of the value [m] and its standard deviation [m], for terms [m, k], features [m, f].

@@ -1,0 +1,117 @@
+"""The default strategy: the cost model names the candidate that should be best, a trial confirms or
+corrects it, and the search ends once no other is expected to be worth its trial.
+
+What is worth a trial is the expected improvement (Jones et al. 1998) of the score, whose speed is
+log-normal, times the probability that memory suffices (Gardner et al. 2014).
+"""
+
+from __future__ import annotations
+
+import math
+
+from tuning.autotune.cost import CostModel, Prediction
+from tuning.autotune.observation import Observation
+from tuning.autotune.score import LIMIT, Scorer, fastest_of
+from tuning.autotune.space import Candidate
+
+MAX_TRIALS = 5
+WORTH = 0.005
+"""Expected gain, as a fraction of the best speed, below which a candidate is not tried."""
+LIKELY = 0.7
+"""Least probability of enough memory for a trial, once something safe is known."""
+
+
+class Predict:
+    """See above. More than MAX_TRIALS only as long as nothing safe was found."""
+
+    def __init__(self, model: CostModel, scorer: Scorer, max_trials: int = MAX_TRIALS) -> None:
+        self.model, self.scorer, self.max_trials = model, scorer, max_trials
+        self._seen: dict[Candidate, Observation] = {}
+
+    def tell(self, observation: Observation) -> None:
+        """Correct the cost model."""
+        self._seen[observation.candidate] = observation
+        self.model.observe(observation)
+
+    def error(self) -> str | None:
+        """Leave-one-out errors of the cost model."""
+        return str(self.model.errors())
+
+    def ask(self) -> Candidate | None:
+        """The candidate whose trial is expected to gain most."""
+        best = self.scorer.best(self._seen.values())
+        left = {c: p for c, p in self.model.predictions().items() if c not in self._seen}
+        if best is None:
+            return self._first(left)
+        if len(self._seen) >= self.max_trials:
+            return None
+        fastest = fastest_of(self._seen.values())
+        floor = self.scorer.score(best, fastest)
+        gains = {c: self._gain(c, p, floor, fastest) for c, p in left.items()}
+        found = max(gains, key=lambda c: gains[c], default=None)
+        speed = best.mfu if best.mfu is not None else (best.tokens_per_second or 0) / (fastest or 1)
+        if found is None or gains[found] < WORTH * self.scorer.alpha * speed:
+            return None
+        return found
+
+    def _first(self, left: dict[Candidate, Prediction]) -> Candidate | None:
+        """While nothing safe is known: the fastest of those that fit; else the likeliest to."""
+        tried = {c: p for c, p in left.items() if self._reliable(c) >= 0.5} or left
+        fitting = [c for c, p in tried.items() if p.fits]
+        if fitting:
+            return min(fitting, key=lambda c: tried[c].step_seconds)
+        possible = [c for c, p in tried.items() if not p.hopeless]
+        return min(possible, key=lambda c: tried[c].peak_bytes, default=None)
+
+    def _gain(
+        self, candidate: Candidate, p: Prediction, floor: float, fastest: float | None
+    ) -> float:
+        """Expected improvement of the score over `floor`, times the probability of being safe."""
+        enough = self._enough(p)
+        if enough < LIKELY:
+            return 0.0
+        penalty = self.scorer.penalty(p.peak_bytes / self.scorer.capacity)
+        spread = p.step_error / p.step_seconds
+        gain = excess(
+            self.scorer.alpha * self._speed(p, fastest),
+            spread,
+            floor + self.scorer.beta * penalty,
+        )
+        return gain * enough * self._reliable(candidate)
+
+    def _enough(self, p: Prediction) -> float:
+        """The probability that peak memory is within the limit."""
+        room = math.log(LIMIT * self.scorer.capacity / p.peak_bytes)
+        return normal(room / (p.peak_error / p.peak_bytes))
+
+    def _speed(self, p: Prediction, fastest: float | None) -> float:
+        """Predicted MFU, or tokens a second over the fastest seen."""
+        device, model = self.model.device, self.model
+        if device.peak_flops is not None:
+            return model.flops_per_step() / (p.step_seconds * device.peak_flops * device.count)
+        return model.tokens_per_step() / p.step_seconds / (fastest or 1.0)
+
+    def _reliable(self, candidate: Candidate) -> float:
+        """Share of the trials with the same switches that did not crash, hang or give garbage;
+        one more is taken to have run."""
+        alike = [o for c, o in self._seen.items() if _switches(c) == _switches(candidate)]
+        failed = sum(o.outcome in ("crash", "hang", "garbage") for o in alike)
+        return (1 + len(alike) - failed) / (1 + len(alike))
+
+
+def normal(x: float) -> float:
+    """The distribution function of the standard normal."""
+    return 0.5 * math.erfc(-x / math.sqrt(2))
+
+
+def excess(middle: float, spread: float, floor: float) -> float:
+    """E[max(0, S - floor)] of a log-normal S with median `middle` and log deviation `spread`."""
+    mean = middle * math.exp(0.5 * spread**2)
+    if floor <= 0:
+        return mean - floor
+    d = math.log(middle / floor) / spread
+    return mean * normal(d + spread) - floor * normal(d)
+
+
+def _switches(c: Candidate) -> tuple[object, ...]:
+    return c.gradient_checkpointing, c.sharding, c.use_compile, c.sep_size
