@@ -30,8 +30,6 @@ _MEMORY_PRIOR = Prior(
 _TIME_PRIOR = Prior(
     terms=tuple(terms.TIME.values()), scale=0.2, discrepancy=0.05, length=2.0, noise=0.015
 )
-_UNKNOWN_PEAK_SCALE = 3.0
-"""Standard deviation of the log of speed over that predicted, where no peak is published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +140,8 @@ class CostModel:
         return PositiveFit(_MEMORY_PRIOR, data)
 
     def _time(self, data: Data) -> PositiveFit:
-        scale = _TIME_PRIOR.scale if self.device.peak_flops else _UNKNOWN_PEAK_SCALE
-        return PositiveFit(replace(_TIME_PRIOR, scale=scale), data)
+        spreads = terms.TIME | ({} if self.device.peak_flops else terms.UNKNOWN)
+        return PositiveFit(replace(_TIME_PRIOR, terms=tuple(spreads.values())), data)
 
     def _memory_data(self) -> Data:
         """Peaks of the trials that ran; the capacity as a lower bound where memory ran out."""

@@ -17,7 +17,10 @@ from tuning.autotune.space import Candidate
 MAX_TRIALS = 5
 WORTH = 0.005
 """Expected gain, as a fraction of the best speed, below which a candidate is not tried."""
-LIKELY = 0.7
+FAITH = 0.25
+"""Trials that a switch is taken to have survived before any; few, since a switch that crashes once
+mostly does so again."""
+LIKELY = 0.4
 """Least probability of enough memory for a trial, once something safe is known."""
 
 
@@ -56,12 +59,14 @@ class Predict:
 
     def _first(self, left: dict[Candidate, Prediction]) -> Candidate | None:
         """While nothing safe is known: the fastest of those that fit; else the likeliest to."""
-        tried = {c: p for c, p in left.items() if self._reliable(c) >= 0.5} or left
-        fitting = [c for c, p in tried.items() if p.fits]
+        chance = {c: self._enough(p) * self._reliable(c) for c, p in left.items()}
+        fitting = [c for c, p in left.items() if p.fits and chance[c] >= 0.5]
         if fitting:
-            return min(fitting, key=lambda c: tried[c].step_seconds)
-        possible = [c for c, p in tried.items() if not p.hopeless]
-        return min(possible, key=lambda c: tried[c].peak_bytes, default=None)
+            return min(fitting, key=lambda c: left[c].step_seconds / chance[c])
+        possible = [c for c, p in left.items() if not p.hopeless]
+        if not possible and len(self._seen) < self.max_trials:
+            return min(left, key=lambda c: left[c].peak_bytes, default=None)
+        return max(possible, key=lambda c: chance[c], default=None)
 
     def _gain(
         self, candidate: Candidate, p: Prediction, floor: float, fastest: float | None
@@ -92,11 +97,14 @@ class Predict:
         return model.tokens_per_step() / p.step_seconds / (fastest or 1.0)
 
     def _reliable(self, candidate: Candidate) -> float:
-        """Share of the trials with the same switches that did not crash, hang or give garbage;
-        one more is taken to have run."""
-        alike = [o for c, o in self._seen.items() if _switches(c) == _switches(candidate)]
-        failed = sum(o.outcome in ("crash", "hang", "garbage") for o in alike)
-        return (1 + len(alike) - failed) / (1 + len(alike))
+        """How likely it is not to crash, hang or give garbage, by what became of the trials that
+        share a switch with it; by the switch that did worst."""
+        chances = [1.0]
+        for switch in suspects(candidate):
+            alike = [o for c, o in self._seen.items() if switch in suspects(c)]
+            failed = sum(o.outcome in ("crash", "hang", "garbage") for o in alike)
+            chances.append((FAITH + len(alike) - failed) / (FAITH + len(alike)))
+        return min(chances)
 
 
 def normal(x: float) -> float:
@@ -113,5 +121,10 @@ def excess(middle: float, spread: float, floor: float) -> float:
     return mean * normal(d + spread) - floor * normal(d)
 
 
-def _switches(c: Candidate) -> tuple[object, ...]:
-    return c.gradient_checkpointing, c.sharding, c.use_compile, c.sep_size
+def suspects(c: Candidate) -> set[str]:
+    """What is at fault if it fails: what few use, else the rest."""
+    found = {"compile"} if c.use_compile else set()
+    found |= {f"sep {c.sep_size}"} if c.sep_size > 1 else set()
+    found |= {c.sharding} if c.sharding == "hybrid_shard" else set()
+    checkpointing = "checkpointing" if c.gradient_checkpointing else "no checkpointing"
+    return found or {c.sharding, checkpointing}

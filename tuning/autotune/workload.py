@@ -33,6 +33,9 @@ class Workload:
     """Tokens of a sequence on average, without padding."""
     sequences: int = 1
     """Of an example: 2 for a pair (DPO, KTO), the completions of a prompt (GRPO)."""
+    lengths: tuple[int, ...] = ()
+    """Of a sample of the sequences: how much padding a larger micro-batch means. Without it that
+    is guessed from longest and mean."""
     padded: bool = True
     """Whether the sequences of a forward pass are padded to the longest of them."""
     reference: Reference = "none"
@@ -92,7 +95,7 @@ class Device:
     capacity: int
     """Bytes of memory that one of them has, or may use."""
     peak_flops: float | None = None
-    """FLOP/s of one of them; None if unknown, as on a CPU."""
+    """FLOP/s of one of them; None if unknown, as on a CPU (whose name begins with `cpu`)."""
     count: int = 1
     nodes: int = 1
 
