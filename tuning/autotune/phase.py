@@ -1,0 +1,383 @@
+"""Tuning as a phase of a training: before the first step of a new run, find how to compute it on
+this machine, write that into the run directory, and train so, then and on every resume.
+
+autotune.json in a run directory is the choice, autotune.jsonl the trials that it rests on, and
+autotune.svg their picture. A choice comes from the cache (cache.py), from a search here, or is the
+run's own settings, where nothing better was found in time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tuning.autotune import cache, picture
+from tuning.autotune.config import AutotuneRunConfig
+from tuning.autotune.cost import CostModel
+from tuning.autotune.host import budget_of, device_of, host_limit
+from tuning.autotune.observation import Observation, latest
+from tuning.autotune.process import Limits, run_trial
+from tuning.autotune.rows import Sample, sample_of, write
+from tuning.autotune.score import Scorer, fastest_of
+from tuning.autotune.search import Budget, Result, search
+from tuning.autotune.space import Candidate
+from tuning.autotune.strategies import strategy
+from tuning.autotune.subject import Subject, tuned
+from tuning.autotune.trial import Request
+from tuning.autotune.workload import Device, Workload
+from tuning.flags import plain, restore
+from tuning.runs import atomic, interrupt
+from tuning.runs.lock import process_start
+from tuning.runs.log import logger
+from tuning.runs.rundir import RunDirectory
+
+CHOICE, HISTORY, PICTURE = "autotune.json", "autotune.jsonl", "autotune.svg"
+SHARE_OF_TRIAL = 1 / 8
+"""Of the time budget, after which a trial is content with few steps."""
+MOST_OF_TRIAL = 1 / 3
+"""Of the time budget, after which a trial counts as hung."""
+LEAST_OF_TRIAL = 60.0
+"""Seconds that a trial has in any case: it imports and loads a model."""
+TELL_SECONDS = 2.0
+Source = Literal["cache", "search", "default"]
+Tell = Callable[[int, int, str], None]
+"""Reports trial i of at most n, and what it tries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How a run is computed."""
+
+    source: Source
+    compute: dict[str, Any]
+    """The ComputeConfig, as JSON values."""
+    processes: int
+    candidate: dict[str, Any] | None = None
+    """None: the run's own settings."""
+    key: str = ""
+    trials: int = 0
+    seconds: float = 0.0
+    score: float | None = None
+    prediction_error: str | None = None
+    why: str = ""
+
+    def applied(self, run: Any) -> Any:
+        """The run, computed so."""
+        return replace(run, compute=restore(type(run.compute), self.compute))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A choice, and what it rests on."""
+
+    choice: Choice
+    observations: tuple[Observation, ...]
+    scorer: Scorer
+
+
+def chosen_in(directory: RunDirectory) -> Choice | None:
+    """The choice of a run; None if it was never tuned."""
+    found = atomic.read_object(directory.path / CHOICE)
+    return None if found is None else restore(Choice, found)
+
+
+def record(directory: RunDirectory, found: Found) -> None:
+    """Write a choice into a run directory, autotune.json last."""
+    lines = "".join(f"{_line(o)}\n" for o in found.observations)
+    atomic.write_text(directory.path / HISTORY, lines)
+    drawn = picture.drawn(found.observations, found.scorer, winner_of(found.choice))
+    if drawn:
+        atomic.write_text(directory.path / PICTURE, drawn)
+    atomic.write_json(directory.path / CHOICE, asdict(found.choice))
+
+
+def winner_of(choice: Choice) -> Candidate | None:
+    """The candidate of a choice."""
+    return Candidate(**choice.candidate) if choice.candidate else None
+
+
+def choose(config: AutotuneRunConfig, tell: Tell) -> Found:
+    """Find how to compute a run on this machine.
+
+    Raises Interrupted when asked to stop; what was observed is kept and the next call goes on.
+    """
+    scratch = _scratch()
+    try:
+        device = device_of(config.search, config.processes, scratch)
+        sample = sample_of(config, cache.root() / "lengths")
+        subject = Subject(config, sample, device)
+        return _Chooser(subject, scratch, tell).choose()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _TooLong(Exception):
+    """Another process has searched this key for longer than this one would."""
+
+
+class _Chooser:
+    """One search for one run."""
+
+    def __init__(self, subject: Subject, scratch: Path, tell: Tell) -> None:
+        self.subject, self.scratch, self.tell = subject, scratch, tell
+        self.config, self.search = subject.config, subject.config.search
+        self.entry = cache.Entry(cache.about(subject))
+        s = self.search
+        self.scorer = Scorer(
+            capacity=subject.device.capacity, alpha=s.score_alpha, beta=s.score_beta
+        )
+        self.budget_seconds = budget_of(s)
+
+    def choose(self) -> Found:
+        """From the cache, or by a search that no other process makes at the same time."""
+        if (hit := self._hit()) is not None:
+            return hit
+        until = time.monotonic() + self.budget_seconds
+        try:
+            with self.entry.lock.holding(check=lambda: _check(until)):
+                return self._hit() or self._searched()
+        except _TooLong:
+            return self._default("another process still searches; not waiting any longer")
+
+    def _hit(self) -> Found | None:
+        """The cached choice, unless its search ran out of a time of which there is more now."""
+        kept = self.entry.choice()
+        if kept is None or kept.candidate not in self.subject.space.candidates:
+            return None
+        if kept.ended == "out of time" and self.budget_seconds > 2 * kept.seconds:
+            return None
+        return self._found("cache", kept)
+
+    def _searched(self) -> Found:
+        self.entry.begin()
+        result = self._search()
+        if result.winner is None:
+            found = self._default(result.why)
+            self.entry.forget()
+            return found
+        before = self.entry.choice()
+        kept = cache.Kept(
+            candidate=result.winner,
+            trials=len(result.observations),
+            seconds=round(result.seconds + (before.seconds if before else 0.0), 2),
+            ended=result.ended,
+            score=self._score(result),
+            prediction_error=result.prediction_error,
+            why=result.why,
+        )
+        self.entry.keep(kept)
+        return self._found("search", kept)
+
+    def _search(self) -> Result:
+        subject, s = self.subject, self.search
+        model = CostModel(subject.workload, subject.device, subject.space)
+        earlier = self._of_neighbours()
+        model.observe_all(earlier)
+        budget = Budget(seconds=self.budget_seconds, max_iterations=s.max_iterations)
+        files = write(self.config, subject.sample, self.scratch / "rows")
+        trials = _Trials(self, model, budget, files)
+        return search(
+            subject.space,
+            strategy(s.strategy, model, self.scorer, target_mfu=s.mfu_target, earlier=earlier),
+            trials.run,
+            scorer=self.scorer,
+            budget=budget,
+            history=self.entry.history,
+            progress=trials.show,
+        )
+
+    def _score(self, result: Result) -> float | None:
+        seen = latest(result.observations)
+        best = seen.get(result.winner) if result.winner else None
+        return self.scorer.score(best, fastest_of(seen.values())) if best else None
+
+    def _of_neighbours(self) -> list[Observation]:
+        """What ran for the nearest neighbour, as far as it would have been here: scaled by what the
+        cost model expects of both. A hint: the winner is always one that was tried here.
+        """
+        for about, seen in self.entry.neighbours()[:1]:
+            there = _cost_of(about, self.subject)
+            here = CostModel(self.subject.workload, self.subject.device, self.subject.space)
+            known = set(self.subject.space.candidates)
+            return [_scaled(o, here, there) for o in seen if o.ok and o.candidate in known]
+        return []
+
+    def _found(self, source: Source, kept: cache.Kept) -> Found:
+        run = tuned(self.config, kept.candidate)
+        choice = Choice(
+            source=source,
+            candidate=kept.candidate.to_json(),
+            compute=plain(run.compute),
+            processes=self.config.processes,
+            key=self.entry.key,
+            trials=kept.trials,
+            seconds=kept.seconds,
+            score=kept.score,
+            prediction_error=kept.prediction_error,
+            why=kept.why,
+        )
+        return Found(choice=choice, observations=self._observed(), scorer=self.scorer)
+
+    def _default(self, why: str) -> Found:
+        observed = self._observed()
+        choice = Choice(
+            source="default",
+            compute=plain(self.subject.run.compute),
+            processes=self.config.processes,
+            key=self.entry.key,
+            trials=len(observed),
+            why=why,
+        )
+        return Found(choice=choice, observations=observed, scorer=self.scorer)
+
+    def _observed(self) -> tuple[Observation, ...]:
+        return tuple(self.entry.history.read())
+
+
+class _Trials:
+    """Runs the trials of a search, and shows them."""
+
+    def __init__(
+        self, chooser: _Chooser, model: CostModel, budget: Budget, files: dict[str, str]
+    ) -> None:
+        self.chooser, self.model, self.budget, self.files = chooser, model, budget, files
+        self.number = len(chooser.entry.history.read())
+        self._told = 0.0
+
+    def run(self, candidate: Candidate) -> Observation:
+        """Measure a candidate."""
+        config, sample = self.chooser.config, self.chooser.subject.sample
+        self.number += 1
+        self._told = 0.0
+        total = self.budget.seconds
+        request = Request(
+            config=config,
+            candidate=candidate.to_json(),
+            files=self.files,
+            rows=_rows(sample, self.chooser.subject.space.target),
+            steps=self.chooser.search.profile_steps,
+            seconds=total * SHARE_OF_TRIAL,
+            parent=os.getpid(),
+        )
+        limits = Limits(
+            seconds=min(self.budget.left(), max(total * MOST_OF_TRIAL, LEAST_OF_TRIAL)),
+            host_bytes=host_limit(config.search),
+        )
+        folder = self.chooser.scratch / "trial"
+        found = run_trial(request, candidate, folder, limits, lambda: self._tick(candidate))
+        return self._with_speed(found, request.rows)
+
+    def _with_speed(self, found: Observation, rows: int) -> Observation:
+        step = found.step
+        if not found.ok or not step:
+            return found
+        share = rows / self.chooser.subject.space.target
+        device = self.chooser.subject.device
+        mfu = None
+        if device.peak_flops:
+            flops = self.model.flops_per_step() * share
+            mfu = flops / step / (device.peak_flops * device.count)
+        tokens = self.model.tokens_per_step() * share
+        return replace(found, tokens_per_second=tokens / step, mfu=mfu)
+
+    def _tick(self, candidate: Candidate) -> None:
+        if time.monotonic() - self._told > TELL_SECONDS:
+            self._told = time.monotonic()
+            self.chooser.tell(self.number, self.budget.max_iterations, str(candidate))
+
+    def show(self, observation: Observation, number: int, most: int) -> None:
+        """A line for each trial."""
+        logger.info(f"tune {number}/{most}: {described(observation)}")
+
+
+def described(o: Observation) -> str:
+    """A trial in one line."""
+    if not o.ok:
+        return f"{o.candidate}: {o.outcome} ({o.note})"
+    speed = f"{o.tokens_per_second or 0:,.0f} tokens/s"
+    if o.mfu is not None:
+        speed += f", MFU {o.mfu:.1%}"
+    return f"{o.candidate}: {speed}, {(o.peak_bytes or 0) / 2**30:.2f} GiB"
+
+
+def _check(until: float) -> None:
+    """While another process searches: stop on request, and after a time."""
+    interrupt.check()
+    if time.monotonic() > until:
+        raise _TooLong
+
+
+def _rows(sample: Sample, target: int) -> int:
+    return target if sample.numbers is None else len(sample.numbers)
+
+
+def _line(observation: Observation) -> str:
+    import json
+
+    return json.dumps(observation.to_json())
+
+
+def _cost_of(about: dict[str, Any], subject: Subject) -> CostModel:
+    """The cost model of a neighbour, before it has observed anything."""
+    longest, mean = (cache.BUCKET**n for n in about["lengths"])
+    workload = Workload(**about["shape"] | {"longest": max(1, round(longest)), "mean": mean})
+    name, capacity = about["device"]
+    count = subject.device.count
+    return CostModel(workload, Device.named(name, capacity, count=count), subject.space)
+
+
+def _scaled(o: Observation, here: CostModel, there: CostModel) -> Observation:
+    ours, theirs = here.predict(o.candidate), there.predict(o.candidate)
+    time_ratio = ours.step_seconds / theirs.step_seconds
+    memory_ratio = ours.peak_bytes / theirs.peak_bytes
+    return replace(
+        o,
+        step_seconds=tuple(s * time_ratio for s in o.step_seconds),
+        peak_bytes=round((o.peak_bytes or 0) * memory_ratio),
+        tokens_per_second=here.tokens_per_step() / ((o.step or 1.0) * time_ratio),
+        note="of a neighbour",
+    )
+
+
+def _scratch() -> Path:
+    """A folder of this process; those of processes of this host that are gone are removed."""
+    parent = cache.root() / "scratch"
+    host = socket.gethostname()
+    for left in parent.glob(f"{host}-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdigit() and not process_start(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = parent / f"{host}-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def table(observations: Sequence[Observation], scorer: Scorer, winner: Candidate | None) -> str:
+    """The trials as a table, the winner marked."""
+    seen = latest(observations)
+    fastest = fastest_of(seen.values())
+    rows = [("", "candidate", "result", "tokens/s", "MFU", "memory", "of limit", "score", "s")]
+    for o in seen.values():
+        memory = scorer.memory(o)
+        rows.append(
+            (
+                "*" if o.candidate == winner else "",
+                str(o.candidate),
+                o.outcome,
+                f"{o.tokens_per_second:,.0f}" if o.tokens_per_second else "",
+                f"{o.mfu:.1%}" if o.mfu is not None else "",
+                f"{o.peak_bytes / 2**30:.2f} GiB" if o.peak_bytes else "",
+                f"{memory:.0%}" if memory is not None else "",
+                f"{scorer.score(o, fastest):.3f}" if o.ok else "",
+                f"{o.seconds:.0f}" if o.seconds is not None else "",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    return "\n".join(lines)
