@@ -31,6 +31,19 @@ FORMAT = 1
 LIBRARIES = ("torch", "transformers", "trl", "peft", "liger-kernel", "bitsandbytes")
 BUCKET = 1.1
 """Lengths within this factor of each other are the same."""
+TRAINING = (
+    "optimizer",
+    "num_generations",
+    "max_completion_length",
+    "grpo_beta",
+    "kl_batch_size",
+    "sft_loss_weight",
+    "osft",
+    "osft_unfreeze_rank_ratio",
+    "train_dtype",
+    "precision",
+)
+"""Settings of a training that its memory or speed depends on."""
 OTHER = ("device", "lengths")
 """What a neighbour may differ in."""
 
@@ -45,8 +58,6 @@ def about(subject: Subject) -> dict[str, Any]:
     run, device, sample = subject.run, subject.device, subject.sample
     model = getattr(run, "model", None)
     t = plain(run.training)
-    kept = ("optimizer", "num_generations", "max_completion_length", "grpo_beta", "kl_batch_size")
-    kept += ("sft_loss_weight", "osft", "osft_unfreeze_rank_ratio", "train_dtype", "precision")
     return {
         "format": FORMAT,
         "device": [device.name, device.capacity],
@@ -57,7 +68,7 @@ def about(subject: Subject) -> dict[str, Any]:
         "dtype": getattr(model, "dtype", "auto"),
         "lengths": [bucket(sample.longest), bucket(sample.mean)],
         "max_seq_length": getattr(model, "max_seq_length", None),
-        "training": {name: t[name] for name in kept if name in t},
+        "training": {name: t[name] for name in TRAINING if name in t},
         "osft": plain(getattr(run, "engine", None)) if subject.on_engine else None,
         "loss": t.get("loss") or plain(getattr(run, "loss", None)),
         "liger": run.compute.use_liger_kernels,
