@@ -126,7 +126,7 @@ def described(args: argparse.Namespace) -> Work:
         force=args.force,
         wandb=wandb_mode(args.wandb),
         output_dir=_output_dir(args) if args.output_dir else None,
-        autotune=autotune_given(args),
+        autotune=autotune_given(args, args.autotune),
     )
     return Work(options=options, run=config, name=config.run_name)
 

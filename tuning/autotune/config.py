@@ -100,27 +100,32 @@ class AutotuneRunConfig:
 
 
 def add_autotune_flags(parser: argparse.ArgumentParser, *, switch: bool = True) -> None:
-    """--autotune, unless the command only tunes, and the settings of the search."""
+    """The settings of a search, and --autotune unless the command has it already."""
     if switch:
-        parser.add_argument(
-            "--autotune",
-            action="store_true",
-            help="before training, find the fastest safe micro-batch and the like on this machine",
-        )
+        add_autotune_switch(parser)
     add_flags(parser, AutotuneConfig, title="autotune")
 
 
-def autotune_given(args: argparse.Namespace, on: bool | None = None) -> AutotuneConfig | None:
-    """The search that a command line asks for; None if it asks for none.
+def add_autotune_switch(parser: argparse.ArgumentParser) -> None:
+    """--autotune."""
+    parser.add_argument(
+        "--autotune",
+        action="store_true",
+        help="before training, find the fastest safe micro-batch and the like on this machine",
+    )
 
-    UserError for settings of a search that is not asked for.
+
+def autotune_given(args: argparse.Namespace, on: bool) -> AutotuneConfig | None:
+    """The search that a command line describes, if it is `on`; None if not.
+
+    UserError for settings of a search that is off.
     """
     values = given(args, (AutotuneConfig,))
-    if not (args.autotune if on is None else on):
-        if values:
-            raise UserError(f"--{next(iter(values))} is for --autotune; add it.")
-        return None
-    return build(AutotuneConfig, values)
+    if on:
+        return build(AutotuneConfig, values)
+    if values:
+        raise UserError(f"--{next(iter(values))} is for --autotune; add it.")
+    return None
 
 
 def autotune_words(search: AutotuneConfig) -> list[str]:

@@ -102,7 +102,7 @@ def _choose(
 
     assert options.autotune is not None
     config = AutotuneRunConfig.of(
-        serves, run, options.autotune, processes=processes, **_started(start)
+        serves, run, options.autotune, processes=processes, **started(start)
     )
     directory.progress(PHASE, 0, options.autotune.max_iterations, "", final=True)
 
@@ -129,7 +129,7 @@ def show(found: Found) -> None:
     logger.info(f"tuned ({choice.source}): {winner}; {choice.trials} trials{error}")
 
 
-def _started(start: Any) -> dict[str, Any]:
+def started(start: Any) -> dict[str, Any]:
     """Where a preference run starts, as a search is told of it."""
     if start is None:
         return {}
