@@ -1,7 +1,8 @@
 """Tune a training without training: try candidates on this machine, print the table of trials and
 the winner, and keep it in the cache, where --autotune finds it.
 
-    python tuning/run_autotune.py --for sft --model tiny --dataset arith --task math --train_size 500
+    python tuning/run_autotune.py --for sft --model tiny --dataset arith --task math \\
+        --train_size 500
     python tuning/run_autotune.py --for pretrain --preset gpt-0.25b --use_mock_data
     python tuning/run_autotune.py --for sft --model-name FOLDER --dataset-path rows.jsonl \\
         --target-global-batch-size 32 --num-gpus 1 --strategy-type bayesian

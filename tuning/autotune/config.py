@@ -9,14 +9,14 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from tuning.autotune.heuristic import TARGET_MFU
+from tuning.autotune.search import MAX_ITERATIONS
 from tuning.flags import add_flags, build, given, plain, restore
 from tuning.runs.errors import UserError
 from tuning.settings import require
 from tuning.training.config_training import RUN_CONFIGS
 
 PROFILE_STEPS = 50
-MAX_ITERATIONS, TARGET_MFU = 15, 0.5
-"""Those of search.py and heuristic.py, which import numpy; this is imported by every command."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

@@ -4,8 +4,8 @@ numbers, and what a candidate means for the run's own settings.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,18 @@ from tuning.weights.shape import Adapter, Shape, adapter_of, read_shape
 
 NEVER = 10**9
 """More steps than any trial has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfPreference(Space):
+    """Without micro-batches that the settings of a small fork cannot express."""
+
+    whole: int
+    """The effective batch of the settings."""
+
+    def _sizes(self, sep: int) -> list[int | None]:
+        sizes = super()._sizes(sep)
+        return [s for s in sizes if s is None or _setting(s, self.target, self.whole)]
 
 
 class Subject:
@@ -60,8 +72,11 @@ class Subject:
 
     @cached_property
     def space(self) -> Space:
-        """The candidates, without those whose micro-batch its settings cannot express."""
-        return Space(
+        """The candidates."""
+        made: Any = Space
+        if self.config.serves == "pft":
+            made = partial(_OfPreference, whole=self.run.training.effective_batch_size)
+        space: Space = made(
             target=target_of(self.config),
             processes=self.config.processes,
             method=self.method,
@@ -72,6 +87,7 @@ class Subject:
             compiles=self.cuda,
             precision="bf16" if self.cuda else "fp32",
         )
+        return space
 
     @property
     def _longest_pass(self) -> int | None:
@@ -157,7 +173,11 @@ def tuned(config: AutotuneRunConfig, candidate: Candidate) -> Any:
     run = config.trained
     changed: dict[str, Any] = {"gradient_checkpointing": candidate.gradient_checkpointing}
     if candidate.micro_batch is not None:
-        changed["micro_batch_size"] = _setting(config, candidate.micro_batch)
+        micro = candidate.micro_batch
+        if config.serves == "pft":
+            whole = run.training.effective_batch_size
+            micro = _setting(micro, target_of(config), whole) or micro
+        changed["micro_batch_size"] = micro
     if candidate.max_tokens_per_gpu is not None:
         changed["max_tokens_per_gpu"] = candidate.max_tokens_per_gpu
     if on_engine(config):
@@ -167,14 +187,11 @@ def tuned(config: AutotuneRunConfig, candidate: Candidate) -> Any:
     return replace(run, compute=replace(run.compute, **changed))
 
 
-def _setting(config: AutotuneRunConfig, micro: int) -> int | None:
-    """The setting that makes a micro-batch of `micro`: it divides the effective batch of the
-    settings, of which the trainer takes what divides the batch of a small fork.
+def _setting(micro: int, target: int, whole: int) -> int | None:
+    """The setting that makes a micro-batch of `micro` where a step has `target` examples: it
+    divides the whole effective batch, and the trainer takes the largest divisor of `target` that is
+    not above it. None if there is no such setting.
     """
-    if config.serves != "pft":
-        return micro
-    target = target_of(config)
-    whole = int(config.trained.training.effective_batch_size)
     sizes = (d for d in range(1, whole + 1) if whole % d == 0)
     return next((d for d in sizes if largest_divisor(target, d) == micro), None)
 
