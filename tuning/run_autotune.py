@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     interrupt.install()
     use_devices(config.processes)
-    return _tune(config)
+    return _estimate(config) if args.estimate else _tune(config)
 
 
 class _Front(Parser):
@@ -96,6 +96,11 @@ def _parser(kind: str) -> Parser:
     group.add_argument("--target_global_batch_size", type=int, help="examples of a step, in all")
     group.add_argument("--num_gpus", type=int, help="ranks that train it (default: all GPUs)")
     group.add_argument("--strategy_type", help="as --strategy")
+    made.add_argument(
+        "--estimate",
+        action="store_true",
+        help="only print the memory and the time that the cost model expects; try nothing",
+    )
     return made
 
 
@@ -219,6 +224,7 @@ def _tune(config: AutotuneRunConfig) -> int:
     from tqdm import tqdm
 
     from tuning.autotune import cache, phase, picture
+    from tuning.autotune.choice import table, winner_of
 
     with tqdm(total=config.search.max_iterations, desc="tuning", unit="trial") as bar:
 
@@ -227,9 +233,9 @@ def _tune(config: AutotuneRunConfig) -> int:
             bar.set_postfix_str(note)
 
         found = phase.choose(config, tell)
-    winner = phase.winner_of(found.choice)
+    winner = winner_of(found.choice)
     if found.observations:
-        print(phase.table(found.observations, found.scorer, winner))
+        print(table(found))
     drawn = picture.drawn(found.observations, found.scorer, winner)
     folder = cache.root() / found.choice.key
     if drawn and winner:
@@ -241,6 +247,25 @@ def _tune(config: AutotuneRunConfig) -> int:
     print(f"winner ({found.choice.source}): {winner}")
     if found.choice.prediction_error:
         print(f"predictions: {found.choice.prediction_error}")
+    return 0
+
+
+def _estimate(config: AutotuneRunConfig) -> int:
+    """Print what is expected of each candidate."""
+    from tuning.autotune import phase
+    from tuning.autotune.choice import aligned
+
+    expected, scorer = phase.estimate(config)
+    gib = 2**30
+    rows = [("candidate", "memory", "+-", "of capacity", "step", "fits")]
+    for candidate, p in expected.items():
+        fits = "yes" if p.fits else "no" if p.hopeless else "perhaps"
+        share = p.peak_bytes / scorer.capacity
+        memory, error = f"{p.peak_bytes / gib:.2f} GiB", f"{p.peak_error / gib:.2f}"
+        rows.append(
+            (str(candidate), memory, error, f"{share:.0%}", f"{p.step_seconds:.3g} s", fits)
+        )
+    print(aligned(rows))
     return 0
 
 

@@ -12,14 +12,15 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tuning.autotune import cache, picture
+from tuning.autotune.choice import Choice, Found, Source, described, winner_of
 from tuning.autotune.config import AutotuneRunConfig
-from tuning.autotune.cost import CostModel
+from tuning.autotune.cost import CostModel, Prediction
 from tuning.autotune.host import budget_of, device_of, host_limit
 from tuning.autotune.observation import Observation, latest
 from tuning.autotune.process import Limits, run_trial
@@ -45,40 +46,8 @@ MOST_OF_TRIAL = 1 / 3
 LEAST_OF_TRIAL = 60.0
 """Seconds that a trial has in any case: it imports and loads a model."""
 TELL_SECONDS = 2.0
-Source = Literal["cache", "search", "default"]
 Tell = Callable[[int, int, str], None]
 """Reports trial i of at most n, and what it tries."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """How a run is computed."""
-
-    source: Source
-    compute: dict[str, Any]
-    """The ComputeConfig, as JSON values."""
-    processes: int
-    candidate: dict[str, Any] | None = None
-    """None: the run's own settings."""
-    key: str = ""
-    trials: int = 0
-    seconds: float = 0.0
-    score: float | None = None
-    prediction_error: str | None = None
-    why: str = ""
-
-    def applied(self, run: Any) -> Any:
-        """The run, computed so."""
-        return replace(run, compute=restore(type(run.compute), self.compute))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """A choice, and what it rests on."""
-
-    choice: Choice
-    observations: tuple[Observation, ...]
-    scorer: Scorer
 
 
 def chosen_in(directory: RunDirectory) -> Choice | None:
@@ -97,11 +66,6 @@ def record(directory: RunDirectory, found: Found) -> None:
     atomic.write_json(directory.path / CHOICE, asdict(found.choice))
 
 
-def winner_of(choice: Choice) -> Candidate | None:
-    """The candidate of a choice."""
-    return Candidate(**choice.candidate) if choice.candidate else None
-
-
 def choose(config: AutotuneRunConfig, tell: Tell) -> Found:
     """Find how to compute a run on this machine.
 
@@ -113,6 +77,23 @@ def choose(config: AutotuneRunConfig, tell: Tell) -> Found:
         sample = sample_of(config, cache.root() / "lengths")
         subject = Subject(config, sample, device)
         return _Chooser(subject, scratch, tell).choose()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def estimated(subject: Subject) -> dict[Candidate, Prediction]:
+    """What the cost model expects of each candidate, without a trial."""
+    return CostModel(subject.workload, subject.device, subject.space).predictions()
+
+
+def estimate(config: AutotuneRunConfig) -> tuple[dict[Candidate, Prediction], Scorer]:
+    """The same for a run on this machine; nothing is tried."""
+    scratch = _scratch()
+    try:
+        device = device_of(config.search, config.processes, scratch)
+        sample = sample_of(config, cache.root() / "lengths")
+        subject = Subject(config, sample, device)
+        return estimated(subject), Scorer(capacity=device.capacity)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -222,22 +203,26 @@ class _Chooser:
             prediction_error=kept.prediction_error,
             why=kept.why,
         )
-        return Found(choice=choice, observations=self._observed(), scorer=self.scorer)
+        return self._with_trials(choice)
 
     def _default(self, why: str) -> Found:
-        observed = self._observed()
         choice = Choice(
             source="default",
             compute=plain(self.subject.run.compute),
             processes=self.config.processes,
             key=self.entry.key,
-            trials=len(observed),
+            trials=len(self.entry.history.read()),
             why=why,
         )
-        return Found(choice=choice, observations=observed, scorer=self.scorer)
+        return self._with_trials(choice)
 
-    def _observed(self) -> tuple[Observation, ...]:
-        return tuple(self.entry.history.read())
+    def _with_trials(self, choice: Choice) -> Found:
+        return Found(
+            choice=choice,
+            observations=tuple(self.entry.history.read()),
+            scorer=self.scorer,
+            expected=estimated(self.subject),
+        )
 
 
 class _Trials:
@@ -296,16 +281,6 @@ class _Trials:
         logger.info(f"tune {number}/{most}: {described(observation)}")
 
 
-def described(o: Observation) -> str:
-    """A trial in one line."""
-    if not o.ok:
-        return f"{o.candidate}: {o.outcome} ({o.note})"
-    speed = f"{o.tokens_per_second or 0:,.0f} tokens/s"
-    if o.mfu is not None:
-        speed += f", MFU {o.mfu:.1%}"
-    return f"{o.candidate}: {speed}, {(o.peak_bytes or 0) / 2**30:.2f} GiB"
-
-
 def _check(until: float) -> None:
     """While another process searches: stop on request, and after a time."""
     interrupt.check()
@@ -356,28 +331,3 @@ def _scratch() -> Path:
     folder = parent / f"{host}-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def table(observations: Sequence[Observation], scorer: Scorer, winner: Candidate | None) -> str:
-    """The trials as a table, the winner marked."""
-    seen = latest(observations)
-    fastest = fastest_of(seen.values())
-    rows = [("", "candidate", "result", "tokens/s", "MFU", "memory", "of limit", "score", "s")]
-    for o in seen.values():
-        memory = scorer.memory(o)
-        rows.append(
-            (
-                "*" if o.candidate == winner else "",
-                str(o.candidate),
-                o.outcome,
-                f"{o.tokens_per_second:,.0f}" if o.tokens_per_second else "",
-                f"{o.mfu:.1%}" if o.mfu is not None else "",
-                f"{o.peak_bytes / 2**30:.2f} GiB" if o.peak_bytes else "",
-                f"{memory:.0%}" if memory is not None else "",
-                f"{scorer.score(o, fastest):.3f}" if o.ok else "",
-                f"{o.seconds:.0f}" if o.seconds is not None else "",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    return "\n".join(lines)

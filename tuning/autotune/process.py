@@ -173,14 +173,14 @@ def _outcome(folder: Path, watched: _Watched, *, killed: bool) -> tuple[Outcome,
     log = _end_of(folder / "log.txt")
     if watched.ended == "memory":
         return "oom", f"used {watched.peak / 2**30:.2f} GiB of host memory, above the limit"
+    if ranks and ranks[0].get("outcome") == "ok":
+        return "ok", ""  # the others lose their connection when rank 0 is done
     if "oom" in said:
         return "oom", said["oom"]
     if killed:
         return "oom", "killed by the kernel's OOM killer"
     if "crash" in said:
         return ("oom" if is_out_of_memory(log) else "crash"), said["crash"]
-    if "ok" in said:
-        return "ok", ""
     if watched.ended == "time":
         return "hang", "no result within its time"
     last = (log.strip().splitlines() or ["it said nothing"])[-1]

@@ -19,7 +19,7 @@ from tuning.runs.log import logger
 from tuning.runs.rundir import Identity, RunDirectory, claim, take
 
 if TYPE_CHECKING:
-    from tuning.autotune.phase import Found
+    from tuning.autotune.choice import Found
 
 TUNES_FOR = "TUNING_TUNES_FOR"
 """How many processes will train the run that this one is to tune, and then end."""
@@ -117,11 +117,11 @@ def _choose(
 
 def show(found: Found) -> None:
     """Say what was chosen, and on which trials that rests."""
-    from tuning.autotune import phase
+    from tuning.autotune.choice import table, winner_of
 
-    choice, winner = found.choice, phase.winner_of(found.choice)
+    choice, winner = found.choice, winner_of(found.choice)
     if found.observations and choice.source != "cache":
-        logger.info(phase.table(found.observations, found.scorer, winner))
+        logger.info(table(found))
     if winner is None:
         logger.warning(f"not tuned, training with the run's own settings: {choice.why}")
         return
