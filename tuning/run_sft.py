@@ -61,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_base(config.model)
     site.require_writable_home()
     interrupt.install()
-    if (processes := tunes_only()) and options.do_training:
-        tune_only("sft", config, config.identity(work.name), options, processes)
+    if processes := tunes_only():
+        if options.do_training:
+            tune_only("sft", config, config.identity(work.name), options, processes)
         return 0
     directory = RunDirectory(locate(site.models_dir(), work.name, config.hash))
     if options.do_training:

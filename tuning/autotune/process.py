@@ -96,8 +96,10 @@ def run_trial(
             process.wait()
     if watched.ended != "result" and _stopped(watched.code):
         raise Interrupted
-    killed = memory.oom_kills() > kills
-    return _observation(candidate, folder, watched, request.config.processes, killed=killed)
+    processes = request.config.processes
+    by_kill = watched.code == -signal.SIGKILL or processes > 1
+    killed = by_kill and memory.oom_kills() > kills
+    return _observation(candidate, folder, watched, processes, killed=killed)
 
 
 def _watch(

@@ -191,18 +191,17 @@ def main() -> int:
     flags = words[:own] or _torchrun_flags(this_node())
     _stop_with_parent()
     os.environ[PARENT_VARIABLE] = str(os.getpid())
-    return _tune(flags, words[own:]) or _torchrun([*flags, *words[own:]])
+    if not _tunes_first(flags, words[own:]):
+        return _torchrun([*flags, *words[own:]])
+    left = [word for word in words[own:] if word != "--force"]  # it holds for both together
+    return _tune(flags, words[own:]) or _torchrun([*flags, *left])
 
 
 def _tune(flags: Sequence[str], words: Sequence[str]) -> int:
     """Tune a stage that asks for it in one process, before the processes that train it hold its
-    devices; the exit code, 0 to go on. Not over several nodes: its ranks say so.
+    devices; the exit code, 0 to go on.
     """
-    place = dict(flag.partition("=")[::2] for flag in flags)
-    processes = place.get("--nproc_per_node", "1")
-    alone = place.get("--nnodes", "1") == "1"
-    if not (alone and processes.isdigit() and int(processes) > 1 and _asks_to_tune(words)):
-        return 0
+    processes = _place(flags)["--nproc_per_node"]
     child = subprocess.Popen(
         [sys.executable, *words], env=os.environ | {TUNES_FOR: processes}, stdin=subprocess.DEVNULL
     )
@@ -216,8 +215,19 @@ def _tune(flags: Sequence[str], words: Sequence[str]) -> int:
     return 128 - code if code < 0 else code
 
 
-def _asks_to_tune(words: Sequence[str]) -> bool:
-    """Whether a stage, by its file or its flags, is to be tuned."""
+def _place(flags: Sequence[str]) -> dict[str, str]:
+    given = dict(flag.partition("=")[::2] for flag in flags)
+    return {"--nproc_per_node": "1", "--nnodes": "1"} | given
+
+
+def _tunes_first(flags: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether a stage of several processes on one node is to be tuned, by its file or its flags.
+    Over several nodes its ranks say that they are not tuned for.
+    """
+    place = _place(flags)
+    processes = place["--nproc_per_node"]
+    if place["--nnodes"] != "1" or not processes.isdigit() or int(processes) < 2:
+        return False
     if STAGE_FLAG in words[:-1]:
         return read_stage(Path(words[words.index(STAGE_FLAG) + 1])).tunes
     return "--autotune" in words

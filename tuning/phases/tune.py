@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning import config as site
 from tuning.phases.options import Options
+from tuning.phases.train import drop_evaluations
 from tuning.runs import interrupt, manifest, ranks
 from tuning.runs.log import logger
 from tuning.runs.rundir import Identity, RunDirectory, claim, take
@@ -68,7 +69,9 @@ def tuned(
 
 
 def tune_only(serves: str, run: Any, identity: Identity, options: Options, processes: int) -> None:
-    """Tune a run that several processes will train, and leave the choice in its directory."""
+    """Tune a run that several processes will train, and leave the choice in its directory; with
+    `force` it is emptied here, and the training must not do so again.
+    """
     from tuning.autotune.phase import chosen_in
 
     named, root = options.output_dir, site.models_dir()
@@ -76,8 +79,15 @@ def tune_only(serves: str, run: Any, identity: Identity, options: Options, proce
         take(named, identity, force=options.force)
         root = named.parent
     with claim(
-        root, identity, exact=named is not None, wait=options.wait, check=interrupt.check
+        root,
+        identity,
+        exact=named is not None,
+        wait=options.wait,
+        force=options.force,
+        check=interrupt.check,
     ) as directory:
+        if options.force and named is None:
+            drop_evaluations(directory)
         if directory.done("train") or chosen_in(directory) or not _is_new(directory):
             return
         _choose(serves, run, directory, options, None, processes)
