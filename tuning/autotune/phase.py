@@ -133,6 +133,10 @@ class _Chooser:
             return None
         if kept.ended == "out of time" and self.budget_seconds > 2 * kept.seconds:
             return None
+        seen = latest(self.entry.history.read())
+        if (best := self.scorer.best(seen.values())) is not None:  # by the weights asked for now
+            score = self.scorer.score(best, fastest_of(seen.values()))
+            kept = replace(kept, candidate=best.candidate, score=score)
         return self._found("cache", kept)
 
     def _searched(self) -> Found:
