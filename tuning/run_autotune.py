@@ -226,7 +226,8 @@ def _tune(config: AutotuneRunConfig) -> int:
     from tuning.autotune import cache, phase, picture
     from tuning.autotune.choice import table, winner_of
 
-    with tqdm(total=config.search.max_iterations, desc="tuning", unit="trial") as bar:
+    most = config.search.max_iterations
+    with tqdm(total=most, desc="tuning", unit="trial", disable=None) as bar:
 
         def tell(at: int, of: int, note: str) -> None:
             bar.n = max(0, at - 1)

@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy
 
 
 def watched(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy; appends the process to the file WATCHED: a line a forward pass."""
-    with Path(os.environ["WATCHED"]).open("a") as file:
+    """Cross-entropy; appends the process to the file TUNING_TEST_WATCHED: a line a forward pass."""
+    with Path(os.environ["TUNING_TEST_WATCHED"]).open("a") as file:
         file.write(f"{os.getpid()}\n")
     return cross_entropy(logits, targets, reduction="none")
 

@@ -76,9 +76,9 @@ def wait_until(holds, seconds: float = 120.0) -> None:
 def test_sft_trains_as_it_was_tuned_and_two_runs_of_one_key_search_once(
     tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WATCHED", str(tmp_path / "other"))
+    monkeypatch.setenv("TUNING_TEST_WATCHED", str(tmp_path / "other"))
     other = start_entry(tiny_home, "run_sft.py", *SFT, "--seed", 7, *TUNED)
-    monkeypatch.setenv("WATCHED", str(tmp_path / "watched"))
+    monkeypatch.setenv("TUNING_TEST_WATCHED", str(tmp_path / "watched"))
     check(run_entry(tiny_home, "run_sft.py", *SFT, *TUNED))
     assert ended(other) == 0
     runs = sorted((tiny_home / "models").glob("tiny_sft-arith-32-*"))
@@ -102,7 +102,7 @@ def test_sft_trains_as_it_was_tuned_and_two_runs_of_one_key_search_once(
         RunDirectory(made).write_status("pending", phases={"train": {"state": "pending"}})
         (made / "autotune.json").unlink()
     (plain / "models" / run.name / "metrics.jsonl").unlink()
-    monkeypatch.setenv("WATCHED", str(tmp_path / "plain.txt"))
+    monkeypatch.setenv("TUNING_TEST_WATCHED", str(tmp_path / "plain.txt"))
     check(run_entry(plain, "run_sft.py", *SFT))
     assert passes(tmp_path / "plain.txt") == [4 * 16 // 2]
     assert losses(run) == pytest.approx(losses(plain / "models" / run.name), abs=1e-4)
@@ -124,7 +124,7 @@ def test_pretraining_is_tuned_and_resumed_with_the_same_choice(
 ) -> None:
     words = [*SMALL, "--max_steps", 400, "--save_every_steps", 50, "--micro_batch_size", 1]
     words += ["--loss", "strange_losses:watched"]
-    monkeypatch.setenv("WATCHED", str(tmp_path / "first"))
+    monkeypatch.setenv("TUNING_TEST_WATCHED", str(tmp_path / "first"))
     first = start_entry(home, "run_pretrain.py", *words, *TUNED)
 
     def trains() -> bool:
@@ -136,7 +136,7 @@ def test_pretraining_is_tuned_and_resumed_with_the_same_choice(
     assert ended(first) == 75
     (run,) = (home / "models").iterdir()
     before = (run / "autotune.json").read_bytes()
-    monkeypatch.setenv("WATCHED", str(tmp_path / "again"))
+    monkeypatch.setenv("TUNING_TEST_WATCHED", str(tmp_path / "again"))
     check(run_entry(home, "run_pretrain.py", *words))
     assert (run / "autotune.json").read_bytes() == before
     micro = choice(run)["candidate"]["micro_batch"]
@@ -144,7 +144,7 @@ def test_pretraining_is_tuned_and_resumed_with_the_same_choice(
     assert passes(tmp_path / "again")[0] % (8 // micro) == 0
     assert passes(tmp_path / "again")[0] < 400 * 8 // micro
 
-    monkeypatch.setenv("WATCHED", str(tmp_path / "straight"))
+    monkeypatch.setenv("TUNING_TEST_WATCHED", str(tmp_path / "straight"))
     there = tmp_path / "straight run"
     check(run_entry(home, "run_pretrain.py", *words, *TUNED, "--output_dir", there))
     assert choice(there)["source"] == "cache"
@@ -169,7 +169,7 @@ def test_ended_while_it_tunes_the_stage_resumes(
     home: Path, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
 ) -> None:
     words = [*SMALL, "--max_steps", 3, *ONCE]
-    monkeypatch.setenv("FAULT", "hang")
+    monkeypatch.setenv("TUNING_TEST_FAULT", "hang")
     stage = start_entry(home, "run_pretrain.py", *words)
 
     def tunes() -> bool:
@@ -189,7 +189,7 @@ def test_ended_while_it_tunes_the_stage_resumes(
         assert RunDirectory(run).status["state"] == "pending"
     else:
         os.kill(trial, signal.SIGKILL)  # it hangs before it could ask to end with its parent
-    monkeypatch.delenv("FAULT")
+    monkeypatch.delenv("TUNING_TEST_FAULT")
     check(run_entry(home, "run_pretrain.py", *words))
     (run,) = (home / "models").iterdir()
     assert choice(run)["source"] == "search"
@@ -224,7 +224,7 @@ def test_a_search_whose_trials_all_fail_ends(
     fault: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNING_HOME", str(home))
-    monkeypatch.setenv("FAULT", fault)
+    monkeypatch.setenv("TUNING_TEST_FAULT", fault)
     told: list[int] = []
     config = search_of(memory_cap="512M")
     found = phase.choose(config, lambda at, of, note: told.append(at))
@@ -234,7 +234,7 @@ def test_a_search_whose_trials_all_fail_ends(
     assert found.choice.source == "default"
     assert found.choice.applied(config.trained) == config.trained
     assert sorted(set(told)) == list(range(1, len(found.observations) + 1))
-    monkeypatch.setenv("FAULT", "")
+    monkeypatch.setenv("TUNING_TEST_FAULT", "")
     assert not list((home / "cache/autotune").glob("*/history.jsonl")), "the next job tries anew"
 
 

@@ -38,7 +38,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("fault", CASES)
 def test_a_fault_is_an_observation(fault, faulty, monkeypatch, tmp_path):
-    monkeypatch.setenv("FAULT", fault)
+    monkeypatch.setenv("TUNING_TEST_FAULT", fault)
     limits = Limits(seconds=2.0 if fault == "hang" else 60.0, host_bytes=512 << 20)
     began = time.monotonic()
     found = run_trial(request_of(), candidate(), tmp_path / "trial", limits).checked()
@@ -49,7 +49,7 @@ def test_a_fault_is_an_observation(fault, faulty, monkeypatch, tmp_path):
 
 
 def test_nothing_is_left_of_a_trial_not_even_in_a_session_of_its_own(faulty, monkeypatch, tmp_path):
-    monkeypatch.setenv("FAULT", "child")
+    monkeypatch.setenv("TUNING_TEST_FAULT", "child")
     limits = Limits(seconds=3.0, host_bytes=1 << 34)
     assert run_trial(request_of(), candidate(), tmp_path / "trial", limits).outcome == "hang"
     child = int((tmp_path / "child").read_text())
@@ -57,7 +57,7 @@ def test_nothing_is_left_of_a_trial_not_even_in_a_session_of_its_own(faulty, mon
 
 
 def test_a_request_to_stop_ends_the_trial(faulty, monkeypatch, tmp_path):
-    monkeypatch.setenv("FAULT", "hang")
+    monkeypatch.setenv("TUNING_TEST_FAULT", "hang")
     limits = Limits(seconds=60, host_bytes=1 << 34)
     began = time.monotonic()
     try:

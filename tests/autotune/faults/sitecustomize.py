@@ -1,4 +1,4 @@
-"""Faults of a trial process: with this folder on PYTHONPATH, the real trial misbehaves as FAULT
+"""Faults of a trial process: with this folder on PYTHONPATH, the real trial misbehaves as TUNING_TEST_FAULT
 says, from its first moment. Nothing else that starts with it does.
 """
 
@@ -40,5 +40,5 @@ def _misbehave(fault: str, folder: Path) -> None:
 
 
 _words = getattr(sys, "orig_argv", [])
-if "tuning.autotune.trial" in _words and os.environ.get("FAULT"):
-    _misbehave(os.environ["FAULT"], Path(_words[-1]).parent)
+if "tuning.autotune.trial" in _words and os.environ.get("TUNING_TEST_FAULT"):
+    _misbehave(os.environ["TUNING_TEST_FAULT"], Path(_words[-1]).parent)
