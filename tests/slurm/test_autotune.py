@@ -35,7 +35,7 @@ def test_autotune_tunes_in_the_allocation_once_for_jobs_of_one_key(user: Site) -
     user.variables |= CHOICES
     user.run("bash", user.checkout / "slurm/run.sh", *FLAGS)
     progress = seen_by_status(user)
-    assert any(words.startswith("tune 1/1 16 examples") for words in progress), progress
+    assert any(words.startswith("tune 1/1") for words in progress), dict.fromkeys(progress)
     assert {row["state"] for row in user.status().values()} == {"done"}
 
     runs = [p.parent for p in user.home.glob("models/tiny_sft-arith-32*/autotune.json")]

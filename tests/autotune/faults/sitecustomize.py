@@ -1,5 +1,5 @@
-"""Faults of a trial process: with this folder on PYTHONPATH, the real trial misbehaves as TUNING_TEST_FAULT
-says, from its first moment. Nothing else that starts with it does.
+"""Faults of a trial process: with this folder on PYTHONPATH, the real trial misbehaves as
+TUNING_TEST_FAULT says, from its first moment. Nothing else that starts with it does.
 """
 
 import os
