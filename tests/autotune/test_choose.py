@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.autotune.small import search_of
+from tests.autotune.small import pretraining, search_of
 from tuning.autotune import cache, phase
 from tuning.autotune.config import AutotuneConfig
 from tuning.autotune.cost import CostModel
@@ -60,6 +60,15 @@ def test_a_hit_tries_nothing(tried):
     assert again.observations == first.observations
     assert len(tried) == first.choice.trials
     assert again.choice.applied(search_of().trained).compute.micro_batch_size == 8
+
+
+def test_the_runs_own_settings_are_tried_first(tried):
+    config = search_of(pretraining(micro_batch_size=2), max_iterations=1)
+    found = phase.choose(config, lambda *_: None)
+    assert (tried, found.choice.trials, found.choice.candidate["micro_batch"]) == ([2], 1, 2)
+    odd = search_of(pretraining(micro_batch_size=3))
+    sample = Sample(numbers=None, longest=32, mean=32)
+    assert Subject(odd, sample, device_of(odd.search, 1, Path("unused"))).own is None
 
 
 def test_a_search_that_ran_out_of_time_goes_on_with_more_of_it(tried):

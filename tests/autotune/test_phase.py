@@ -94,8 +94,10 @@ def test_sft_trains_as_it_was_tuned_and_two_runs_of_one_key_search_once(
     (run,) = (r for r in runs if RunDirectory(r).config["settings"]["training"]["seed"] != 7)
     micro = found[0]["candidate"]["micro_batch"]
     assert passes(tmp_path / "watched")[-1] == 4 * 16 // micro, "the pick is what trained"
+    own, *_ = trials(run)
+    assert (own.candidate.micro_batch, own.candidate.gradient_checkpointing) == (2, False)
     best = max(trials(run), key=lambda o: o.tokens_per_second or 0)
-    assert best.candidate.micro_batch == micro
+    assert best.candidate.micro_batch == micro, "at least as fast as the run's own settings"
 
     plain = copy_home(tiny_home, tmp_path / "plain")
     for made in plain.glob("models/tiny_sft-*"):
@@ -110,11 +112,13 @@ def test_sft_trains_as_it_was_tuned_and_two_runs_of_one_key_search_once(
 
 def test_dpo_trains_as_it_was_tuned(tiny_home: Path, tmp_path: Path) -> None:
     plain = copy_home(tiny_home, tmp_path / "plain")
-    check(run_entry(tiny_home, "run_dpo.py", *DPO, *ONCE))
+    check(run_entry(tiny_home, "run_dpo.py", *DPO, *TUNED))
     check(run_entry(plain, "run_dpo.py", *DPO))
     (run,) = (tiny_home / "models").glob("tiny_pt-*")
     found = choice(run)
-    assert (found["source"], found["trials"]) == ("search", 1)
+    assert (found["source"], found["trials"]) == ("search", 2)
+    own, other = trials(run)
+    assert (own.candidate.micro_batch, own.outcome, other.outcome) == (1, "ok", "ok")
     assert found["compute"]["micro_batch_size"] == found["candidate"]["micro_batch"] > 1
     assert losses(run) == pytest.approx(losses(plain / "models" / run.name), abs=1e-4)
 

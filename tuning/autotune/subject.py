@@ -90,6 +90,30 @@ class Subject:
         return space
 
     @property
+    def own(self) -> Candidate | None:
+        """The run's own settings as a candidate; None if they are none."""
+        c, knobs = self.run.compute, self.space.knobs
+        target = self.space.target
+        micro = largest_divisor(target, c.micro_batch_size or target)
+        if self.on_engine:
+            share = target * c.sep_size // self.config.processes
+            micro = min(c.micro_batch_size or share, share)
+        checkpointing = c.gradient_checkpointing
+        if checkpointing is None:
+            checkpointing = self.cuda and not self.on_engine
+        sharded = self.config.processes > 1 and c.parallel == "fsdp2"
+        found = Candidate(
+            micro_batch=micro if knobs.micro_batch else None,
+            gradient_checkpointing=checkpointing,
+            sharding="full_shard" if sharded and self.on_engine else "none",
+            max_tokens_per_gpu=c.max_tokens_per_gpu if knobs.token_budget else None,
+            use_compile=c.use_compile,
+            sep_size=c.sep_size,
+            precision=self.space.precision,
+        )
+        return found if found in self.space.candidates else None
+
+    @property
     def _longest_pass(self) -> int | None:
         """The least token budget: every example that the run may have fits it."""
         if self.method == "engine_sft":
