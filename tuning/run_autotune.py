@@ -4,12 +4,12 @@ the winner, and keep it in the cache, where --autotune finds it.
     python tuning/run_autotune.py --for sft --model tiny --dataset arith --task math \\
         --train_size 500
     python tuning/run_autotune.py --for pretrain --preset gpt-0.25b --use_mock_data
-    python tuning/run_autotune.py --for sft --model-name FOLDER --dataset-path rows.jsonl \\
+    python tuning/run_autotune.py --model-name FOLDER --dataset-path rows.jsonl \\
         --target-global-batch-size 32 --num-gpus 1 --strategy-type bayesian
 
---for is sft, dpo, kto, grpo or pretrain; everything else is what that command takes (--for sft
---help lists it), or the short form in the last example. Writes TUNING_HOME/cache/autotune/{key}/:
-choice.json, history.jsonl and autotune.svg.
+--for is sft (default), dpo, kto, grpo or pretrain; everything else is what that command takes
+(--for sft --help lists it), or the short form in the last example. Writes choice.json,
+history.jsonl and autotune.svg to TUNING_HOME/cache/autotune/{key}/.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Tune; 0 if something was found that is safe to use, 1 if not."""
     words = list(sys.argv[1:] if argv is None else argv)
     kind, rest = _kind(words)
-    if kind is None:
-        _Front().parse_args(rest or ["--help"])
-        raise UserError(f"--for is missing; choose from: {', '.join(KINDS)}. See --help.")
+    if kind is None and (not rest or {"-h", "--help"} & set(rest)):
+        _Front().parse_args(["--help"])
+    kind = kind or KINDS[0]
     args = _parser(kind).parse_args(rest)
     site.require_writable_home()
     _short_forms(kind, args)
@@ -63,7 +63,8 @@ class _Front(Parser):
 
     def __init__(self) -> None:
         super().__init__(prog="run_autotune.py", description=__doc__)
-        self.add_argument("--for", metavar="|".join(KINDS), help="what to tune")
+        kinds = "|".join(KINDS)
+        self.add_argument("--for", metavar=kinds, help=f"what to tune (default: {KINDS[0]})")
 
 
 def _kind(words: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -251,5 +251,8 @@ def probe(folder: Path) -> dict[str, Any]:
     found = atomic.read_object(path)
     if done.returncode != 0 or found is None:
         last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise StageFailed(f"the GPUs of this machine cannot be used: {last}")
+        raise StageFailed(
+            f"the GPUs of this machine cannot be used: {last}. Hide them (CUDA_VISIBLE_DEVICES=) "
+            "to train on its CPUs."
+        )
     return found

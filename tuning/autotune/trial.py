@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +195,10 @@ def peak_memory() -> int:
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return memory.peak_resident()
-    reserved = torch.cuda.memory_reserved()
-    free, total = torch.cuda.mem_get_info()
-    return int(torch.cuda.max_memory_reserved() + max(0, total - free - reserved))
+    device = ranks.local_rank()  # each thread has a current device of its own
+    reserved = torch.cuda.memory_reserved(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return int(torch.cuda.max_memory_reserved(device) + max(0, total - free - reserved))
 
 
 def _synchronize() -> None:
@@ -285,7 +286,7 @@ def _probe(path: Path) -> int:
 
 def request_json(request: Request) -> dict[str, Any]:
     """A request as its file holds it."""
-    return {**asdict(replace(request)), "config": plain(request.config)}
+    return {**asdict(request), "config": plain(request.config)}
 
 
 if __name__ == "__main__":
