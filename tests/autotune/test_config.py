@@ -34,6 +34,52 @@ def given(*words: str) -> AutotuneConfig | None:
 def test_flags_lead_to_a_search_and_back():
     assert given() is None
     assert given("--autotune") == AutotuneConfig()
+    words = ["--autotune", "--strategy", "grid", "--time-budget", "90", "--memory_cap", "2G"]
+    found = given(*words)
+    assert found == AutotuneConfig(strategy="grid", time_budget=90.0, memory_cap="2G")
+    assert given(*autotune_words(found)) == found
+
+
+def test_settings_of_a_search_that_is_off_are_refused():
+    with pytest.raises(UserError, match=r"--time_budget is for --autotune; add it\."):
+        given("--time_budget", "90")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("900M", 900 << 20), ("24G", 24 << 30), ("1.5GiB", 3 << 29), ("7", 7)]
+)
+def test_a_cap_is_a_size(text, size):
+    assert AutotuneConfig(memory_cap=text).cap_bytes == size
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"memory_cap": "much"}, {"memory_cap": "0G"}, {"time_budget": 0.0}, {"profile_steps": 0},
+        {"max_iterations": 0}, {"score_beta": -1.0}, {"mfu_target": 1.5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_without_a_meaning_are_refused(values):
+    with pytest.raises(UserError, match=next(iter(values))):
+        AutotuneConfig(**values)
+
+
+def test_a_search_is_complete_in_itself():
+    made = search_of(strategy="bayesian")
+    again = restore(type(made), json.loads(json.dumps(plain(made))))
+    assert (again, again.trained) == (made, made.trained)
+
+
+def test_what_every_command_imports_is_light():
+    heavy = {"torch", "skopt", "transformers"}
+    code = f"import sys, tuning.autotune.config; print({heavy} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_plan_carries_the_search_to_every_stage_that_trains(monkeypatch, tmp_path, capsys):
+    use(monkeypatch, tmp_path)
     words = [
         "--model", "tiny", "--dataset", "arith", "--task", "math", "--total_data", "1000",
         "--sft_data", "500", "--do_sft", "--do_dpo", "--do_inference", "--dry_run",
