@@ -28,7 +28,7 @@ _MEMORY_PRIOR = Prior(
     terms=tuple(terms.MEMORY.values()), scale=0.05, discrepancy=0.06, length=2.0, noise=0.01
 )
 _TIME_PRIOR = Prior(
-    terms=tuple(terms.TIME.values()), scale=0.2, discrepancy=0.05, length=2.0, noise=0.015
+    terms=tuple(terms.TIME.values()), scale=0.2, discrepancy=0.15, length=1.5, noise=0.015
 )
 
 
@@ -141,6 +141,7 @@ class CostModel:
 
     def _time(self, data: Data) -> PositiveFit:
         spreads = terms.TIME | ({} if self.device.peak_flops else terms.UNKNOWN)
+        spreads |= {} if self.workload.lengths else terms.GUESSED
         return PositiveFit(replace(_TIME_PRIOR, terms=tuple(spreads.values())), data)
 
     def _memory_data(self) -> Data:

@@ -14,13 +14,13 @@ from tuning.autotune.observation import Observation
 from tuning.autotune.score import LIMIT, Scorer, fastest_of
 from tuning.autotune.space import Candidate
 
-MAX_TRIALS = 5
+MIN_TRIALS, MAX_TRIALS = 3, 5
 WORTH = 0.005
 """Expected gain, as a fraction of the best speed, below which a candidate is not tried."""
 FAITH = 0.25
 """Trials that a switch is taken to have survived before any; few, since a switch that crashes once
 mostly does so again."""
-LIKELY = 0.4
+LIKELY = 0.2
 """Least probability of enough memory for a trial, once something safe is known."""
 
 
@@ -53,7 +53,8 @@ class Predict:
         gains = {c: self._gain(c, p, floor, fastest) for c, p in left.items()}
         found = max(gains, key=lambda c: gains[c], default=None)
         speed = best.mfu if best.mfu is not None else (best.tokens_per_second or 0) / (fastest or 1)
-        if found is None or gains[found] < WORTH * self.scorer.alpha * speed:
+        worth = WORTH if len(self._seen) >= MIN_TRIALS else WORTH / 50
+        if found is None or gains[found] < worth * self.scorer.alpha * speed:
             return None
         return found
 

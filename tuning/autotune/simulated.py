@@ -218,12 +218,16 @@ class Surface:
             "compiled_memory": u(0.7, 1.0),
             "compile_fails": self.draw.random() < 0.1,
             "retries": u(1.1, 1.6),
+            "own_time": u(0.0, 0.04),
+            "own_memory": u(0.0, 0.03),
             "noise": math.exp(u(math.log(0.003), math.log(0.03))),
         }
 
     def _truth(self, c: Candidate) -> Truth:
-        peak, out = self._memory(c)
-        seconds = self._seconds(c)
+        # Which kernels and which blocks of the allocator a candidate gets.
+        own = random.Random(f"{self.h['knee']} {c}")
+        seconds = self._seconds(c) * math.exp(own.gauss(0, self.h["own_time"]))
+        peak, out = self._memory(c, math.exp(own.gauss(0, self.h["own_memory"])))
         if peak > 0.97 * self.device.capacity:
             seconds *= self.h["retries"]
         mean = self.workload.mean * self.workload.sequences * self.space.target
@@ -242,8 +246,9 @@ class Surface:
             return c.max_tokens_per_gpu / w.mean
         return (c.micro_batch or self.space.fixed_micro_batch or ranks) * w.sequences
 
-    def _memory(self, c: Candidate) -> tuple[float, bool]:
-        """Bytes that the device provides at most, and whether it has not got them."""
+    def _memory(self, c: Candidate, own: float) -> tuple[float, bool]:
+        """Bytes that the device provides at most, and whether it has not got them; `own` is a
+        factor of what comes and goes."""
         w, h, shards = self.workload, self.h, self._shards(c)
         tokens = (c.max_tokens_per_gpu or self._rows(c) * w.longest) / c.sep_size
         block = tokens * (h["attention_bytes"] * w.hidden + h["mlp_bytes"] * w.intermediate)
@@ -265,7 +270,7 @@ class Surface:
             kept + h["one_block"] * block + w.vocabulary * w.hidden * w.gradient_bytes / shards,
             (0.0 if buckets else gradients) + h["optimizer_copy"] * 4 * w.trained / shards,
         )
-        used = held + max(moments)
+        used = held + own * max(moments)
         outside = h["context"] + h["collectives"]
         wanted = used * (1 + h["fragments"]) + outside
         least = used * (1 + h["fragments"] / 3) + outside
