@@ -110,14 +110,6 @@ class CostModel:
             self._predicted = {c: self._prediction(*row) for c, *row in rows}
         return self._predicted
 
-    def flops_per_step(self) -> float:
-        """Model FLOPs of an optimizer step over all devices."""
-        return terms.flops_of(self.workload, self.space)
-
-    def tokens_per_step(self) -> float:
-        """Tokens of an optimizer step over all devices, padding left out."""
-        return self.space.target * self.workload.sequences * self.workload.mean
-
     def errors(self) -> Errors:
         """Leave-one-out errors over the trials that ran."""
         return Errors(

@@ -197,6 +197,7 @@ class Surface:
             "collectives": u(0.2, 1.0) * GIB if self.device.count > 1 else 0.0,
             "attention_bytes": u(16, 40),
             "mlp_bytes": u(5, 13),
+            "scores": u(2, 5) if self.draw.random() < 0.08 else 0.0,
             "adapter_inputs": u(1.0, 1.4) if self.workload.lora else 1.0,
             "logit_bytes": u(6, 16),
             "one_block": u(1.0, 1.6),
@@ -252,6 +253,8 @@ class Surface:
         w, h, shards = self.workload, self.h, self._shards(c)
         tokens = (c.max_tokens_per_gpu or self._rows(c) * w.longest) / c.sep_size
         block = tokens * (h["attention_bytes"] * w.hidden + h["mlp_bytes"] * w.intermediate)
+        # Attention that keeps its scores, heads of 64: what no one would expect of it.
+        block += tokens * h["scores"] * w.longest * w.hidden / 64
         block *= h["adapter_inputs"] * (h["compiled_memory"] if c.use_compile else 1.0)
         block = math.ceil(block / 20e6) * 20e6
         inputs = 2 * tokens * w.hidden * w.layers
