@@ -82,6 +82,16 @@ def test_a_candidate_as_the_settings_of_training():
         micro_batch_size=2, gradient_checkpointing=False, parallel="fsdp2", sep_size=2
     )
     assert Candidate(max_tokens_per_gpu=512).compute_config().parallel == "ddp"
+    assert Candidate(micro_batch=1, sharding="hybrid_shard").compute_config().parallel == "hsdp"
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto", "grpo"])
+def test_a_trainer_of_trl_gets_nothing_that_it_refuses(method):
+    space = Space(target=4, method=method)
+    used = {"micro_batch_size", "gradient_checkpointing"}
+    for c in space.candidates:
+        compute = vars(space.compute_config(c))
+        assert {k for k, v in compute.items() if v != vars(ComputeConfig())[k]} <= used
 
 
 @pytest.mark.parametrize(
