@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.autotune.small import CAPACITY, GIB, WORKLOAD, failed, model, ran
+from tests.autotune.small import CAPACITY, DEVICE, GIB, SPACE, WORKLOAD, failed, model, ran
 from tuning.autotune import terms
-from tuning.autotune.fit import Data, PositiveFit, Prior, of_rows
+from tuning.autotune.cost import CostModel
+from tuning.autotune.fit import Data, PositiveFit, Prior, Row, of_rows
 from tuning.autotune.space import Candidate, Space
 from tuning.autotune.workload import Device, Workload
 from tuning.engine.config import ModelConfig
@@ -31,12 +32,16 @@ def at(size: int, checkpointing: bool = True) -> Candidate:
 
 def data(values, bounds=None) -> Data:
     """Of two terms, a constant and one that grows with the row's number."""
-    rows = range(len(values))
     return of_rows(
-        [np.array([1.0, 1.0 + n]) for n in rows],
-        [np.array([float(n)]) for n in rows],
-        values,
-        bounds or [False] * len(values),
+        [
+            Row(
+                terms=np.array([1.0, 1.0 + n]),
+                features=np.array([float(n)]),
+                value=value,
+                bound=bool(bounds and bounds[n]),
+            )
+            for n, value in enumerate(values)
+        ]
     )
 
 
@@ -151,6 +156,30 @@ def test_a_model_of_a_shape_and_its_adapter():
     assert (whole.trained, whole.lora) == (shape.parameters, False)
     assert (lora.trained, lora.lora, lora.sequences) == (adapter.trained, True, 2)
     assert lora.flops_per_token < whole.flops_per_token
+
+
+def test_a_neighbour_warms_and_a_trial_here_outweighs_it():
+    neighbour = CostModel(replace(WORKLOAD, longest=512, mean=300.0), DEVICE, SPACE)
+    expected = neighbour.predictions()
+    for size in (1, 2, 4):
+        peak = 2 * expected[at(size)].peak_bytes / CAPACITY
+        neighbour.observe(ran(at(size), memory=peak, mfu=0.2, speed=1.0))
+    cold, warm = model(), model()
+    warm.warm(neighbour)
+    before, after = cold.predict(at(4)), warm.predict(at(4))
+    assert 1.3 * before.peak_bytes < after.peak_bytes < 2.1 * before.peak_bytes
+    assert after.step_seconds > 2 * before.step_seconds
+    warm.observe(ran(at(4), memory=0.3, mfu=0.2, speed=1000.0))
+    corrected = warm.predict(at(4))
+    assert corrected.peak_bytes == pytest.approx(0.3 * CAPACITY, rel=0.03)
+    assert corrected.step_seconds == pytest.approx(1.0, rel=0.05)
+    assert len(warm.errors().time) == 1
+
+
+def test_sampling_takes_as_long_whatever_the_micro_batch():
+    sampled = replace(WORKLOAD, sampled=512, sequences=8)
+    first, second = (terms.seconds(sampled, DEVICE, SPACE, at(n))["sampling"] for n in (1, 4))
+    assert first == second > 0
 
 
 def test_padding_is_that_of_the_lengths():

@@ -33,6 +33,7 @@ TIME = {
     "exchange_pass": 0.9,
     "exchange_step": 0.9,
     "update": 0.6,
+    "sampling": 1.0,
 }
 UNKNOWN = {"products": 1.5, "elements": 1.5, "update": 1.5, "filling": 1.8, "recomputing": 1.5}
 """The same, where no peak is published."""
@@ -114,7 +115,8 @@ def memory(workload: Workload, device: Device, space: Space, c: Candidate) -> di
 def seconds(workload: Workload, device: Device, space: Space, c: Candidate) -> dict[str, float]:
     """Seconds of an optimizer step, by the names of TIME. `products` is the least that matrix
     products take, with `elements` what memory adds to it, `launches` and `filling` what every pass
-    costs however small it is, and `exchange` what devices send each other, a pass and a step.
+    costs however small it is, `exchange` what devices send each other, a pass and a step, and
+    `sampling` the completions of a step, all at once and token by token.
     """
     w, size = workload, 2 if c.precision == "bf16" else 4
     cpu = device.name.lower().startswith("cpu")
@@ -134,6 +136,7 @@ def seconds(workload: Workload, device: Device, space: Space, c: Candidate) -> d
     fill = passes * _FILLING * w.flops_per_token / c.sep_size / (peak * _EFFICIENCY)
     gathers = 3 if c.gradient_checkpointing else 2
     shared = 8 * tokens * w.layers * w.hidden * size / _inside(device) if c.sep_size > 1 else 0.0
+    one_token = w.parameters * size / bandwidth + w.layers * _LAUNCHES / 3
     return {
         "products": products * again,
         "padding": (padding - 1) * products * again,
@@ -144,6 +147,7 @@ def seconds(workload: Workload, device: Device, space: Space, c: Candidate) -> d
         "exchange_pass": (passes * gathers * weights / link if shards > 1 else 0.0) + shared,
         "exchange_step": _reduced(w, device, space, c),
         "update": w.trained / shards * (16 + 2 * w.gradient_bytes) / bandwidth,
+        "sampling": w.sampled * one_token,
     }
 
 
