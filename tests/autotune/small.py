@@ -1,46 +1,56 @@
-"""A search of a small pre-training on random tokens, which needs no data and no base."""
+"""A small space on a small device, and trials of it that come out as they are told to."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from typing import Any
 
-from tuning.autotune.config import AutotuneConfig, AutotuneRunConfig
-from tuning.autotune.space import Candidate
-from tuning.autotune.trial import Request
-from tuning.engine.run_config import PretrainRunConfig, experiment_config
+from tuning.autotune.cost import CostModel
+from tuning.autotune.observation import Observation
+from tuning.autotune.score import Scorer
+from tuning.autotune.search import Budget, Result, search
+from tuning.autotune.space import Candidate, Space
+from tuning.autotune.strategies import strategy
+from tuning.autotune.workload import Device, Workload
 
-SHAPE = {
-    "num_layer": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32,
-    "intermediate_size": 64, "vocab_size": 300, "block_size": 32,
-}  # fmt: skip
-
-
-def pretraining(**values: Any) -> PretrainRunConfig:
-    """8 sequences of 32 tokens a step."""
-    given = {"use_mock_data": True, "total_batch_size": 256, "max_steps": 4, **SHAPE, **values}
-    return experiment_config("small", given)
-
-
-def search_of(run: Any = None, serves: str = "pretrain", **settings: Any) -> AutotuneRunConfig:
-    """The search that serves a run; by default in at most three trials of three steps."""
-    search = {"max_iterations": 3, "profile_steps": 3, "time_budget": 120.0, **settings}
-    return AutotuneRunConfig.of(serves, run or pretraining(), AutotuneConfig(**search))
+GIB = 2**30
+CAPACITY = 24 * GIB
+SCORER = Scorer(capacity=CAPACITY)
+SPACE = Space(target=32)
+WORKLOAD = Workload(
+    parameters=1_000_000_000, trained=10_000_000, layers=24, hidden=1536, intermediate=6144,
+    vocabulary=32000, longest=1024, mean=600.0,
+)  # fmt: skip
+DEVICE = Device(name="a device", capacity=CAPACITY, peak_flops=150e12)
 
 
-def candidate(**values: Any) -> Candidate:
-    """One that can be tried anywhere."""
-    return Candidate(**{"micro_batch": 2, "precision": "fp32", **values})
+def model(space: Space = SPACE, **changes: Any) -> CostModel:
+    return CostModel(WORKLOAD, Device(**(vars(DEVICE) | changes)), space)
 
 
-def request_of(parent: int | None = None, **settings: Any) -> Request:
-    """A trial of that candidate."""
-    return Request(
-        config=search_of(**settings),
-        candidate=candidate().to_json(),
-        files={},
-        rows=8,
-        steps=3,
-        seconds=60.0,
-        parent=parent or os.getpid(),
+def ran(candidate: Candidate, *, memory: float, mfu: float | None, speed: float = 1000.0):
+    """An observation: memory as a fraction of the capacity."""
+    return Observation(
+        candidate=candidate,
+        outcome="ok",
+        step_seconds=(1000.0 / speed,) * 3,
+        peak_bytes=int(memory * CAPACITY),
+        tokens_per_second=speed,
+        mfu=mfu,
     )
+
+
+def failed(candidate: Candidate, outcome: Any) -> Observation:
+    return Observation(candidate=candidate, outcome=outcome)
+
+
+def searched(
+    name: str,
+    trial: Callable[[Candidate], Observation],
+    space: Space = SPACE,
+    most: int = 15,
+    **more: Any,
+) -> Result:
+    found = strategy(name, model(space), SCORER)
+    budget = Budget(seconds=1e6, max_iterations=most)
+    return search(space, found, trial, scorer=SCORER, budget=budget, **more)

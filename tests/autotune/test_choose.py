@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.autotune.small import pretraining, search_of
+from tests.autotune.searches import pretraining, search_of
 from tuning.autotune import cache, phase
 from tuning.autotune.config import AutotuneConfig
 from tuning.autotune.cost import CostModel

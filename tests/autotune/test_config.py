@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.autotune.small import search_of
+from tests.autotune.searches import search_of
 from tests.small_site import use
 from tuning import run_sweetspot_pipeline
 from tuning.autotune.config import (

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.autotune.small import SHAPE, pretraining, search_of
+from tests.autotune.searches import SHAPE, pretraining, search_of
 from tests.conftest import check, copy_home, run_entry, start_entry
 from tests.warm import Process
 from tuning.autotune import phase

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.autotune.small import candidate
+from tests.autotune.searches import candidate
 from tuning.autotune.observation import Observation
 from tuning.autotune.picture import drawn, frontier
 from tuning.autotune.score import Scorer

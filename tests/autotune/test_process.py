@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.autotune.small import candidate, request_of
+from tests.autotune.searches import candidate, request_of
 from tuning.autotune.process import Limits, run_trial
 from tuning.autotune.trial import is_out_of_memory
 from tuning.runs import interrupt
@@ -73,7 +73,7 @@ def test_a_trial_ends_with_the_process_that_started_it(tmp_path):
     program = f"""
 import subprocess, sys, os, time
 from pathlib import Path
-from tests.autotune.small import request_of
+from tests.autotune.searches import request_of
 from tuning.autotune.trial import request_json
 from tuning.runs import atomic
 atomic.write_json(Path({str(tmp_path / "request.json")!r}), request_json(request_of(os.getpid())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests import small_site
-from tests.autotune.small import candidate, pretraining, search_of
+from tests.autotune.searches import candidate, pretraining, search_of
 from tests.run_configs import fork, pt, sft
 from tuning.autotune import cache
 from tuning.autotune.config import AutotuneConfig, AutotuneRunConfig

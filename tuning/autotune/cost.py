@@ -6,14 +6,14 @@ what will fit, and how far its own predictions have been off.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 
 from tuning.autotune import terms
-from tuning.autotune.fit import Array, Data, PositiveFit, Prior, of_rows
+from tuning.autotune.fit import Array, Data, PositiveFit, Prior, Row, of_rows
 from tuning.autotune.observation import Observation, latest
 from tuning.autotune.score import LIMIT
 from tuning.autotune.space import Candidate, Space
@@ -28,8 +28,11 @@ _MEMORY_PRIOR = Prior(
     terms=tuple(terms.MEMORY.values()), scale=0.05, discrepancy=0.06, length=2.0, noise=0.01
 )
 _TIME_PRIOR = Prior(
-    terms=tuple(terms.TIME.values()), scale=0.2, discrepancy=0.05, length=2.0, noise=0.015
+    terms=tuple(terms.TIME.values()), scale=0.2, discrepancy=0.15, length=1.5, noise=0.015
 )
+ELSEWHERE = 0.15, 0.4
+"""Standard deviations of the logs of memory and time of a similar training, over what the counts
+say of the difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ class CostModel:
         self.workload, self.device, self.space, self.limit = workload, device, space, limit
         self._seen: dict[Candidate, Observation] = {}
         self._predicted: dict[Candidate, Prediction] = {}
+        self._neighbours: list[CostModel] = []
 
     def observe(self, observation: Observation) -> None:
         """Learn from a trial; a crash, a hang and garbage teach nothing."""
@@ -90,6 +94,12 @@ class CostModel:
         """Learn from several; of a candidate that was tried more than once, from the last."""
         for observation in latest(tuple(observations)).values():
             self.observe(observation)
+
+    def warm(self, neighbour: CostModel) -> None:
+        """Learn from what a model of a similar training has observed (another device, lengths or
+        batch): its rows count with noise of their own, so that a trial here outweighs them."""
+        self._neighbours.append(neighbour)
+        self._predicted = {}
 
     def predict(self, candidate: Candidate) -> Prediction:
         """Memory and time of a candidate of the space."""
@@ -107,16 +117,8 @@ class CostModel:
                 np.array([self._time_terms(c) for c in candidates]), features
             )
             rows = zip(candidates, peak, peak_sd, step, step_sd, strict=True)
-            self._predicted = {c: self._prediction(*row) for c, *row in rows}
+            self._predicted = {c: self._prediction(*map(float, row)) for c, *row in rows}
         return self._predicted
-
-    def flops_per_step(self) -> float:
-        """Model FLOPs of an optimizer step over all devices."""
-        return terms.flops_of(self.workload, self.space)
-
-    def tokens_per_step(self) -> float:
-        """Tokens of an optimizer step over all devices, padding left out."""
-        return self.space.target * self.workload.sequences * self.workload.mean
 
     def errors(self) -> Errors:
         """Leave-one-out errors over the trials that ran."""
@@ -141,26 +143,35 @@ class CostModel:
 
     def _time(self, data: Data) -> PositiveFit:
         spreads = terms.TIME | ({} if self.device.peak_flops else terms.UNKNOWN)
+        spreads |= {} if self.workload.lengths else terms.GUESSED
         return PositiveFit(replace(_TIME_PRIOR, terms=tuple(spreads.values())), data)
 
     def _memory_data(self) -> Data:
         """Peaks of the trials that ran; the capacity as a lower bound where memory ran out."""
-        rows = [o for o in self._seen.values() if o.outcome == "oom" or (o.ok and o.peak_bytes)]
-        return of_rows(
-            [self._memory_terms(o.candidate) for o in rows],
-            [self._features(o.candidate) for o in rows],
-            [float(o.peak_bytes or 0) if o.ok else self.device.capacity for o in rows],
-            [not o.ok for o in rows],
-        )
+        return of_rows([*self._memory_rows(), *self._theirs("_memory_rows", ELSEWHERE[0])])
 
     def _time_data(self) -> Data:
-        rows = [o for o in self._seen.values() if o.ok and o.step]
-        return of_rows(
-            [self._time_terms(o.candidate) for o in rows],
-            [self._features(o.candidate) for o in rows],
-            [o.step or 0.0 for o in rows],
-            [False] * len(rows),
-        )
+        return of_rows([*self._time_rows(), *self._theirs("_time_rows", ELSEWHERE[1])])
+
+    def _theirs(self, rows: str, noise: float) -> Iterator[Row]:
+        for neighbour in self._neighbours:
+            yield from (replace(row, noise=noise) for row in getattr(neighbour, rows)())
+
+    def _memory_rows(self) -> Iterator[Row]:
+        for c, o in self._seen.items():
+            if o.outcome == "oom" or (o.ok and o.peak_bytes):
+                yield Row(
+                    terms=self._memory_terms(c),
+                    features=self._features(c),
+                    value=float(o.peak_bytes or 1) if o.ok else float(self.device.capacity),
+                    bound=not o.ok,
+                )
+
+    def _time_rows(self) -> Iterator[Row]:
+        for c, o in self._seen.items():
+            if o.ok and o.step:
+                features = self._features(c)
+                yield Row(terms=self._time_terms(c), features=features, value=o.step)
 
     def _memory_terms(self, c: Candidate) -> Array:
         found = terms.memory(self.workload, self.device, self.space, c)
@@ -187,9 +198,9 @@ class CostModel:
 
 def _left_out(data: Data, fit: Callable[[Data], PositiveFit]) -> Iterable[float]:
     """|predicted / observed - 1| of each exact observation, predicted from the others."""
-    if (~data.bounds).sum() < 2:
+    if len(data.values) < 2:
         return
-    for row in np.flatnonzero(~data.bounds):
+    for row in np.flatnonzero(~data.bounds & (data.noise == 0)):
         mean, _ = fit(data.without(row)).predict(
             data.terms[row : row + 1], data.features[row : row + 1]
         )

@@ -41,12 +41,14 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Observations: terms [n, k], features [n, f], values [n], and which are lower bounds [n]."""
+    """Observations: terms [n, k], features [n, f], logs of values [n], which of them are lower
+    bounds [n], and standard deviations of noise beside the prior's [n]."""
 
     terms: Array
     features: Array
     values: Array
     bounds: NDArray[np.bool_]
+    noise: Array
 
     def without(self, row: int) -> Data:
         """All but one."""
@@ -56,6 +58,7 @@ class Data:
             features=self.features[keep],
             values=self.values[keep],
             bounds=self.bounds[keep],
+            noise=self.noise[keep],
         )
 
 
@@ -92,8 +95,8 @@ class PositiveFit:
 
     def _cholesky(self) -> Array:
         features = self.data.features[self._exact]
-        noise = self.prior.noise**2 * np.eye(len(features))
-        return np.linalg.cholesky(self._kernel(features, features) + noise)
+        noise = self.prior.noise**2 + self.data.noise[self._exact] ** 2
+        return np.linalg.cholesky(self._kernel(features, features) + np.diag(noise))
 
     def _slopes(self) -> Array:
         return _log_sum(self._z, self.data.terms[self._exact])[1]
@@ -130,11 +133,12 @@ class PositiveFit:
             slopes.append(np.linalg.solve(self._lower, slope))
         if self.data.bounds.any():
             expected, slope = _log_sum(z, self.data.terms[self.data.bounds])
-            spread = math.hypot(self.prior.discrepancy, self.prior.noise)
+            own = math.hypot(self.prior.discrepancy, self.prior.noise)
+            spread = np.hypot(own, self.data.noise[self.data.bounds])
             above = (expected - self.data.values[self.data.bounds]) / spread
             residual, change = _censored(above)
             parts.append(residual)
-            slopes.append(change[:, None] * slope / spread)
+            slopes.append((change / spread)[:, None] * slope)
         return np.concatenate(parts), np.concatenate(slopes)
 
 
@@ -163,17 +167,24 @@ def _censored(above: Array) -> tuple[Array, Array]:
     return np.array(values), np.array(slopes)
 
 
-def of_rows(
-    terms: Sequence[Array],
-    features: Sequence[Array],
-    values: Sequence[float],
-    bounds: Sequence[bool],
-) -> Data:
-    """Data of lists; values are given as they are, not as logs."""
-    n = len(values)
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An observation, as Data has many; the value as it is."""
+
+    terms: Array
+    features: Array
+    value: float
+    bound: bool = False
+    noise: float = 0.0
+
+
+def of_rows(rows: Sequence[Row]) -> Data:
+    """Data of observations, in their order."""
+    n = len(rows)
     return Data(
-        terms=np.array(terms, dtype=float).reshape(n, -1 if n else 0),
-        features=np.array(features, dtype=float).reshape(n, -1 if n else 0),
-        values=np.log(np.array(values, dtype=float)),
-        bounds=np.array(bounds, dtype=bool),
+        terms=np.array([r.terms for r in rows], dtype=float).reshape(n, -1 if n else 0),
+        features=np.array([r.features for r in rows], dtype=float).reshape(n, -1 if n else 0),
+        values=np.log(np.array([r.value for r in rows], dtype=float)),
+        bounds=np.array([r.bound for r in rows], dtype=bool),
+        noise=np.array([r.noise for r in rows], dtype=float),
     )

@@ -8,20 +8,43 @@ log-normal, times the probability that memory suffices (Gardner et al. 2014).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from tuning.autotune.cost import CostModel, Prediction
 from tuning.autotune.observation import Observation
 from tuning.autotune.score import LIMIT, Scorer, fastest_of
 from tuning.autotune.space import Candidate
 
-MAX_TRIALS = 5
+MIN_TRIALS, MAX_TRIALS = 3, 5
 WORTH = 0.005
 """Expected gain, as a fraction of the best speed, below which a candidate is not tried."""
 FAITH = 0.25
 """Trials that a switch is taken to have survived before any; few, since a switch that crashes once
 mostly does so again."""
-LIKELY = 0.4
+LIKELY = 0.05
 """Least probability of enough memory for a trial, once something safe is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """The best safe trial: every candidate computes the same step, so that its speed is this one's
+    times the ratio of their steps, however MFU is counted."""
+
+    score: float
+    speed: float
+    """MFU, or tokens a second over the fastest seen."""
+    step: float
+    """Seconds of a step."""
+
+    @classmethod
+    def of(cls, best: Observation, scorer: Scorer, fastest: float | None) -> Known:
+        """Of an observation that is safe."""
+        relative = (best.tokens_per_second or 0.0) / (fastest or 1.0)
+        return cls(
+            score=scorer.score(best, fastest),
+            speed=relative if best.mfu is None else best.mfu,
+            step=best.step or 1.0,
+        )
 
 
 class Predict:
@@ -48,12 +71,11 @@ class Predict:
             return self._first(left)
         if len(self._seen) >= self.max_trials:
             return None
-        fastest = fastest_of(self._seen.values())
-        floor = self.scorer.score(best, fastest)
-        gains = {c: self._gain(c, p, floor, fastest) for c, p in left.items()}
+        known = Known.of(best, self.scorer, fastest_of(self._seen.values()))
+        gains = {c: self._gain(c, p, known) for c, p in left.items()}
         found = max(gains, key=lambda c: gains[c], default=None)
-        speed = best.mfu if best.mfu is not None else (best.tokens_per_second or 0) / (fastest or 1)
-        if found is None or gains[found] < WORTH * self.scorer.alpha * speed:
+        worth = WORTH if len(self._seen) >= MIN_TRIALS else WORTH / 50
+        if found is None or gains[found] < worth * self.scorer.alpha * known.speed:
             return None
         return found
 
@@ -68,19 +90,16 @@ class Predict:
             return min(left, key=lambda c: left[c].peak_bytes, default=None)
         return max(possible, key=lambda c: chance[c], default=None)
 
-    def _gain(
-        self, candidate: Candidate, p: Prediction, floor: float, fastest: float | None
-    ) -> float:
-        """Expected improvement of the score over `floor`, times the probability of being safe."""
+    def _gain(self, candidate: Candidate, p: Prediction, best: Known) -> float:
+        """Expected improvement of the best score, times the probability of being safe."""
         enough = self._enough(p)
         if enough < LIKELY:
             return 0.0
         penalty = self.scorer.penalty(p.peak_bytes / self.scorer.capacity)
-        spread = p.step_error / p.step_seconds
         gain = excess(
-            self.scorer.alpha * self._speed(p, fastest),
-            spread,
-            floor + self.scorer.beta * penalty,
+            self.scorer.alpha * best.speed * best.step / p.step_seconds,
+            p.step_error / p.step_seconds,
+            best.score + self.scorer.beta * penalty,
         )
         return gain * enough * self._reliable(candidate)
 
@@ -88,13 +107,6 @@ class Predict:
         """The probability that peak memory is within the limit."""
         room = math.log(LIMIT * self.scorer.capacity / p.peak_bytes)
         return normal(room / (p.peak_error / p.peak_bytes))
-
-    def _speed(self, p: Prediction, fastest: float | None) -> float:
-        """Predicted MFU, or tokens a second over the fastest seen."""
-        device, model = self.model.device, self.model
-        if device.peak_flops is not None:
-            return model.flops_per_step() / (p.step_seconds * device.peak_flops * device.count)
-        return model.tokens_per_step() / p.step_seconds / (fastest or 1.0)
 
     def _reliable(self, candidate: Candidate) -> float:
         """How likely it is not to crash, hang or give garbage, by what became of the trials that

@@ -197,6 +197,7 @@ class Surface:
             "collectives": u(0.2, 1.0) * GIB if self.device.count > 1 else 0.0,
             "attention_bytes": u(16, 40),
             "mlp_bytes": u(5, 13),
+            "scores": u(2, 5) if self.draw.random() < 0.08 else 0.0,
             "adapter_inputs": u(1.0, 1.4) if self.workload.lora else 1.0,
             "logit_bytes": u(6, 16),
             "one_block": u(1.0, 1.6),
@@ -218,12 +219,16 @@ class Surface:
             "compiled_memory": u(0.7, 1.0),
             "compile_fails": self.draw.random() < 0.1,
             "retries": u(1.1, 1.6),
+            "own_time": u(0.0, 0.04),
+            "own_memory": u(0.0, 0.03),
             "noise": math.exp(u(math.log(0.003), math.log(0.03))),
         }
 
     def _truth(self, c: Candidate) -> Truth:
-        peak, out = self._memory(c)
-        seconds = self._seconds(c)
+        # Which kernels and which blocks of the allocator a candidate gets.
+        own = random.Random(f"{self.h['knee']} {c}")
+        seconds = self._seconds(c) * math.exp(own.gauss(0, self.h["own_time"]))
+        peak, out = self._memory(c, math.exp(own.gauss(0, self.h["own_memory"])))
         if peak > 0.97 * self.device.capacity:
             seconds *= self.h["retries"]
         mean = self.workload.mean * self.workload.sequences * self.space.target
@@ -242,11 +247,14 @@ class Surface:
             return c.max_tokens_per_gpu / w.mean
         return (c.micro_batch or self.space.fixed_micro_batch or ranks) * w.sequences
 
-    def _memory(self, c: Candidate) -> tuple[float, bool]:
-        """Bytes that the device provides at most, and whether it has not got them."""
+    def _memory(self, c: Candidate, own: float) -> tuple[float, bool]:
+        """Bytes that the device provides at most, and whether it has not got them; `own` is a
+        factor of what comes and goes."""
         w, h, shards = self.workload, self.h, self._shards(c)
         tokens = (c.max_tokens_per_gpu or self._rows(c) * w.longest) / c.sep_size
         block = tokens * (h["attention_bytes"] * w.hidden + h["mlp_bytes"] * w.intermediate)
+        # Attention that keeps its scores, heads of 64: what no one would expect of it.
+        block += tokens * h["scores"] * w.longest * w.hidden / 64
         block *= h["adapter_inputs"] * (h["compiled_memory"] if c.use_compile else 1.0)
         block = math.ceil(block / 20e6) * 20e6
         inputs = 2 * tokens * w.hidden * w.layers
@@ -265,7 +273,7 @@ class Surface:
             kept + h["one_block"] * block + w.vocabulary * w.hidden * w.gradient_bytes / shards,
             (0.0 if buckets else gradients) + h["optimizer_copy"] * 4 * w.trained / shards,
         )
-        used = held + max(moments)
+        used = held + own * max(moments)
         outside = h["context"] + h["collectives"]
         wanted = used * (1 + h["fragments"]) + outside
         least = used * (1 + h["fragments"] / 3) + outside

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Literal
@@ -19,7 +19,11 @@ from tuning.runs.errors import UserError, choose
 
 Sharding = Literal["none", "full_shard", "hybrid_shard"]
 Precision = Literal["bf16", "fp32"]
-_PARALLEL: dict[str, Literal["ddp", "fsdp2"]] = {"none": "ddp", "full_shard": "fsdp2"}
+_PARALLEL: dict[str, Literal["ddp", "fsdp2", "hsdp"]] = {
+    "none": "ddp",
+    "full_shard": "fsdp2",
+    "hybrid_shard": "hsdp",
+}
 LARGEST_MICRO_BATCH = 256
 """Examples of a forward pass; more has never been faster, and every value is a candidate."""
 
@@ -45,12 +49,7 @@ class Candidate:
     """Of matrix products: bf16 on CUDA, fp32 elsewhere; not searched."""
 
     def compute_config(self) -> ComputeConfig:
-        """The settings that a training reads; those of TRL that it refuses are at their defaults.
-
-        Raises UserError for hybrid_shard, which no trainer here has yet.
-        """
-        if self.sharding not in _PARALLEL:
-            raise UserError(f"sharding {self.sharding} is not known to the engine; use full_shard")
+        """The settings that a training reads, on the engine."""
         return ComputeConfig(
             micro_batch_size=self.micro_batch,
             max_tokens_per_gpu=self.max_tokens_per_gpu,
@@ -90,7 +89,7 @@ class Knobs:
 
 
 _ENGINE: dict[str, Any] = {
-    "sharding": ("none", "full_shard"),
+    "sharding": ("none", "full_shard", "hybrid_shard"),
     "use_compile": True,
     "sep_size": True,
 }
@@ -176,6 +175,13 @@ class Space:
             return math.ceil(tokens / (ranks * candidate.max_tokens_per_gpu))
         micro = candidate.micro_batch or self.fixed_micro_batch
         return math.ceil(self.target / (ranks * micro)) if micro else 1
+
+    def compute_config(self, candidate: Candidate) -> ComputeConfig:
+        """The settings that the training of this space reads; what it refuses is at its default."""
+        found = candidate.compute_config()
+        if self.processes > 1:
+            return found
+        return replace(found, parallel=ComputeConfig().parallel)
 
     def _all(self) -> Iterator[Candidate]:
         compiles = (False, True) if self.knobs.use_compile and self.compiles else (False,)

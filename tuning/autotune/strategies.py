@@ -70,8 +70,7 @@ def strategy(
     Args:
         name: One of STRATEGIES; UserError for any other.
         model: Predicts; what it calls hopeless is left out of `bayesian` and `grid`. Give each
-            strategy its own, since it learns. One that has observed a neighbour's trials (another
-            device, other lengths) is warmer for it.
+            strategy its own, since it learns; `CostModel.warm` is for a neighbour's trials.
         scorer: What is best.
         target_mfu: That `heuristic` wants to reach.
         seed: Of what `bayesian` draws.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import re
 from itertools import pairwise
+from statistics import NormalDist
 
 from tuning.autotune.space import Candidate, Space
 from tuning.autotune.workload import Device, Workload
@@ -20,6 +21,7 @@ MEMORY = {
     "activations": 0.35,
     "recomputed": 0.35,
     "logits": 0.4,
+    "optimizer_step": 0.8,
 }
 TIME = {
     "products": 0.3,
@@ -27,15 +29,20 @@ TIME = {
     "recomputing": 0.35,
     "elements": 0.6,
     "launches": 0.8,
-    "filling": 1.0,
+    "filling": 1.2,
     "exchange_pass": 0.9,
     "exchange_step": 0.9,
     "update": 0.6,
+    "sampling": 1.0,
 }
 UNKNOWN = {"products": 1.5, "elements": 1.5, "update": 1.5, "filling": 1.8, "recomputing": 1.5}
 """The same, where no peak is published."""
+GUESSED = {"padding": 0.7}
+"""The same, where padding is guessed, since no lengths are known."""
 _UNKNOWN_PEAK, _CPU_PEAK = 150e12, 0.2e12
 """FLOP/s that predictions start from there."""
+_FRAGMENTS = 1.06
+"""What the allocator reserves of what comes and goes, over what is used of it."""
 _EFFICIENCY = 0.6
 """Of matrix products that are large enough, of the peak."""
 _FLOPS_PER_BYTE = 250
@@ -72,13 +79,14 @@ def memory(workload: Workload, device: Device, space: Space, c: Candidate) -> di
 
     Activations kept for the backward pass follow Korthikanti et al. (arXiv 2205.05198, section 4),
     for a gated MLP and attention that keeps no scores; logits are kept in the compute precision, in
-    fp32 for the loss, and as their gradient.
+    fp32 for the loss, and as their gradient. The optimizer's own moment is counted by what it
+    takes above them.
     """
     w, size = workload, 2 if c.precision == "bf16" else 4
     shards = shards_of(space, c)
     states = w.parameters * w.weight_bytes + w.trained * w.optimizer_bytes
     states += w.parameters * w.weight_bytes if w.reference == "copy" else 0.0
-    tokens = tokens_of(w, space, c, most=True)
+    tokens = _FRAGMENTS * tokens_of(w, space, c, most=True)
     kept = tokens * (12 * w.hidden + 4 * w.intermediate) * size * (0.85 if c.use_compile else 1)
     inputs = tokens * w.layers * w.hidden * size
     recomputed = kept + inputs if c.gradient_checkpointing else 0.0
@@ -89,9 +97,10 @@ def memory(workload: Workload, device: Device, space: Space, c: Candidate) -> di
     activations = 0.0 if c.gradient_checkpointing else kept * w.layers
     logits = tokens * w.vocabulary * (0.5 if w.fused_loss else 2 * size + 4)
     gradients = w.trained * w.gradient_bytes / shards
+    temporary = 0.5 * w.trained * 4 / shards
     if space.accumulation(c) == 1 and (shards > 1 or device.count == 1):
-        # They take the place of activations, layer by layer; DDP holds them from the start.
-        gradients = max(0.0, gradients - activations - recomputed - logits)
+        # Gradients take the place of activations, layer by layer; DDP holds them from the start.
+        gradients, temporary = 0.0, temporary + gradients
     return {
         "fixed": 0.9 * GIB + (0.5 * GIB if device.count > 1 else 0.0),
         "states": states / shards + gradients,
@@ -99,13 +108,15 @@ def memory(workload: Workload, device: Device, space: Space, c: Candidate) -> di
         "activations": activations,
         "recomputed": recomputed,
         "logits": logits,
+        "optimizer_step": max(0.0, temporary - activations - recomputed - logits),
     }
 
 
 def seconds(workload: Workload, device: Device, space: Space, c: Candidate) -> dict[str, float]:
     """Seconds of an optimizer step, by the names of TIME. `products` is the least that matrix
     products take, with `elements` what memory adds to it, `launches` and `filling` what every pass
-    costs however small it is, and `exchange` what devices send each other, a pass and a step.
+    costs however small it is, `exchange` what devices send each other, a pass and a step, and
+    `sampling` the completions of a step, all at once and token by token.
     """
     w, size = workload, 2 if c.precision == "bf16" else 4
     cpu = device.name.lower().startswith("cpu")
@@ -125,6 +136,7 @@ def seconds(workload: Workload, device: Device, space: Space, c: Candidate) -> d
     fill = passes * _FILLING * w.flops_per_token / c.sep_size / (peak * _EFFICIENCY)
     gathers = 3 if c.gradient_checkpointing else 2
     shared = 8 * tokens * w.layers * w.hidden * size / _inside(device) if c.sep_size > 1 else 0.0
+    one_token = w.parameters * size / bandwidth + w.layers * _LAUNCHES / 3
     return {
         "products": products * again,
         "padding": (padding - 1) * products * again,
@@ -135,19 +147,21 @@ def seconds(workload: Workload, device: Device, space: Space, c: Candidate) -> d
         "exchange_pass": (passes * gathers * weights / link if shards > 1 else 0.0) + shared,
         "exchange_step": _reduced(w, device, space, c),
         "update": w.trained / shards * (16 + 2 * w.gradient_bytes) / bandwidth,
+        "sampling": w.sampled * one_token,
     }
 
 
 def padding_of(workload: Workload, space: Space, candidate: Candidate) -> float:
     """Tokens that are computed over those of the sequences: those of a pass are as long as the
-    longest of them. From the lengths, or from a guess: 1 - 1/sqrt(n) of the way from the mean to
-    the longest of all.
+    longest of them. From the lengths; without any, as if they were log-normal, with the longest
+    three standard deviations above the middle.
     """
     w, n = workload, sequences_of(workload, space, candidate)
     if not w.padded or n == math.inf:
         return 1.0
     if not w.lengths:
-        return 1 + (w.longest / w.mean - 1) * (1 - n**-0.5)
+        deviations = NormalDist().inv_cdf(n / (n + 1))
+        return min(w.longest / w.mean, (w.longest / w.mean) ** (deviations / 3))
     lengths, of = sorted(w.lengths), len(w.lengths)
     above = ((i / of) ** n for i in range(of + 1))
     expected = sum(

@@ -38,6 +38,8 @@ class Workload:
     is guessed from longest and mean."""
     padded: bool = True
     """Whether the sequences of a forward pass are padded to the longest of them."""
+    sampled: int = 0
+    """Tokens of the longest completion that is sampled in every step (GRPO)."""
     reference: Reference = "none"
     weight_bytes: float = 2.0
     """Of a parameter as it is held between steps."""
