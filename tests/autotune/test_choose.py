@@ -11,7 +11,6 @@ import pytest
 from tests.autotune.searches import pretraining, search_of
 from tuning.autotune import cache, phase
 from tuning.autotune.config import AutotuneConfig
-from tuning.autotune.cost import CostModel
 from tuning.autotune.host import budget_of, device_of
 from tuning.autotune.observation import Observation
 from tuning.autotune.process import Limits
@@ -109,8 +108,8 @@ def test_a_neighbour_is_a_hint_and_no_more(tried):
         Sample(numbers=None, longest=128, mean=128),
         device_of(AutotuneConfig(), 1, Path("unused")),
     )
-    ours = CostModel(subject.workload, subject.device, subject.space)
-    scaled = phase._scaled(seen[0], ours, phase._cost_of(about, subject))
+    expected = phase.estimated(subject)
+    (scaled, *_) = phase._scaled(seen, expected, phase._cost_of(about, subject), subject)
     assert scaled.step > seen[0].step, "four times as long"
     assert scaled.peak_bytes > seen[0].peak_bytes
     other = search_of(strategy="bayesian")

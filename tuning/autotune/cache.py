@@ -63,7 +63,7 @@ def about(subject: Subject) -> dict[str, Any]:
         "device": [device.name, device.capacity],
         "processes": subject.config.processes,
         "method": subject.method,
-        "shape": plain(subject.workload) | {"longest": 0, "mean": 0},
+        "shape": plain(subject.workload) | {"longest": 0, "mean": 0, "lengths": []},
         "adapter": None if subject.on_engine else plain(run.lora),
         "dtype": getattr(model, "dtype", "auto"),
         "lengths": [bucket(sample.longest), bucket(sample.mean)],

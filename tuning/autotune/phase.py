@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tuning.autotune.cost import CostModel, Prediction
 from tuning.autotune.host import budget_of, device_of, host_limit
 from tuning.autotune.observation import Observation, latest
 from tuning.autotune.process import Limits, run_trial
-from tuning.autotune.rows import Sample, sample_of, write
+from tuning.autotune.rows import sample_of, write
 from tuning.autotune.score import Scorer, fastest_of
 from tuning.autotune.search import Budget, Result, search
 from tuning.autotune.space import Candidate
@@ -162,11 +162,15 @@ class _Chooser:
     def _search(self) -> Result:
         subject, s = self.subject, self.search
         model = CostModel(subject.workload, subject.device, subject.space)
-        earlier = self._of_neighbours()
-        model.observe_all(earlier)
+        earlier = []
+        for about, seen in self.entry.neighbours()[:1]:  # hints: the winner is one tried here
+            neighbour = _cost_of(about, subject)
+            earlier = _scaled(seen, estimated(subject), neighbour, subject)
+            neighbour.observe_all(seen)
+            model.warm(neighbour)
         budget = Budget(seconds=self.budget_seconds, max_iterations=s.max_iterations)
         files = write(self.config, subject.sample, self.scratch / "rows")
-        trials = _Trials(self, model, budget, files)
+        trials = _Trials(self, budget, files)
         trials.try_own(subject.own)
         return search(
             subject.space,
@@ -182,17 +186,6 @@ class _Chooser:
         seen = latest(result.observations)
         best = seen.get(result.winner) if result.winner else None
         return self.scorer.score(best, fastest_of(seen.values())) if best else None
-
-    def _of_neighbours(self) -> list[Observation]:
-        """What ran for the nearest neighbour, as far as it would have been here: scaled by what the
-        cost model expects of both. A hint: the winner is always one that was tried here.
-        """
-        for about, seen in self.entry.neighbours()[:1]:
-            there = _cost_of(about, self.subject)
-            here = CostModel(self.subject.workload, self.subject.device, self.subject.space)
-            known = set(self.subject.space.candidates)
-            return [_scaled(o, here, there) for o in seen if o.ok and o.candidate in known]
-        return []
 
     def _found(self, source: Source, kept: cache.Kept) -> Found:
         run = tuned(self.config, kept.candidate)
@@ -233,10 +226,8 @@ class _Chooser:
 class _Trials:
     """Runs the trials of a search, and shows them."""
 
-    def __init__(
-        self, chooser: _Chooser, model: CostModel, budget: Budget, files: dict[str, str]
-    ) -> None:
-        self.chooser, self.model, self.budget, self.files = chooser, model, budget, files
+    def __init__(self, chooser: _Chooser, budget: Budget, files: dict[str, str]) -> None:
+        self.chooser, self.budget, self.files = chooser, budget, files
         self.number = len(chooser.entry.history.read())
         self._told = 0.0
 
@@ -254,7 +245,7 @@ class _Trials:
 
     def run(self, candidate: Candidate) -> Observation:
         """Measure a candidate."""
-        config, sample = self.chooser.config, self.chooser.subject.sample
+        config = self.chooser.config
         self.number += 1
         self._told = 0.0
         total = self.budget.seconds
@@ -262,7 +253,7 @@ class _Trials:
             config=config,
             candidate=candidate.to_json(),
             files=self.files,
-            rows=_rows(sample, self.chooser.subject.space.target),
+            rows=self.chooser.subject.rows,
             steps=self.chooser.search.profile_steps,
             seconds=total * SHARE_OF_TRIAL,
             parent=os.getpid(),
@@ -273,20 +264,16 @@ class _Trials:
         )
         folder = self.chooser.scratch / "trial"
         found = run_trial(request, candidate, folder, limits, lambda: self._tick(candidate))
-        return self._with_speed(found, request.rows)
+        return self._with_speed(found)
 
-    def _with_speed(self, found: Observation, rows: int) -> Observation:
-        step = found.step
+    def _with_speed(self, found: Observation) -> Observation:
+        step, subject = found.step, self.chooser.subject
         if not found.ok or not step:
             return found
-        share = rows / self.chooser.subject.space.target
-        device = self.chooser.subject.device
-        mfu = None
-        if device.peak_flops:
-            flops = self.model.flops_per_step() * share
-            mfu = flops / step / (device.peak_flops * device.count)
-        tokens = self.model.tokens_per_step() * share
-        return replace(found, tokens_per_second=tokens / step, mfu=mfu)
+        peak, mfu = subject.device.peak_flops, None
+        if peak:
+            mfu = subject.flops_per_step / step / (peak * subject.device.count)
+        return replace(found, tokens_per_second=subject.tokens_per_step / step, mfu=mfu)
 
     def _tick(self, candidate: Candidate) -> None:
         if time.monotonic() - self._told > TELL_SECONDS:
@@ -305,10 +292,6 @@ def _check(until: float) -> None:
         raise _TooLong
 
 
-def _rows(sample: Sample, target: int) -> int:
-    return target if sample.numbers is None else len(sample.numbers)
-
-
 def _line(observation: Observation) -> str:
     import json
 
@@ -318,23 +301,37 @@ def _line(observation: Observation) -> str:
 def _cost_of(about: dict[str, Any], subject: Subject) -> CostModel:
     """The cost model of a neighbour, before it has observed anything."""
     longest, mean = (cache.BUCKET**n for n in about["lengths"])
-    workload = Workload(**about["shape"] | {"longest": max(1, round(longest)), "mean": mean})
+    lengths = {"longest": max(1, round(longest)), "mean": mean, "lengths": ()}
+    workload = Workload(**about["shape"] | lengths)
     name, capacity = about["device"]
     count = subject.device.count
     return CostModel(workload, Device.named(name, capacity, count=count), subject.space)
 
 
-def _scaled(o: Observation, here: CostModel, there: CostModel) -> Observation:
-    ours, theirs = here.predict(o.candidate), there.predict(o.candidate)
-    time_ratio = ours.step_seconds / theirs.step_seconds
-    memory_ratio = ours.peak_bytes / theirs.peak_bytes
-    return replace(
-        o,
-        step_seconds=tuple(s * time_ratio for s in o.step_seconds),
-        peak_bytes=round((o.peak_bytes or 0) * memory_ratio),
-        tokens_per_second=here.tokens_per_step() / ((o.step or 1.0) * time_ratio),
-        note="of a neighbour",
-    )
+def _scaled(
+    seen: Sequence[Observation],
+    here: Mapping[Candidate, Prediction],
+    there: CostModel,
+    subject: Subject,
+) -> list[Observation]:
+    """What ran for a neighbour as it would be here: scaled by what the counts say of both. `there`
+    has observed nothing yet.
+    """
+    found = []
+    for o in seen:
+        if not o.ok or o.candidate not in here or not o.step:
+            continue
+        ours, theirs = here[o.candidate], there.predict(o.candidate)
+        longer = ours.step_seconds / theirs.step_seconds
+        found.append(
+            replace(
+                o,
+                step_seconds=tuple(s * longer for s in o.step_seconds),
+                peak_bytes=round((o.peak_bytes or 0) * ours.peak_bytes / theirs.peak_bytes),
+                tokens_per_second=subject.tokens_per_step / (o.step * longer),
+            )
+        )
+    return found
 
 
 def _scratch() -> Path:

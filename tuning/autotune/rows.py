@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning.autotune.config import AutotuneRunConfig
+from tuning.flags import restore
 from tuning.runs import atomic
 from tuning.runs.errors import UserError
 from tuning.runs.identity import digest
@@ -36,6 +37,8 @@ class Sample:
     """Tokens of the longest sequence of the pool."""
     mean: float
     """Tokens of a sequence of the batch on average, without padding."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each row of the batch; () for random tokens."""
 
 
 def target_of(config: AutotuneRunConfig) -> int:
@@ -57,13 +60,15 @@ def sample_of(config: AutotuneRunConfig, cache: Path) -> Sample:
     key = digest({"data": _data_of(config), "rows": target_of(config), "packed": _packed(config)})
     path = cache / f"{key[:16]}.json"
     if (found := atomic.read_object(path)) is not None:
-        return Sample(**found | {"numbers": tuple(found["numbers"])})
+        return restore(Sample, found)
     lengths = _lengths(config)
     numbers = chosen(lengths, target_of(config), packed=_packed(config))
+    batch = tuple(lengths[n] for n in numbers)
     made = Sample(
         numbers=tuple(numbers),
         longest=max(lengths),
-        mean=sum(lengths[n] for n in numbers) / len(numbers),
+        mean=sum(batch) / len(batch),
+        lengths=batch,
     )
     atomic.write_json(path, asdict(made))
     return made

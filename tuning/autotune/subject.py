@@ -12,6 +12,7 @@ from typing import Any
 from tuning.autotune.config import AutotuneRunConfig
 from tuning.autotune.rows import POOLS, Sample, artifact, target_of
 from tuning.autotune.space import KNOBS, Candidate, Space
+from tuning.autotune.terms import flops_of
 from tuning.autotune.workload import Device, Workload
 from tuning.config import DatasetEntry
 from tuning.data import train_dataset
@@ -148,12 +149,30 @@ class Subject:
             longest=self.sample.longest,
             mean=self.sample.mean,
             sequences=self._sequences,
+            lengths=self.sample.lengths,
+            sampled=self.run.training.max_completion_length if self.method == "grpo" else 0,
             padded=not KNOBS[self.method].token_budget,
             reference=self._reference,
             weight_bytes=2.0 if lora and half else 4.0,
             optimizer_bytes=2.0 if self.cuda and getattr(t, "optimizer", "") == "auto" else 8.0,
             fused_loss=self.run.compute.use_liger_kernels,
         )
+
+    @property
+    def rows(self) -> int:
+        """Examples of a step of a trial: those of a real one, or all that there are."""
+        numbers = self.sample.numbers
+        return self.space.target if numbers is None else len(numbers)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Of a step of a trial, over all devices, padding left out."""
+        return self.rows * self.workload.sequences * self.workload.mean
+
+    @property
+    def flops_per_step(self) -> float:
+        """Model FLOPs of a step of a trial, over all devices."""
+        return flops_of(self.workload, self.space) * self.rows / self.space.target
 
     @property
     def _sequences(self) -> int:
