@@ -29,6 +29,7 @@ from tuning.runs.rundir import RunDirectory
 
 HERE = Path(__file__).parent
 TUNED = ("--autotune", "--profile_steps", 3, "--max_iterations", 2, "--time_budget", 400)
+CAP = ("--memory_cap", "4G")
 ONCE = (*TUNED[:4], 1, *TUNED[5:])
 DATA = ("--model", "tiny", "--dataset", "arith", "--task", "math", "--do_training")
 SFT = (*DATA, "--train_size", 32, "--micro_batch_size", 2, "--loss", "strange_losses:watched")
@@ -77,9 +78,9 @@ def test_sft_trains_as_it_was_tuned_and_two_runs_of_one_key_search_once(
     tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNING_TEST_WATCHED", str(tmp_path / "other"))
-    other = start_entry(tiny_home, "run_sft.py", *SFT, "--seed", 7, *TUNED)
+    other = start_entry(tiny_home, "run_sft.py", *SFT, "--seed", 7, *TUNED, *CAP)
     monkeypatch.setenv("TUNING_TEST_WATCHED", str(tmp_path / "watched"))
-    check(run_entry(tiny_home, "run_sft.py", *SFT, *TUNED))
+    check(run_entry(tiny_home, "run_sft.py", *SFT, *TUNED, *CAP))
     assert ended(other) == 0
     runs = sorted((tiny_home / "models").glob("tiny_sft-arith-32-*"))
     found = [choice(run) for run in runs]
@@ -112,7 +113,7 @@ def test_sft_trains_as_it_was_tuned_and_two_runs_of_one_key_search_once(
 
 def test_dpo_trains_as_it_was_tuned(tiny_home: Path, tmp_path: Path) -> None:
     plain = copy_home(tiny_home, tmp_path / "plain")
-    check(run_entry(tiny_home, "run_dpo.py", *DPO, *TUNED))
+    check(run_entry(tiny_home, "run_dpo.py", *DPO, *TUNED, *CAP))
     check(run_entry(plain, "run_dpo.py", *DPO))
     (run,) = (tiny_home / "models").glob("tiny_pt-*")
     found = choice(run)
@@ -129,7 +130,7 @@ def test_pretraining_is_tuned_and_resumed_with_the_same_choice(
     words = [*SMALL, "--max_steps", 400, "--save_every_steps", 50, "--micro_batch_size", 1]
     words += ["--loss", "strange_losses:watched"]
     monkeypatch.setenv("TUNING_TEST_WATCHED", str(tmp_path / "first"))
-    first = start_entry(home, "run_pretrain.py", *words, *TUNED)
+    first = start_entry(home, "run_pretrain.py", *words, *TUNED, *CAP)
 
     def trains() -> bool:
         said = [atomic.read_object(p) or {} for p in home.glob("models/*/progress.json")]
@@ -150,7 +151,7 @@ def test_pretraining_is_tuned_and_resumed_with_the_same_choice(
 
     monkeypatch.setenv("TUNING_TEST_WATCHED", str(tmp_path / "straight"))
     there = tmp_path / "straight run"
-    check(run_entry(home, "run_pretrain.py", *words, *TUNED, "--output_dir", there))
+    check(run_entry(home, "run_pretrain.py", *words, *TUNED, *CAP, "--output_dir", there))
     assert choice(there)["source"] == "cache"
     assert passes(tmp_path / "straight") == [400 * 8 // micro], "and a hit tries nothing"
     assert losses(run) == losses(there)
