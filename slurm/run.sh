@@ -16,6 +16,7 @@
 #         --sft_ratio 0 0.25 0.5 0.75 1 --train_sizes 1000 4000 --seed 1 2 3 \
 #         --do_training --do_sft_first --do_inference --do_evaluation
 #
+# AUTOTUNE=y, or --autotune, tunes each training in its job before it begins (docs/autotune.md).
 # --dry_run prints the stages and submits nothing; --help lists every flag. Stages that are done are skipped, so the
 # same command resumes. PYTHON: the interpreter (default: that of the checkout's .venv, else python3).
 set -euo pipefail

@@ -26,7 +26,7 @@ LONGEST = (
     "test_kills", "test_pretrain", "test_experiment", "test_engine_sft", "test_methods",
     "test_artifacts", "test_parallel", "test_engine_resume", "test_api", "test_random_plans",
     "test_budget_report", "test_air_gapped", "test_engine_cli", "test_local", "test_report",
-    "test_prefetch",
+    "test_prefetch", "test_phase",
 )  # fmt: skip
 """The files that take longest, by name."""
 LEFT = ("TORCHINDUCTOR_", "ACCELERATE_", "WANDB_MODE")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from tuning.plan import Plan, Stage, Standing, descendants, read_stage, save_plan, standing
 from tuning.runs import atomic, manifest
 from tuning.runs.errors import UserError
-from tuning.runs.identity import FORMAT
+from tuning.runs.identity import FORMAT, digest
 from tuning.runs.rundir import Identity, RunDirectory, claim
 from tuning.sweetspots.store import METADATA, checkpoint_name
 from tuning.training.start import Start
@@ -183,3 +183,14 @@ def test_descendants_reach_down_every_branch():
     )]  # fmt: skip
     assert descendants(stages, "a") == {"b", "c", "d"}
     assert descendants(stages, "c") == set()
+
+
+def test_a_stage_that_is_not_tuned_has_the_key_that_it_had_before_there_was_tuning():
+    plain = Stage(name="a", role="sft", hash="h", phases=("train",))
+    values = {k: v for k, v in asdict(plain).items() if k != "autotune"}
+    assert plain.key == digest(values)[:12]
+    tuned = replace(plain, autotune={"strategy": "grid"})
+    assert tuned.key != plain.key
+    assert tuned.tunes and not plain.tunes
+    assert not replace(tuned, phases=("infer",)).tunes
+    assert Stage.from_json(asdict(tuned)) == tuned

@@ -88,7 +88,7 @@ def test_what_is_rounded_is_told(home: Path) -> None:
     [
         ({"TASK": "math"}, "missing: --dataset (DATASET), --sft_ratio (SFT_RATIO), "),
         (POINT | {"DO_TRAINING": "maybe"}, "DO_TRAINING is 'maybe'; it must be y or n"),
-        (POINT | {"AUTOTUNE": "y"}, "AUTOTUNE is not implemented yet"),
+        (POINT | {"AUTOTUNE": "perhaps"}, "AUTOTUNE is 'perhaps'; it must be y or n"),
         (POINT | {"BASE_MODEL": "tyni", **ALL}, "Did you mean 'tiny'?"),
         (POINT, "nothing to do"),
         (POINT | ALL | {"DO_SFT_FIRST": "n"}, "'tiny_sft-arith-250' is not trained yet"),

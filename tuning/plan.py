@@ -67,6 +67,8 @@ class Stage:
     seed: int | None = None
     wide: bool = False
     """Whether it runs alone, on all cores."""
+    autotune: dict[str, Any] | None = None
+    """How to tune its training before it begins, as JSON values; None: not at all."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Stage:
@@ -82,14 +84,24 @@ class Stage:
         return bool(self.phases)
 
     @property
+    def tunes(self) -> bool:
+        """Whether it is tuned before it trains."""
+        return self.autotune is not None and "train" in self.phases
+
+    @property
     def kind(self) -> str:
         """Its resource class in cluster.yaml: pretrain, sft, pft, evaluation or report."""
         return _KINDS[self.role]
 
     @property
     def key(self) -> str:
-        """Hash over all fields of the stage, as 12 hexadecimal digits."""
-        return digest(asdict(self))[:12]
+        """Hash over all fields of the stage, as 12 hexadecimal digits; without tuning, the same as
+        before there was any.
+        """
+        values = asdict(self)
+        if self.autotune is None:
+            del values["autotune"]
+        return digest(values)[:12]
 
     @property
     def work(self) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
     from tuning.phases.evaluate import check_evaluation, evaluate_run
     from tuning.phases.train import not_trained, training_phase
+    from tuning.phases.tune import tuned
     from tuning.phases.work import planned
     from tuning.runs import interrupt
     from tuning.runs.rundir import RunDirectory, locate
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             directory = training.directory
             if not training.done:
                 train = method(config.pft_method).train_with()
-                train(config, directory, start, list(training.report_to))
+                run = tuned("pft", config, directory, options, start)
+                train(run, directory, start, list(training.report_to))
     if work.evaluation:
         if not directory.done("train"):
             raise not_trained(directory, preference_command(config))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 def parser() -> Parser:
     """The flags: the model's shape, the data, the training, and how it is computed."""
+    from tuning.autotune.config import add_autotune_flags
     from tuning.engine.run_config import PRETRAIN_PARTS
     from tuning.phases.options import add_claim_flags, add_wandb
 
@@ -49,6 +50,7 @@ def parser() -> Parser:
     made.add_argument("--learning_rate", help="alias of --max_lr")
     add_claim_flags(made)
     add_wandb(made)
+    add_autotune_flags(made)
     for part in PRETRAIN_PARTS:
         add_flags(made, part)
     return made
@@ -89,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
     from tuning.engine.run_config import check_place
     from tuning.phases.train import training_phase
+    from tuning.phases.tune import tune_only, tuned, tunes_only
     from tuning.phases.work import planned
     from tuning.runs import interrupt
 
@@ -98,16 +101,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     config.training.own_function()
     site.require_writable_home(config.output.log_dir)
     interrupt.install()
+    if processes := tunes_only():
+        tune_only("pretrain", config, config.identity(work.name), work.options, processes)
+        return 0
     with training_phase(config.identity(work.name), work.options, joinable=True) as training:
         if not training.done:
             from tuning.engine.pretraining import pretrain
 
-            pretrain(config, training.directory, list(training.report_to))
+            run = tuned("pretrain", config, training.directory, work.options)
+            pretrain(run, training.directory, list(training.report_to))
     return 0
 
 
 def described(args: argparse.Namespace) -> Work:
     """The work that a command line describes."""
+    from tuning.autotune.config import autotune_given
     from tuning.phases.options import Options, wandb_mode
     from tuning.phases.work import Work
 
@@ -118,6 +126,7 @@ def described(args: argparse.Namespace) -> Work:
         force=args.force,
         wandb=wandb_mode(args.wandb),
         output_dir=_output_dir(args) if args.output_dir else None,
+        autotune=autotune_given(args, args.autotune),
     )
     return Work(options=options, run=config, name=config.run_name)
 

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
     from tuning.phases.evaluate import check_evaluation, evaluate_run
     from tuning.phases.train import not_trained, training_phase
+    from tuning.phases.tune import tune_only, tuned, tunes_only
     from tuning.phases.work import planned
     from tuning.runs import interrupt, ranks
     from tuning.runs.rundir import RunDirectory, locate
@@ -60,13 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_base(config.model)
     site.require_writable_home()
     interrupt.install()
+    if processes := tunes_only():
+        if options.do_training:
+            tune_only("sft", config, config.identity(work.name), options, processes)
+        return 0
     directory = RunDirectory(locate(site.models_dir(), work.name, config.hash))
     if options.do_training:
         joinable = config.trainer == "engine"
         with training_phase(config.identity(work.name), options, joinable=joinable) as training:
             directory = training.directory
             if not training.done:
-                _train(config, training)
+                _train(tuned("sft", config, training.directory, options), training)
     if work.evaluation and ranks.is_first():
         if not directory.done("train"):
             raise not_trained(directory, sft_command(config))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 def parser() -> Parser:
     """The flags: the experiment, what to do, and settings of SFT, preference tuning, evaluation."""
+    from tuning.autotune.config import add_autotune_switch
     from tuning.experiments.choices import add_settings
     from tuning.launch import add_launch_flags
     from tuning.phases.options import add_data
@@ -48,6 +49,7 @@ def parser() -> Parser:
         "--no_early_stop", action="store_true", help="do not stop SFT after the last rule fired"
     )
     made.add_argument("--seed", type=int, help="seed of SFT and preference tuning")
+    add_autotune_switch(made)
     add_settings(made, rules=True)
     return made
 
@@ -88,6 +90,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def _wanted(args: argparse.Namespace) -> Wanted:
+    from tuning.autotune.config import autotune_given
     from tuning.experiments.choices import settings_given
     from tuning.experiments.sweetspot import Wanted
     from tuning.launch import samples_on_cuda
@@ -109,6 +112,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         references=not args.no_references,
         experiment=args.experiment,
         seed=args.seed,
+        autotune=autotune_given(args, args.autotune),
         cuda=samples_on_cuda(args),
         **settings,
     )

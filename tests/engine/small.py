@@ -9,6 +9,7 @@ writes OUT/name.pt with the losses and the whole weights of each case.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from dataclasses import fields, replace
@@ -150,6 +151,8 @@ def main(out: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Run cases in the processes that torchrun started."""
     ranks.join()
     for name, case in cases.items():
+        if "a_node" in case:
+            os.environ["LOCAL_WORLD_SIZE"] = str(case.pop("a_node"))
         with tempfile.TemporaryDirectory() as fresh:
             folder = Path(ranks.from_first(str(case.pop("directory", fresh))))
             weights, metrics, _ = train(folder, **case)

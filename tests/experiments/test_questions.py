@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_site import use
+from tuning.autotune.config import AutotuneConfig, add_autotune_flags
 from tuning.experiments import questions as front
 from tuning.experiments.budget import Budget, budget_plan
 from tuning.flags import Parser
@@ -37,6 +38,7 @@ def home(monkeypatch, tmp_path) -> Path:
 def parsed(*flags: str) -> argparse.Namespace:
     parser = Parser()
     front.add_flags(parser)
+    add_autotune_flags(parser, switch=False)
     return parser.parse_args(flags)
 
 
@@ -140,8 +142,8 @@ def test_sft_alone_needs_no_method():
         ((), {"TRAIN_SIZES": "0"}, r"^TRAIN_SIZES is '0'; .* at least 1"),
         (("--train_sizes", "2.5"), {}, r"^--train_sizes is '2.5'"),
         (("--seed", "-1"), {}, r"^--seed is '-1'; .* at least 0"),
-        (("--autotune",), {}, r"^--autotune is not implemented yet"),
-        ((), {"AUTOTUNE": "y"}, r"^AUTOTUNE is not implemented yet"),
+        (("--autotune", "perhaps"), {}, r"^--autotune is 'perhaps'; it must be y or n"),
+        (("--time_budget", "60"), {}, r"^--time_budget is for --autotune; add it"),
     ],
     ids=str,
 )
@@ -153,6 +155,13 @@ def test_a_bad_value_is_one_line_that_names_where_it_came_from(flags, environ, m
 
 def test_autotune_may_be_declined():
     assert wanted("--autotune", "n", **VARIABLES) == wanted(AUTOTUNE="n", **VARIABLES)
+    assert wanted(AUTOTUNE="n", **VARIABLES).autotune is None
+
+
+def test_autotune_is_asked_for_by_flag_or_variable():
+    assert wanted(AUTOTUNE="y", **VARIABLES).autotune == AutotuneConfig()
+    found = wanted("--autotune", "--strategy", "grid", **VARIABLES).autotune
+    assert found == AutotuneConfig(strategy="grid")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +259,7 @@ def test_the_end_of_the_input_names_the_question(answered):
 
 
 def test_variables_are_checked_before_the_first_question():
-    for environ in ({"TRAIN_SIZES": "many"}, {"AUTOTUNE": "y"}):
+    for environ in ({"TRAIN_SIZES": "many"}, {"AUTOTUNE": "perhaps"}):
         person = Terminal()
         with pytest.raises(UserError, match=next(iter(environ))):
             person.ask(**environ)

@@ -25,7 +25,10 @@ TOGETHER: dict[int, dict[str, dict[str, Any]]] = {
         "moe": {"shape": "moe", "sep_size": 2},
         "moe_ddp": {"shape": "moe", "sep_size": 2, "parallel": "ddp"},
     },
-    4: {"moe_dp2_sep2": {"shape": "moe", "sep_size": 2}},
+    4: {
+        "moe_dp2_sep2": {"shape": "moe", "sep_size": 2},
+        "hsdp": {"shape": "dropout", "parallel": "hsdp", "a_node": 2},
+    },
 }
 """Cases of processes that stop and go on themselves."""
 ELSEWHERE: dict[int, dict[str, dict[str, Any]]] = {
@@ -34,7 +37,10 @@ ELSEWHERE: dict[int, dict[str, dict[str, Any]]] = {
         "zero1": {"parallel": "zero1"},
         "moe": {"shape": "moe", "sep_size": 2},
     },
-    4: {"moe_dp2_sep2": {"shape": "moe", "sep_size": 2}},
+    4: {
+        "moe_dp2_sep2": {"shape": "moe", "sep_size": 2},
+        "hsdp": {"parallel": "hsdp", "a_node": 2},
+    },
 }
 """Cases that others go on with."""
 

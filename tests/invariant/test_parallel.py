@@ -45,6 +45,9 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "dp2_sep2": {"sep_size": 2, "shape": "gqa"},
         "dp2_sep2_packed": {"sep_size": 2, "packed": True},
         "moe_fsdp2": {"shape": "moe"},
+        "hsdp": {"parallel": "hsdp", "a_node": 2},
+        "hsdp_packed": {"parallel": "hsdp", "a_node": 2, "packed": True},
+        "hsdp_one_node": {"parallel": "hsdp", "a_node": 4},
         "moe_dp2_sep2_no_tokens": {
             "shape": "moe",
             "sep_size": 2,
@@ -57,7 +60,7 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "moe_dp2_sep2_zero1": {"sep_size": 2, "shape": "moe", "parallel": "zero1"},
     },
 }
-HOW = ("parallel", "sep_size", "gradient_checkpointing")
+HOW = ("parallel", "sep_size", "gradient_checkpointing", "a_node")
 """What the one process does without."""
 NAMES = [(world, name) for world, cases in CASES.items() for name in cases]
 

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from tuning.config import CHECKOUT, PACKAGE
 from tuning.launchers.processes import (
     MODULE,
     Placement,
+    _tunes_first,
     command,
     killed_by,
     signals_reach,
     this_job,
     this_node,
 )
+from tuning.plan import Stage, write_stage
 from tuning.runs.errors import UserError
 from tuning.runs.outcome import Outcome
 
@@ -239,3 +242,16 @@ def test_only_one_module_reads_the_variables_of_torchrun():
 def test_a_recorded_reason_counts_over_an_abort_and_not_over_a_kill(codes, code, reason, killed):
     recorded = None if code is None else Outcome(code=code, reason=reason)
     assert killed_by(codes, recorded) == killed
+
+
+def test_a_stage_of_several_processes_on_one_node_is_tuned_first(tmp_path):
+    stage = Stage(name="a", role="pretrain", hash="h", phases=("train",), autotune={})
+    write_stage(tmp_path / "a.json", stage)
+    write_stage(tmp_path / "b.json", replace(stage, autotune=None))
+    joined, words = ["--nproc_per_node=2"], ["run_pretrain.py", "--autotune"]
+    planned = ["run_pretrain.py", "--stage", str(tmp_path / "a.json")]
+    assert _tunes_first(joined, words) and _tunes_first(joined, planned)
+    assert not _tunes_first(joined, ["run_pretrain.py", "--stage", str(tmp_path / "b.json")])
+    assert not _tunes_first(joined, ["run_pretrain.py"])
+    assert not _tunes_first(["--nproc_per_node=1"], words)
+    assert not _tunes_first([*joined, "--nnodes=2"], words)

@@ -24,7 +24,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Shard
 
 from tuning.engine import ranks
-from tuning.engine.parallel import Spread
+from tuning.engine.parallel import SHARDED, Spread
 from tuning.runs.atomic import read_object, sync_directory, write_json
 from tuning.runs.manifest import KEPT, checkpoint_directory, is_whole, prune, write_manifest
 
@@ -192,7 +192,7 @@ def _tensors(spread: Spread) -> dict[str, Any]:
     """Weights and moments by name; tensors of which a rank has a part as DTensors."""
 
     def placed(name: str, tensor: Any) -> Any:
-        if name in spread.experts and spread.kind != "fsdp2" and tensor.dim() > 0:
+        if name in spread.experts and spread.kind not in SHARDED and tensor.dim() > 0:
             assert spread.layout.mesh is not None
             return DTensor.from_local(
                 tensor, spread.layout.mesh["sep"], [Shard(0)], run_check=False

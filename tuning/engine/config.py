@@ -142,9 +142,10 @@ class ComputeConfig:
     fixed micro-batch size (default: off in pre-training, 8192 in SFT with the engine)."""
     gradient_checkpointing: bool | None = setting(None, hashed=False)
     """Recompute activations in the backward pass, for less memory (default: with TRL on CUDA)."""
-    parallel: Literal["ddp", "zero1", "fsdp2"] = setting("fsdp2", hashed=False)
+    parallel: Literal["ddp", "zero1", "fsdp2", "hsdp"] = setting("fsdp2", hashed=False)
     """Parallelism across ranks: full replicas (ddp), sharded optimizer states (zero1), or sharded
-    weights, gradients and optimizer states (fsdp2)."""
+    weights, gradients and optimizer states, over all ranks (fsdp2) or over those of a node, with
+    replicas across nodes (hsdp)."""
     sep_size: int = setting(1, hashed=False)
     """Sequence-parallel group size: ranks that share each sequence (and, with MoE, the experts)."""
     use_compile: bool = setting(False, hashed=False)
@@ -154,6 +155,10 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         require(self, "sep_size", self.sep_size >= 1, "at least 1")
+        if self.parallel == "hsdp" and self.sep_size > 1:
+            raise UserError(
+                f"parallel hsdp has no sequence parallelism; sep_size is {self.sep_size}: use fsdp2"
+            )
         for name in ("micro_batch_size", "max_tokens_per_gpu"):
             value = getattr(self, name)
             require(self, name, value is None or value >= 1, "at least 1")

@@ -29,7 +29,7 @@ from tuning.engine.checkpoint import Checkpoints, TrainingState
 from tuning.engine.config import LoopConfig
 from tuning.engine.flops import Flops
 from tuning.engine.losses import LossFunction, cross_entropy
-from tuning.engine.parallel import OptimizerFactory, Spread
+from tuning.engine.parallel import SHARDED, OptimizerFactory, Spread
 from tuning.runs.errors import Interrupted
 from tuning.runs.manifest import KEPT, newest_whole
 from tuning.weights.config import in_half
@@ -194,9 +194,9 @@ def losses_of(
 def autocast(
     spread: Spread, precision: str, device: torch.device
 ) -> contextlib.AbstractContextManager[Any]:
-    """bf16 computation over float32 weights; fsdp2 casts by its own mixed-precision policy."""
+    """bf16 computation over float32 weights; FSDP2 casts by its own mixed-precision policy."""
     half = in_half(precision, cuda=device.type == "cuda")
-    if not half or spread.kind == "fsdp2":
+    if not half or spread.kind in SHARDED:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 

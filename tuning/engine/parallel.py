@@ -1,5 +1,6 @@
 """How a model and its optimizer are spread over the ranks: whole replicas (ddp), replicas with a
-sharded optimizer (zero1), or shards of everything (fsdp2); experts over the SEP group in all three.
+sharded optimizer (zero1), or shards of everything, over all ranks (fsdp2) or over those of a node
+(hsdp); experts over the SEP group in the first three.
 
 The loss is a sum over the whole global batch. Each rank's backward pass gives the gradients of its
 own part of that sum, and gradients are summed over ranks. Experts have processed the tokens of
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Shard
@@ -25,6 +27,8 @@ from tuning.engine import attention, loading, sep
 from tuning.engine.ranks import Layout
 from tuning.runs.errors import UserError
 
+SHARDED = ("fsdp2", "hsdp")
+"""Those that shard the weights."""
 ParamGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParamGroups], torch.optim.Optimizer]
 """From parameter groups, each with its own weight_decay, to an optimizer."""
@@ -39,7 +43,7 @@ class Spread:
     module: nn.Module
     """The same without the wrapper: names and parameters."""
     kind: str
-    """`alone` (one process), ddp, zero1 or fsdp2."""
+    """`alone` (one process), ddp, zero1, fsdp2 or hsdp."""
     layout: Layout
     experts: set[str] = field(default_factory=set)
     """Names of the parameters that are split over the SEP group."""
@@ -93,7 +97,7 @@ class Spread:
         """
         if self.kind == "alone":
             return nn.utils.clip_grad_norm_(self.module.parameters(), most)
-        if self.kind != "fsdp2":
+        if self.kind not in SHARDED:
             self._sum_experts()
         parts = self._gradients()
         squares = [self._square(where, tensors) for where, tensors in parts.items()]
@@ -171,8 +175,9 @@ def spread(
     Args:
         model: With weights on rank 0; the other ranks may have it on the meta device.
         layout: From `ranks.layout()`.
-        parallel: ddp, zero1 or fsdp2; not used by a single process.
-        half: Compute in bfloat16 (fsdp2 gathers parameters in it, and reduces gradients in fp32).
+        parallel: ddp, zero1, fsdp2 or hsdp; not used by a single process.
+        half: Compute in bfloat16 (fsdp2 and hsdp gather parameters in it, and reduce gradients in
+            fp32).
         device: Where to compute; None: the GPU if there is one, else the CPU.
     """
     held = _prepared(model)
@@ -185,8 +190,9 @@ def spread(
     experts = {f"{n}.{p}" for n, m in shared for p, _ in m.named_parameters(recurse=False)}
     if layout.sep_group is not None:
         sep.join(model, layout.sep_group)
-    if parallel == "fsdp2":
-        _shard(model, [m for _, m in shared], layout, half, device)
+    if parallel in SHARDED:
+        whole = layout.everyone if parallel == "fsdp2" else layout.by_node()
+        _shard(model, [m for _, m in shared], layout, whole, half, device)
         return Spread(model=model, module=model, kind=parallel, layout=layout, experts=experts)
     loading.materialize(model, device)
     for _, module in shared:
@@ -216,15 +222,20 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _shard(
-    model: nn.Module, experts: list[nn.Module], layout: Layout, half: bool, device: torch.device
+    model: nn.Module,
+    experts: list[nn.Module],
+    layout: Layout,
+    everywhere: DeviceMesh | None,
+    half: bool,
+    device: torch.device,
 ) -> None:
-    """FSDP2, block by block, so that a rank holds the whole weights of one block at a time."""
+    """FSDP2, block by block, so that a rank holds the whole weights of one block at a time;
+    over the last dimension of a mesh, with replicas over the first of two."""
     assert layout.mesh is not None
+    assert everywhere is not None
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32
     )
-    everywhere = layout.everyone
-    assert everywhere is not None
     for block in layers_of(model):
         loading.materialize(block, device)
         for module in [m for m in block.modules() if m in experts]:

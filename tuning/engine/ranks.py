@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from tuning.runs import interrupt
 from tuning.runs.errors import UserError
-from tuning.runs.ranks import local_rank, rank, world_size
+from tuning.runs.ranks import local_rank, nodes, rank, world_size
 
 T = TypeVar("T")
 
@@ -57,6 +57,14 @@ class Layout:
     """["dp", "sep"]; None for a single process."""
     everyone: DeviceMesh | None
     """All processes in one dimension; None for a single process."""
+
+    def by_node(self) -> DeviceMesh | None:
+        """["node", "local"]; all processes in one dimension where they are on one node. All ranks
+        must call this."""
+        if self.mesh is None or nodes() == 1:
+            return self.everyone
+        shape = (nodes(), self.world // nodes())
+        return init_device_mesh(self.mesh.device_type, shape, mesh_dim_names=("node", "local"))
 
     @property
     def world(self) -> int:

@@ -38,6 +38,7 @@ class Reporter:
         self._first = ranks.rank() == 0
         self._done = done
         root = Path(output.log_dir) if output.log_dir else site.home() / "outputs/logs"
+        root = directory.logs or root
         self.folder = root / name
         self._report_to = report_to if self._first else []
         self._wandb: Reported | None = None

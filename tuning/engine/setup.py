@@ -45,13 +45,13 @@ def open_model(
         dtype: Of the weights while training.
     """
     liger.check(compute.use_liger_kernels)
-    sharded = compute.parallel == "fsdp2" and layout.world > 1
+    sharded = compute.parallel in parallel.SHARDED and layout.world > 1
     if osft_config.osft and dtype == torch.bfloat16 and sharded:
         # The factors that OSFT trains are float32, and FSDP2 wants one dtype for all that trains
         # in a block.
         raise UserError(
-            "--osft with --train_dtype bfloat16 cannot be sharded with fsdp2; leave --train_dtype "
-            "out (--precision bf16 computes in bfloat16), or give --parallel ddp"
+            f"--osft with --train_dtype bfloat16 cannot be sharded with {compute.parallel}; leave "
+            "--train_dtype out (--precision bf16 computes in bfloat16), or give --parallel ddp"
         )
 
     def built(build: Build) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from tuning.autotune.config import AutotuneConfig, add_autotune_flags
 from tuning.engine.config import ComputeConfig, LossConfig
 from tuning.evaluation.config import PassAtKConfig
 from tuning.flags import Parser, add_flags, given
@@ -44,6 +45,8 @@ class Choices:
     sft_values: Mapping[str, Any] = field(default_factory=dict)
     pft_values: Mapping[str, Any] = field(default_factory=dict)
     evaluation_values: Mapping[str, Any] = field(default_factory=dict)
+    autotune: AutotuneConfig | None = None
+    """How to tune what is trained; None: not at all."""
     cuda: bool | None = None
     """Whether models will be sampled on CUDA; None: as this machine has it."""
 
@@ -88,6 +91,7 @@ def add_settings(parser: Parser, *, rules: bool) -> None:
     add_flags(parser, ComputeConfig, prefix="pft_", skip=unused("dpo"), title=title)
     add_flags(parser, ModelLoadConfig, title="the model")
     add_flags(parser, PassAtKConfig, title="inference and evaluation")
+    add_autotune_flags(parser, switch=False)
 
 
 def settings_given(args: argparse.Namespace) -> dict[str, Any]:

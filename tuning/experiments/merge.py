@@ -35,6 +35,7 @@ def unite(first: Stage, second: Stage) -> Stage:
         first,
         role=second.role if first.role == "sft" else first.role,
         phases=phases,
+        autotune=first.autotune or second.autotune,
         parents=tuple(dict.fromkeys((*first.parents, *second.parents))),
         total_data=first.total_data if first.total_data is not None else second.total_data,
     )

@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any
 
 from tuning import config as site
+from tuning.autotune.config import autotune_given
 from tuning.experiments.budget import Budget, exact_ratio
 from tuning.experiments.choices import settings_given
 from tuning.flags import truth
@@ -61,7 +62,11 @@ _PHASES = (
     _Choice(flag="do_evaluation", help="score them", several=False),
     _Choice(flag="do_sft_first", help="also train the SFT runs to start from", several=False),
 )
-_AUTOTUNE = _Choice(flag="autotune", help="not implemented yet", several=False)
+_AUTOTUNE = _Choice(
+    flag="autotune",
+    help="before each training, find its fastest safe micro-batch and the like",
+    several=False,
+)
 _FLAGS = (*_NEEDED, _SIZES, _SEED, *_PHASES, _AUTOTUNE)
 
 
@@ -154,12 +159,9 @@ class _Inputs:
         return int(word)
 
     def phases(self) -> dict[str, Any]:
-        """The phases to run, as fields of Budget; UserError for autotune."""
-        if self._truth(_AUTOTUNE):
-            raise UserError(
-                f"{self.name(_AUTOTUNE)} is not implemented yet; leave it out or set it to n."
-            )
-        return {choice.flag: self._truth(choice) for choice in _PHASES}
+        """The phases to run, as fields of Budget."""
+        search = autotune_given(self.args, self._truth(_AUTOTUNE))
+        return {choice.flag: self._truth(choice) for choice in _PHASES} | {"autotune": search}
 
     def _truth(self, choice: _Choice) -> bool:
         word = next(iter(self.words(choice)), "n")
@@ -191,7 +193,7 @@ def ask(
     for it where it is not set. UserError if the input ends.
     """
     inputs = _Inputs(argparse.Namespace(), os.environ if environ is None else environ)
-    inputs.phases()
+    search = inputs.phases()["autotune"]
     sizes = inputs.numbers(_SIZES, 1)
     collections, door = site.collections(), _Questions(read, say)
     task = door.choose("Select task:", collections.tasks, collections.aliases)
@@ -214,6 +216,7 @@ def ask(
         base_models=(model,),
         pft_methods=(method,),
         train_sizes=sizes or (DEFAULT_SIZE,),
+        autotune=search,
         **phases,
     )
 

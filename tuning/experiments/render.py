@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tuning.autotune.config import AutotuneConfig, autotune_words
+from tuning.flags import restore
 from tuning.phases.work import evaluation_of, run_of
 from tuning.plan import Stage
 from tuning.training.render import (
@@ -18,14 +20,20 @@ _PHASES = {"train": "--do_training", "infer": "--do_inference", "evaluate": "--d
 def command(stage: Stage) -> list[str]:
     """The entry point, relative to tuning/, followed by its flags."""
     if stage.kind == "pretrain":
-        return pretrain_words(run_of(stage))
+        return [*pretrain_words(run_of(stage)), *_tuning(stage)]
     phases = [flag for phase, flag in _PHASES.items() if phase in stage.phases]
     if stage.run is None:
         script, *flags = evaluation_words(evaluation_of(stage))
         return [script, *flags, *phases]
     words = sft_words(run_of(stage)) if stage.kind == "sft" else preference_words(run_of(stage))
+    words += _tuning(stage)
     evaluates = "infer" in stage.phases or "evaluate" in stage.phases
     if not evaluates:
         return [*words, *phases]
     evaluation = evaluation_of(stage)
     return [*words, *phases, *sampling_words(evaluation.base.model, evaluation.sampling)]
+
+
+def _tuning(stage: Stage) -> list[str]:
+    """The flags of the tuning before a training."""
+    return autotune_words(restore(AutotuneConfig, stage.autotune or {})) if stage.tunes else []

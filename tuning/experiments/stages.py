@@ -64,6 +64,12 @@ class StageMaker:
         """The base model as it is loaded for an evaluation."""
         return model_config(self.model, self.choices.model_values)
 
+    @property
+    def _autotune(self) -> dict[str, Any] | None:
+        """How to tune a training, as a stage carries it."""
+        search = self.choices.autotune
+        return None if search is None else plain(search)
+
     def require_test_pool(self) -> None:
         """Raise UserError unless the test pool has enough prompts, and they can be graded: where
         models are evaluated, or prompts are asked for.
@@ -115,6 +121,7 @@ class StageMaker:
             script="run_pretrain.py",
             run=plain(config),
             phases=("train",),
+            autotune=self._autotune,
             wide=True,
             joinable=True,
             seed=config.training.seed,
@@ -178,6 +185,7 @@ class StageMaker:
             script="run_sft.py",
             run=plain(config),
             joinable=config.trainer == "engine",
+            autotune=self._autotune if train else None,
             parents=(base,) if base else (),
             train_size=config.train_size,
             seed=config.training.seed,
@@ -209,6 +217,7 @@ class StageMaker:
             parent=parent if config.parent else None,
             sweetspot=config.parent.sweetspot if config.parent else None,
             pft_method=config.pft_method,
+            autotune=self._autotune if train else None,
             train_size=config.dataset.train_size,
             total_data=total_data,
             seed=config.training.seed,

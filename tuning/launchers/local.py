@@ -2,7 +2,8 @@
 
 A stage starts when its parents are done; one that failed blocks only its descendants. A stage that
 several processes can train together gets all GPUs, one process each, or as many processes as were
-asked for. It runs alone with all cores, as a wide stage (pre-training) does; the others get one GPU
+asked for. It runs alone with all cores, as a wide stage (pre-training) does, and as one does that
+is tuned, whose trials measure the machine; the others get one GPU
 and a fixed share of the cores each, so that the number of threads of a stage does not depend on
 what else is left to do. Every stage runs under a supervisor, which ends when this process does.
 """
@@ -180,7 +181,7 @@ class LocalLauncher:
 
     def _alone(self, stage: Stage) -> bool:
         """Whether no other stage may run beside this one."""
-        return stage.wide or self._joined(stage) or _gpus_of(stage) > 1
+        return stage.wide or stage.tunes or self._joined(stage) or _gpus_of(stage) > 1
 
     def _placement(self, stage: Stage) -> Placement:
         """The GPUs and the number of processes of a stage that starts now."""

@@ -10,6 +10,8 @@ is the number of processes per node.
 torchrun forwards neither signals nor exit codes. A stop is requested through the file that
 TUNING_STOP names, and the outcome is recorded in the file that TUNING_EXIT names. The same holds
 for a stage in a container: TUNING_CONTAINER is the command that starts Python there.
+
+A stage that is to be tuned is tuned first, in one process (phases/tune.py).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -26,7 +29,9 @@ from pathlib import Path
 
 from tuning import config as site
 from tuning.launchers.slurm.client import Slurm
-from tuning.plan import Stage, write_stage
+from tuning.phases.tune import TUNES_FOR
+from tuning.phases.work import STAGE_FLAG
+from tuning.plan import Stage, read_stage, write_stage
 from tuning.runs import outcome
 from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError
 from tuning.runs.interrupt import (
@@ -186,7 +191,46 @@ def main() -> int:
     flags = words[:own] or _torchrun_flags(this_node())
     _stop_with_parent()
     os.environ[PARENT_VARIABLE] = str(os.getpid())
-    return _torchrun([*flags, *words[own:]])
+    if not _tunes_first(flags, words[own:]):
+        return _torchrun([*flags, *words[own:]])
+    left = [word for word in words[own:] if word != "--force"]  # it holds for both together
+    return _tune(flags, words[own:]) or _torchrun([*flags, *left])
+
+
+def _tune(flags: Sequence[str], words: Sequence[str]) -> int:
+    """Tune a stage that asks for it in one process, before the processes that train it hold its
+    devices; the exit code, 0 to go on.
+    """
+    processes = _place(flags)["--nproc_per_node"]
+    child = subprocess.Popen(
+        [sys.executable, *words], env=os.environ | {TUNES_FOR: processes}, stdin=subprocess.DEVNULL
+    )
+    stop, asked = os.environ.get(STOP_VARIABLE), False
+    while child.poll() is None:
+        if stop and not asked and Path(stop).exists():
+            asked = True
+            child.terminate()
+        time.sleep(POLL_SECONDS)
+    code = child.wait()
+    return 128 - code if code < 0 else code
+
+
+def _place(flags: Sequence[str]) -> dict[str, str]:
+    given = dict(flag.partition("=")[::2] for flag in flags)
+    return {"--nproc_per_node": "1", "--nnodes": "1"} | given
+
+
+def _tunes_first(flags: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether a stage of several processes on one node is to be tuned, by its file or its flags.
+    Over several nodes its ranks say that they are not tuned for.
+    """
+    place = _place(flags)
+    processes = place["--nproc_per_node"]
+    if place["--nnodes"] != "1" or not processes.isdigit() or int(processes) < 2:
+        return False
+    if STAGE_FLAG in words[:-1]:
+        return read_stage(Path(words[words.index(STAGE_FLAG) + 1])).tunes
+    return "--autotune" in words
 
 
 def _stop_with_parent() -> None:

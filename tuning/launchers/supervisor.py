@@ -28,6 +28,7 @@ from tuning.runs import atomic, outcome
 from tuning.runs.errors import EXIT_AGAIN, EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR
 from tuning.runs.interrupt import PARENT_VARIABLE, STOP_VARIABLE
 from tuning.runs.lock import Lock, slurm_job
+from tuning.runs.memory import oom_kills
 from tuning.runs.outcome import EXIT_VARIABLE, Outcome
 from tuning.runs.progress import PROGRESS_VARIABLE
 from tuning.runs.rundir import RunDirectory
@@ -315,15 +316,6 @@ def _tail(log: Path, start: int) -> str:
 
 
 _BAR = re.compile(r"^[^|]*\d+%\|[^|]*\| *\d+/\d+ *\[[^\]]*\]?")
-
-
-def oom_kills() -> int:
-    """How often the kernel killed for lack of memory in this process's cgroup; 0 if unknown."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        group = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].partition("::")[2]
-        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text().split()
-        return int(events[events.index("oom_kill") + 1])
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuning.autotune.config import AutotuneConfig, add_autotune_flags, autotune_given
 from tuning.flags import Parser
 from tuning.runs.errors import UserError, choose
 
@@ -24,6 +25,8 @@ class Options:
     wandb: str = "off"
     output_dir: Path | None = None
     """The run directory; None: TUNING_HOME/models/{run_name}."""
+    autotune: AutotuneConfig | None = None
+    """How to tune a new run before it trains; None: not at all."""
 
     @property
     def evaluates(self) -> bool:
@@ -53,6 +56,7 @@ def add_options(parser: Parser, *, training: bool = True) -> None:
     add_claim_flags(group)
     if training:
         add_wandb(group)
+        add_autotune_flags(parser)
 
 
 def add_claim_flags(group: argparse._ActionsContainer) -> None:
@@ -89,6 +93,7 @@ def options_of(args: argparse.Namespace) -> Options:
         wait=not args.no_wait,
         force=args.force,
         wandb=wandb_mode(getattr(args, "wandb", "off")),
+        autotune=autotune_given(args, getattr(args, "autotune", False)),
     )
     if not (chosen.do_training or chosen.evaluates):
         flags = "--do_training, --do_inference and --do_evaluation"

@@ -76,7 +76,7 @@ def _report_to(training: Training, identity: Identity, options: Options) -> tupl
     from tuning.runs import wandb_run
 
     if options.force and options.output_dir is None:
-        _drop_evaluations(training.directory)
+        drop_evaluations(training.directory)
     path = training.directory.path
     return tuple(wandb_run.report_to(options.wandb, path, identity.hash))
 
@@ -93,7 +93,7 @@ def use_devices(count: int = 1) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_devices()[:count])
 
 
-def _drop_evaluations(directory: RunDirectory) -> None:
+def drop_evaluations(directory: RunDirectory) -> None:
     """Delete the evaluations of a run that is retrained: they are stale.
 
     Runs that started from its old weights are kept, each with a warning.

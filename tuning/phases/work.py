@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuning.autotune.config import AutotuneConfig
 from tuning.evaluation.config import EvaluationRunConfig
 from tuning.flags import Parser, restore
 from tuning.phases.options import Options, add_wandb, wandb_mode
@@ -63,6 +64,7 @@ def planned(argv: Sequence[str] | None = None, kind: str | None = None) -> Work 
         do_evaluation="evaluate" in stage.phases,
         wait=not args.no_wait,
         wandb=wandb_mode(args.wandb),
+        autotune=restore(AutotuneConfig, stage.autotune or {}) if stage.tunes else None,
     )
     return Work(
         options=options,

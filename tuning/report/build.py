@@ -34,6 +34,7 @@ def write_report(
     from tuning.report.page import page
     from tuning.report.read import gather
     from tuning.report.text_table import BUDGET_COLUMNS, COLUMNS, csv_text, terminal_table
+    from tuning.report.tunings import tunings
     from tuning.report.usage import usage
 
     rows = gather(plan, home, states)
@@ -44,7 +45,8 @@ def write_report(
     labels, comparisons = Labels.of(rows), compare(rows)
     summary = answer(rows, comparisons, labels)
     used = usage(folder)
-    html = page(plan.experiment, plan.about, rows, comparisons, summary, labels, used)
+    tuned = tunings(plan, home)
+    html = page(plan.experiment, plan.about, rows, comparisons, summary, labels, used, tuned)
     atomic.write_text(folder / "report.html", html)
     text = textwrap.fill(f"{summary.title}. {summary.text}", WIDTH)
     return f"{terminal_table(rows)}\n\n{text}\n\nreport: {folder / 'report.html'}"

@@ -21,6 +21,7 @@ from tuning.report.palette import COLOURS, Palette
 from tuning.report.perplexity_figure import perplexity_figure
 from tuning.report.rows import Row, of_role
 from tuning.report.settings import settings
+from tuning.report.tunings import Tuning
 from tuning.report.usage import Line
 
 _KINDS = {"budget": "Budget experiment", "grid": "Several experiments"}
@@ -80,6 +81,7 @@ def page(
     answer: Answer,
     labels: Labels,
     usage: Sequence[Line] = (),
+    tunings: Sequence[Tuning] = (),
 ) -> str:
     """The HTML of the report."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -108,6 +110,7 @@ def page(
         costs=html_tables.costs(rows, labels, palette) if with_cost(rows) else [],
         pretraining=_pretraining(rows),
         usage=usage,
+        tunings=tunings,
         caveats=caveats(rows, comparisons, about, labels),
         settings=settings(rows, labels),
     )

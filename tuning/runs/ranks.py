@@ -22,6 +22,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def nodes() -> int:
+    """Number of nodes, with as many processes each; 1 without torchrun."""
+    return max(1, world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
+
+
 def is_first() -> bool:
     """Whether this is rank 0, which writes and logs; true without torchrun."""
     return rank() == 0

@@ -114,6 +114,8 @@ class RunDirectory:
         self.path = path
         self.report_to: tuple[str, ...] = ()
         """Where a training reports its metrics besides metrics.jsonl: `wandb`, or nothing."""
+        self.logs: Path | None = None
+        """Where the engine writes log.txt and traces; None: where its settings say."""
         self._last_progress = 0.0
 
     def __repr__(self) -> str:
