@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             directory = training.directory
             if not training.done:
                 train = method(config.pft_method).train_with()
-                run = tuned("pft", config, directory, options, start)
-                train(run, directory, start, list(training.report_to))
+                with tuned("pft", config, directory, options, start) as run:
+                    train(run, directory, start, list(training.report_to))
     if work.evaluation:
         if not directory.done("train"):
             raise not_trained(directory, preference_command(config))

@@ -108,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not training.done:
             from tuning.engine.pretraining import pretrain
 
-            run = tuned("pretrain", config, training.directory, work.options)
-            pretrain(run, training.directory, list(training.report_to))
+            with tuned("pretrain", config, training.directory, work.options) as run:
+                pretrain(run, training.directory, list(training.report_to))
     return 0
 
 

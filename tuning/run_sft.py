@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with training_phase(config.identity(work.name), options, joinable=joinable) as training:
             directory = training.directory
             if not training.done:
-                _train(tuned("sft", config, training.directory, options), training)
+                with tuned("sft", config, training.directory, options) as run:
+                    _train(run, training)
     if work.evaluation and ranks.is_first():
         if not directory.done("train"):
             raise not_trained(directory, sft_command(config))

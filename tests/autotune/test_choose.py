@@ -17,6 +17,10 @@ from tuning.autotune.process import Limits
 from tuning.autotune.rows import Sample
 from tuning.autotune.subject import Subject
 from tuning.autotune.trial import Request
+from tuning.engine.config import ComputeConfig
+from tuning.phases.options import Options
+from tuning.phases.tune import tuned
+from tuning.runs.rundir import RunDirectory
 
 pytestmark = pytest.mark.unit
 
@@ -114,6 +118,39 @@ def test_a_neighbour_is_a_hint_and_no_more(tried):
     assert scaled.peak_bytes > seen[0].peak_bytes
     other = search_of(strategy="bayesian")
     assert phase.choose(other, lambda *_: None).choice.source == "cache", "same key"
+
+
+def test_what_runs_out_of_memory_in_the_training_is_dropped_and_not_chosen_again(tried, home):
+    run = search_of().trained
+    directory = RunDirectory(home / "models" / "run")
+    directory.path.mkdir(parents=True)
+
+    def start(error: Exception) -> ComputeConfig:
+        if phase.chosen_in(directory) is None:
+            phase.record(directory, phase.choose(search_of(), lambda *_: None))
+        with (
+            pytest.raises(type(error)),
+            tuned("pretrain", run, directory, Options()) as computed,
+        ):
+            raise error
+        return computed.compute
+
+    first = start(ValueError("no"))
+    assert start(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")) == first
+    assert phase.chosen_in(directory) is None
+    assert start(ValueError("no")) != first
+    assert phase.chosen_in(directory).candidate is not None
+
+
+def test_a_trial_that_the_end_of_the_search_cuts_short_says_nothing(monkeypatch, home):
+    def trial(request: Request, tries, folder: Path, limits: Limits, tick) -> Observation:
+        assert limits.seconds < 20
+        return Observation(candidate=tries, outcome="hang")
+
+    monkeypatch.setattr(phase, "run_trial", trial)
+    found = phase.choose(search_of(time_budget=20.0), lambda *_: None)
+    assert (found.choice.source, found.observations) == ("default", ())
+    assert "out of time" in found.choice.why
 
 
 def test_nothing_of_a_scratch_folder_is_left(tried, home):

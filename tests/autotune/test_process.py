@@ -14,10 +14,10 @@ import pytest
 
 from tests.autotune.searches import candidate, request_of
 from tuning.autotune.process import Limits, run_trial
-from tuning.autotune.trial import is_out_of_memory
 from tuning.runs import interrupt
 from tuning.runs.errors import Interrupted
 from tuning.runs.lock import process_start
+from tuning.runs.memory import is_out_of_memory
 
 FAULTS = Path(__file__).parent / "faults"
 CASES = {

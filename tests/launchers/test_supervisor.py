@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tuning.launchers import supervisor
 from tuning.launchers.supervisor import decide, last_line
 from tuning.runs.atomic import read_json
 from tuning.runs.rundir import Identity, RunDirectory, claim
@@ -336,3 +337,24 @@ def test_the_stage_knows_its_supervisor_and_where_to_tell(watched):
     assert parent == int(environment["TUNING_PARENT"]) == one.process.pid
     assert environment["TUNING_PROGRESS"] == str(one.record.with_suffix(".progress.json"))
     assert os.environ.get("TUNING_PROGRESS") != environment["TUNING_PROGRESS"]
+
+
+def test_kills_of_trials_are_no_sign_that_the_stage_ran_out_of_memory(tmp_path, monkeypatch):
+    """The kernel's count grows by two, both of them trials; then by one more."""
+    monkeypatch.setattr(supervisor.signal, "signal", lambda *_: None)
+    for of_trials, reason in ((2, "killed by SIGKILL"), (1, "out of memory")):
+        counts = iter([5, 7])
+        monkeypatch.setattr(supervisor, "oom_kills", lambda counts=counts: next(counts))
+        body = f"""
+from tuning.runs.progress import tell_kills
+tell_kills({of_trials})
+os.kill(os.getpid(), 9)
+"""
+        folder = tmp_path / reason
+        watched = supervisor.Supervisor(
+            [sys.executable, "-c", TELL + body, str(folder / "count")],
+            folder / "stages" / "stage.json",
+            folder / "logs" / "stage.txt",
+        )
+        folder.mkdir()
+        assert watched.run().reason == reason

@@ -92,6 +92,14 @@ def _version(package: str) -> str | None:
         return None
 
 
+def disown(key: str, observation: Observation) -> None:
+    """Add what a training observed of the choice of a key, and drop the choice."""
+    folder = root() / key
+    if folder.is_dir():
+        History(folder / "history.jsonl").append(observation)
+        (folder / "choice.json").unlink(missing_ok=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kept:
     """A choice in the cache."""

@@ -26,7 +26,7 @@ from tuning.autotune.observation import Observation, latest
 from tuning.autotune.process import Limits, run_trial
 from tuning.autotune.rows import sample_of, write
 from tuning.autotune.score import Scorer, fastest_of
-from tuning.autotune.search import Budget, Result, search
+from tuning.autotune.search import Budget, OutOfTime, Result, search
 from tuning.autotune.space import Candidate
 from tuning.autotune.strategies import strategy
 from tuning.autotune.subject import Subject, tuned
@@ -34,6 +34,7 @@ from tuning.autotune.trial import Request
 from tuning.autotune.workload import Device, Workload
 from tuning.flags import plain, restore
 from tuning.runs import atomic, interrupt
+from tuning.runs.errors import cut
 from tuning.runs.lock import process_start
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory
@@ -64,6 +65,19 @@ def record(directory: RunDirectory, found: Found) -> None:
     if drawn:
         atomic.write_text(directory.path / PICTURE, drawn)
     atomic.write_json(directory.path / CHOICE, asdict(found.choice))
+
+
+def reject(directory: RunDirectory, why: str) -> None:
+    """Memory ran out in the training with the choice of a run: drop it, there and in the cache, and
+    count its candidate as out of memory.
+    """
+    choice = chosen_in(directory)
+    if choice is not None and choice.candidate is not None:
+        candidate = Candidate(**choice.candidate)
+        cache.disown(
+            choice.key, Observation(candidate=candidate, outcome="oom", note=cut(why, 300))
+        )
+    (directory.path / CHOICE).unlink(missing_ok=True)
 
 
 def choose(config: AutotuneRunConfig, tell: Tell) -> Found:
@@ -239,12 +253,15 @@ class _Trials:
         if own is None or own in latest(history.read()):
             return
         began = time.monotonic()
-        found = replace(self.run(own).checked(), seconds=time.monotonic() - began)
+        try:
+            found = replace(self.run(own).checked(), seconds=time.monotonic() - began)
+        except OutOfTime:
+            return
         history.append(found)
         self.show(found, self.number, self.budget.max_iterations)
 
     def run(self, candidate: Candidate) -> Observation:
-        """Measure a candidate."""
+        """Measure a candidate; OutOfTime if the search ends before the trial counts as hung."""
         config = self.chooser.config
         self.number += 1
         self._told = 0.0
@@ -258,12 +275,15 @@ class _Trials:
             seconds=total * SHARE_OF_TRIAL,
             parent=os.getpid(),
         )
+        most, left = max(total * MOST_OF_TRIAL, LEAST_OF_TRIAL), self.budget.left()
         limits = Limits(
-            seconds=min(self.budget.left(), max(total * MOST_OF_TRIAL, LEAST_OF_TRIAL)),
+            seconds=min(left, most),
             host_bytes=host_limit(config.search),
         )
         folder = self.chooser.scratch / "trial"
         found = run_trial(request, candidate, folder, limits, lambda: self._tick(candidate))
+        if found.outcome == "hang" and left < most:
+            raise OutOfTime
         return self._with_speed(found)
 
     def _with_speed(self, found: Observation) -> Observation:

@@ -23,8 +23,8 @@ from typing import Any
 from tuning import config as site
 from tuning.autotune.observation import Observation, Outcome
 from tuning.autotune.space import Candidate
-from tuning.autotune.trial import Request, is_out_of_memory, request_json
-from tuning.runs import atomic, interrupt, memory
+from tuning.autotune.trial import Request, request_json
+from tuning.runs import atomic, interrupt, memory, progress
 from tuning.runs.errors import Interrupted, StageFailed, cut
 from tuning.runs.interrupt import PARENT_VARIABLE, STOP_VARIABLE
 from tuning.runs.json_text import NotJSON
@@ -99,6 +99,8 @@ def run_trial(
     processes = request.config.processes
     by_kill = watched.code == -signal.SIGKILL or processes > 1
     killed = by_kill and memory.oom_kills() > kills
+    if killed:
+        progress.tell_kills(memory.oom_kills() - kills)
     return _observation(candidate, folder, watched, processes, killed=killed)
 
 
@@ -182,11 +184,11 @@ def _outcome(folder: Path, watched: _Watched, *, killed: bool) -> tuple[Outcome,
     if killed:
         return "oom", "killed by the kernel's OOM killer"
     if "crash" in said:
-        return ("oom" if is_out_of_memory(log) else "crash"), said["crash"]
+        return ("oom" if memory.is_out_of_memory(log) else "crash"), said["crash"]
     if watched.ended == "time":
         return "hang", "no result within its time"
     last = (log.strip().splitlines() or ["it said nothing"])[-1]
-    if watched.code and is_out_of_memory(log):
+    if watched.code and memory.is_out_of_memory(log):
         return "oom", last
     if watched.code and watched.code < 0:
         return "crash", f"killed by {signal.Signals(-watched.code).name}"

@@ -68,6 +68,10 @@ class Result:
         return f"{found}; {len(self.observations)} trials ({came}); {self.ended}"
 
 
+class OutOfTime(Exception):
+    """A trial was ended by the end of the search, which says nothing of its candidate."""
+
+
 def search(
     space: Space,
     strategy: Strategy,
@@ -106,7 +110,11 @@ def search(
         candidate = strategy.ask()
         if candidate is None:
             break
-        observation = _tried(trial, candidate, budget.clock)
+        try:
+            observation = _tried(trial, candidate, budget.clock)
+        except OutOfTime:
+            ended = "out of time"
+            break
         if history is not None:
             history.append(observation)
         seen.append(observation)
@@ -143,7 +151,7 @@ def _tried(trial: Trial, candidate: Candidate, clock: Callable[[], float]) -> Ob
     began = clock()
     try:
         observation = trial(candidate).checked()
-    except (Interrupted, Quit):
+    except (Interrupted, Quit, OutOfTime):
         raise
     except Exception as error:
         note = cut(f"{type(error).__name__}: {error}", 300)

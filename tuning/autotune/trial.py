@@ -42,19 +42,6 @@ LEAST = 3
 """Optimizer steps that are timed however short the time is."""
 PEAK_SECONDS = 0.25
 _PDEATHSIG = 1
-OOM_SIGNS = (
-    "out of memory",
-    "outofmemory",
-    "memoryerror",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-    "failed to allocate",
-    "bad_alloc",
-)
-"""What CUDA's allocator, cuBLAS, cuDNN, NCCL, PyTorch on a CPU, the C++ library and the kernel say;
-in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,17 +162,13 @@ def run(request: Request, folder: Path) -> int:
         outcome, note = "ok", ""
     except BaseException as error:
         note = f"{type(error).__name__}: {error}"
-        outcome = "oom" if is_out_of_memory(note) or isinstance(error, MemoryError) else "crash"
+        outcome = (
+            "oom" if memory.is_out_of_memory(note) or isinstance(error, MemoryError) else "crash"
+        )
     meter.write(outcome, note)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # other ranks may wait in a collective; they are ended from outside
-
-
-def is_out_of_memory(text: str) -> bool:
-    """Whether an error, or the end of a log, says that memory ran out."""
-    lowered = text.lower()
-    return any(sign in lowered for sign in OOM_SIGNS)
 
 
 def peak_memory() -> int:

@@ -30,7 +30,7 @@ from tuning.runs.interrupt import PARENT_VARIABLE, STOP_VARIABLE
 from tuning.runs.lock import Lock, slurm_job
 from tuning.runs.memory import oom_kills
 from tuning.runs.outcome import EXIT_VARIABLE, Outcome
-from tuning.runs.progress import PROGRESS_VARIABLE
+from tuning.runs.progress import PROGRESS_VARIABLE, kills_file, told_kills
 from tuning.runs.rundir import RunDirectory
 
 POLL_SECONDS = 0.1
@@ -140,7 +140,7 @@ class Supervisor:
             self._write(Ending(state="running", code=0))
             memory = oom_kills()
             self._outcome = self._attempt()
-            out_of_memory = oom_kills() > memory
+            out_of_memory = oom_kills() - told_kills(self.progress_file) > memory
             verdict = self._verdict(self._outcome.code, out_of_memory=out_of_memory)
             if verdict == "again" and self.host.starts_again:
                 continue
@@ -206,7 +206,7 @@ class Supervisor:
             "PYTHONUNBUFFERED": "1",
         }
         self._stop_file.parent.mkdir(parents=True, exist_ok=True)
-        for left in (self._stop_file, self._exit_file):
+        for left in (self._stop_file, self._exit_file, kills_file(self.progress_file)):
             left.unlink(missing_ok=True)
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:

@@ -8,7 +8,9 @@ launchers/processes.py starts with the number of them in TUNING_TUNES_FOR.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from tuning.runs.log import logger
 from tuning.runs.rundir import Identity, RunDirectory, claim, take
 
 if TYPE_CHECKING:
-    from tuning.autotune.choice import Found
+    from tuning.autotune.choice import Choice, Found
 
 TUNES_FOR = "TUNING_TUNES_FOR"
 """How many processes will train the run that this one is to tune, and then end."""
@@ -32,11 +34,13 @@ def tunes_only() -> int | None:
     return int(os.environ.get(TUNES_FOR) or 0) or None
 
 
+@contextlib.contextmanager
 def tuned(
     serves: str, run: Any, directory: RunDirectory, options: Options, start: Any = None
-) -> Any:
-    """The run of a claimed directory with the choice for it applied: the one that was written there
-    before, else, if it is asked for and nothing is trained yet, one that is made now.
+) -> Iterator[Any]:
+    """The run of a claimed directory with the choice for it applied, to be trained in the block:
+    the choice that was written there before, else, if it is asked for and nothing is trained yet,
+    one that is made now. One with which memory runs out before the first checkpoint is dropped.
 
     Args:
         serves: sft, pft or pretrain.
@@ -45,27 +49,39 @@ def tuned(
         options: Whether, and how, to tune.
         start: Where a preference run starts.
     """
-    from tuning.autotune.phase import chosen_in
+    from tuning.autotune.phase import chosen_in, reject
+    from tuning.runs.memory import is_out_of_memory
 
     choice = chosen_in(directory)
     if choice is None and options.autotune is not None and _is_new(directory):
-        if ranks.world_size() > 1:
-            logger.warning(
-                "not tuned: several processes are tuned for before they start; on one node, start "
-                "them with python -m tuning.launchers.processes. Training with the run's settings"
-            )
-            return run
-        found = _choose(serves, run, directory, options, start)
-        choice = found.choice
-    if choice is None:
-        return run
-    if choice.processes != ranks.world_size():
+        choice = _chosen_now(serves, run, directory, options, start)
+    if choice is not None and choice.processes != ranks.world_size():
         logger.warning(
             f"tuned for {choice.processes} processes, and {ranks.world_size()} train: training "
             "with the run's settings"
         )
-        return run
-    return choice.applied(run)
+        choice = None
+    try:
+        yield run if choice is None else choice.applied(run)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        rejected = choice is not None and choice.candidate is not None and is_out_of_memory(why)
+        if rejected and _is_new(directory) and ranks.is_first():
+            reject(directory, why)
+            logger.warning("memory ran out with what was chosen; the next start chooses again")
+        raise
+
+
+def _chosen_now(
+    serves: str, run: Any, directory: RunDirectory, options: Options, start: Any
+) -> Choice | None:
+    if ranks.world_size() > 1:
+        logger.warning(
+            "not tuned: several processes are tuned for before they start; on one node, start "
+            "them with python -m tuning.launchers.processes. Training with the run's settings"
+        )
+        return None
+    return _choose(serves, run, directory, options, start).choice
 
 
 def tune_only(serves: str, run: Any, identity: Identity, options: Options, processes: int) -> None:

@@ -8,6 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 UNLIMITED = 1 << 60
+OOM_SIGNS = (
+    "out of memory",
+    "outofmemory",
+    "memoryerror",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "failed to allocate",
+    "bad_alloc",
+)
+"""What CUDA's allocator, cuBLAS, cuDNN, NCCL, PyTorch on a CPU, the C++ library and the kernel say;
+in lower case."""
 
 
 def oom_kills() -> int:
@@ -101,3 +114,9 @@ def _cgroups() -> list[Path]:
             elif "memory" in names.split(","):
                 found.append(root / "memory" / group.lstrip("/"))
     return found
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether an error, or the end of a log, says that memory ran out."""
+    lowered = text.lower()
+    return any(sign in lowered for sign in OOM_SIGNS)

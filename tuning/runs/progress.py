@@ -31,6 +31,26 @@ def tell(**record: Any) -> None:
             atomic.write_json(Path(path), record)
 
 
+def kills_file(progress: Path) -> Path:
+    """Where the stage of a progress file says how many of its trials the kernel killed."""
+    return progress.with_suffix(".kills")
+
+
+def told_kills(progress: Path) -> int:
+    """How many that are; 0 where nothing is said."""
+    return int((atomic.read_object(kills_file(progress)) or {}).get("kills", 0))
+
+
+def tell_kills(more: int) -> None:
+    """So many processes more were killed by the kernel for lack of memory that were made to try
+    whether it would: no sign that the stage itself ran out.
+    """
+    path = os.environ.get(PROGRESS_VARIABLE)
+    if path:
+        with contextlib.suppress(OSError):
+            atomic.write_json(kills_file(Path(path)), {"kills": told_kills(Path(path)) + more})
+
+
 def begin_step(report: Callable[[str], None]) -> None:
     """Let the parts that follow be noted by `report`."""
     _steps[:] = [report]
