@@ -287,12 +287,18 @@ def test_a_stage_that_hangs_shows_how_long_it_made_no_progress(submitted):
     assert submitted.rows()["a"].progress == "train 40/125"
 
 
+def theirs(submitted: Experiment, when: float = 0.0) -> Path:
+    """Another experiment that has or had the stage `a` as task 9_0; the folder of its report."""
+    folder = submitted.folder.parent / "other"
+    works = [list(PLAN.stages[0].work)]
+    Jobs(folder).write([Array(token="other.1.sft", kind="sft", stages=["a"], keys=["k"],
+                              number=9, works=works, released=True, time=when)])  # fmt: skip
+    return folder
+
+
 def test_a_stage_that_another_experiment_has_in_the_queue_is_told_from_there(submitted):
     """Own tasks first; a stage without one is what the other experiment's task is."""
-    theirs = submitted.folder.parent / "other"
-    work = [list(s.work) for s in PLAN.stages[:1]]
-    Jobs(theirs).write([Array(token="other.1.sft", kind="sft", stages=["a"], keys=["k"],
-                              works=work, number=9, released=True)])  # fmt: skip
+    theirs(submitted)
     submitted.slurm.jobs.append(
         Job(id="9_0", state="RUNNING", token="other.1.sft", node="n2", elapsed="0:07")
     )
@@ -303,6 +309,40 @@ def test_a_stage_that_another_experiment_has_in_the_queue_is_told_from_there(sub
     assert submitted.told()["b"] == ("waiting", "for a")
     submitted.task(0, "PENDING", "Dependency")
     assert submitted.told()["a"] == ("waiting", "for 9_0, the same run in other")
+
+
+def test_a_run_that_failed_in_another_experiment_failed(experiment):
+    """This experiment had no job of its own for it, or one that came before."""
+    names, keys = ["b", "c"], ["k", "k"]
+    jobs = Jobs(experiment.folder)
+    later = Array(token="trial.2.sft", kind="sft", stages=names, keys=keys, number=7, time=2.0)
+    jobs.write([later])
+    record = {"state": "failed", "reason": "shapes differ", "job": "9_0"}
+    atomic.write_json(theirs(experiment, when=2.0) / "stages" / "a.json", record)
+    failed = ("failed", "shapes differ, job of experiment other; submit again")
+    assert experiment.told() == {
+        "a": failed, "b": ("blocked", "a failed"), "c": ("blocked", "b blocked"),
+    }  # fmt: skip
+    assert experiment.rows()["a"].job == "9_0"
+    own = Array(token="trial.1.sft", kind="sft", stages=["a"], keys=["k"], number=5, time=1.0)
+    jobs.write([own, later])
+    assert experiment.told()["a"] == failed
+    own.time = 3.0
+    jobs.write([own, later])
+    assert experiment.told()["a"] == ("cancelled", "left the queue before it started")
+
+
+def test_a_run_that_another_experiment_gave_up_is_to_be_submitted(experiment):
+    Jobs(experiment.folder).write([
+        Array(token="trial.1.sft", kind="sft", stages=["b"], keys=["k"], number=7, time=2.0)
+    ])  # fmt: skip
+    theirs(experiment)
+    gone = "left the queue before it started, job of experiment other; submit again"
+    assert experiment.told()["a"] == ("cancelled", gone)
+    assert experiment.told()["b"] == ("blocked", "a cancelled")
+    rest = experiment.folder / "slurm" / "rest.json"
+    atomic.write_json(rest, {"format": FORMAT, "stages": ["a"]})
+    assert experiment.told()["a"] == ("pending", "left: submit again")
 
 
 def test_a_stage_with_parents_names_those_that_are_not_there(submitted):

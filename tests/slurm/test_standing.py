@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.conftest import Site, wait_for
-from tests.slurm.plans import trivial
+from tests.slurm.plans import pairs, trivial
 from tuning.launchers.slurm.client import Slurm
 from tuning.launchers.slurm.ledger import Jobs
 from tuning.launchers.slurm.resources import Cluster
@@ -121,6 +121,30 @@ def test_the_jobs_of_another_user_are_seen_and_not_submitted_again(
     user.cluster.run("scancel", str(array.number))
 
 
+def test_a_run_that_failed_as_a_job_of_another_experiment_failed_here_too(
+    user: Site, submit: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """What stands on it says so, and submitting again runs both."""
+    shared, child = pairs(tmp_path, 2).stages
+    script = tmp_path / "stage.py"
+    works = script.read_text()
+    script.write_text("raise SystemExit('error: shapes differ')")
+    user.cluster.run("scontrol", "update", "PartitionName=low", "State=DOWN")
+    try:
+        (task,) = submit("one", shared).new.values()
+        assert list(submit("two", shared, child).new) == [child.name]
+    finally:
+        user.cluster.run("scontrol", "update", "PartitionName=low", "State=UP")
+    failed = ("failed", "shapes differ, job of experiment one; submit again")
+    below = ("blocked", f"{shared.name} failed")
+    wait_for(lambda: told(user, "two") == [failed, below], 60, lambda: told(user, "two"))
+    assert user.status("two")[shared.name]["job"] == task.id
+    script.write_text(works)
+    assert list(submit("two", shared, child).new) == [shared.name, child.name]
+    user.wait_idle()
+    assert told(user, "two") == [("done", "")] * 2
+
+
 def _conf(user: Site) -> list[str]:
     """What a SLURM command of another user needs to find the cluster."""
     folder = user.cluster.folder
@@ -179,8 +203,11 @@ def test_a_second_experiment_waits_for_the_run_that_the_first_has_in_the_queue(u
 
     said = user.tuning("cancel", "one")
     assert said.endswith("submit these too if they are not done, they share its jobs: two\n")
-    wait_for(lambda: user.status("two")[fork]["state"] in ("cancelled", "blocked"), 30, user.queue)
-    assert user.status("two")[sft]["state"] == "pending"
+    wait_for(lambda: user.status("two")[fork]["state"] == "blocked", 30, user.queue)
+    rows = user.status("two")
+    assert rows["tiny"]["state"] == "cancelled"
+    assert rows["tiny"]["reason"].endswith("job of experiment one; submit again")
+    assert (rows[sft]["state"], rows[sft]["reason"]) == ("blocked", "tiny cancelled")
     user.tuning(*RUN, *pft, "--experiment", "two", "--dependency", f"afterok:{blocker}")
     assert {row["state"] for row in user.status("two").values()} == {"waiting"}
 

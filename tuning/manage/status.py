@@ -14,7 +14,7 @@ import re
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tuning.launchers.slurm import reasons
@@ -22,7 +22,7 @@ from tuning.launchers.slurm.client import WAITS, Job, Slurm
 from tuning.launchers.slurm.ledger import REPORT, Jobs, Task
 from tuning.launchers.slurm.portions import left_stages
 from tuning.launchers.slurm.script import ENDED_IN_SETUP, STOPPED_IN_SETUP
-from tuning.launchers.slurm.shared import Elsewhere, elsewhere
+from tuning.launchers.slurm.shared import Elsewhere, Former, elsewhere, latest
 from tuning.plan import Plan, Stage, Standing, standing
 from tuning.runs import atomic, typed
 from tuning.runs.errors import StageFailed, UserError
@@ -55,27 +55,27 @@ class _View:
 
     plan: Plan
     home: Path
+    folder: Path
+    """The folder of the report."""
     tasks: Mapping[str, Task] = field(default_factory=dict)
     queue: Mapping[str, Job] = field(default_factory=dict)
     accounted: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, Elsewhere] = field(default_factory=dict)
     """Live tasks of other experiments that have the runs of stages."""
+    former: Mapping[str, Former] = field(default_factory=dict)
+    """The last tasks of other experiments that had the runs of stages, later than this one."""
     unreleased: frozenset[str] = frozenset()
     """The tokens of arrays whose submission was interrupted."""
     left: frozenset[str] = frozenset()
     """Stages that are left for a later portion."""
     answered: bool = True
 
-    @property
-    def folder(self) -> Path:
-        return self.home / "outputs" / "reports" / self.plan.experiment
-
 
 def stages_of(plan: Plan, home: Path, slurm: Slurm | None = None) -> list[StageStatus]:
     """Every stage of a plan that has work, in order; `slurm` is only asked about an experiment that
     was submitted.
     """
-    view = _View(plan, home)
+    view = _View(plan, home, home / "outputs" / "reports" / plan.experiment)
     jobs = Jobs(view.folder)
     view.left = frozenset(left_stages(view.folder))
     view.tasks = jobs.latest()
@@ -98,40 +98,69 @@ def _ask(slurm: Slurm, view: _View, jobs: Jobs) -> None:
     """Read SLURM's job list and accounting of the tasks of everybody who submitted a part, and of
     other experiments' tasks that do the same; nothing if SLURM does not answer.
     """
+    pending = [s for s in view.plan.stages if standing(view.plan, s, view.home).state == "pending"]
+    view.former = _former(view, pending, jobs)
+    users = jobs.users() | {f.user for f in view.former.values() if f.user is not None}
     try:
-        queue = {job.id: job for job in slurm.queue(jobs.users())}
-        pending = [
-            s for s in view.plan.stages if standing(view.plan, s, view.home).state == "pending"
-        ]
+        queue = {job.id: job for job in slurm.queue(users)}
         tasks = [task for stage in pending if (task := view.tasks.get(stage.name)) is not None]
+        tasks += [former.task for former in view.former.values()]
         view.accounted = slurm.ended([task.id for task in tasks if task.id not in queue])
         view.others = elsewhere(pending, view.folder, slurm.queue)
-        view.queue = queue
+        view.queue = queue | {other.task.id: other.job for other in view.others.values()}
     except (StageFailed, UserError):
         view.answered = False
 
 
-def _status(view: _View, stage: Stage, above: Mapping[str, StageStatus]) -> StageStatus:
-    found = standing(view.plan, stage, view.home)
+def _former(view: _View, pending: Sequence[Stage], jobs: Jobs) -> dict[str, Former]:
+    """The tasks of other experiments that were submitted later than the own ones of stages."""
+    times = {array.token: array.time for array in jobs.arrays()}
+    own = {name: times[task.token] for name, task in view.tasks.items()}
+    wanted = [stage for stage in pending if stage.name not in view.left]
+    found = latest(wanted, view.folder)
+    return {name: f for name, f in found.items() if name not in own or f.time > own[name]}
+
+
+def _there(view: _View, stage: Stage) -> _View:
+    """The view from the experiment whose job has a stage: this one, unless it has no live job of
+    the stage and another one has, or had the last.
+    """
     task = view.tasks.get(stage.name)
     job = view.queue.get(task.id) if task else None
+    other = view.others.get(stage.name) or view.former.get(stage.name)
+    if other is None or (job is not None and job.live):
+        return view
+    tasks = {stage.name: other.task}
+    return replace(view, folder=other.folder, tasks=tasks, others={}, left=frozenset())
+
+
+def _status(view: _View, stage: Stage, above: Mapping[str, StageStatus]) -> StageStatus:
+    found = standing(view.plan, stage, view.home)
+    there = _there(view, stage) if found.state == "pending" else view
+    task = there.tasks.get(stage.name)
+    job = there.queue.get(task.id) if task else None
     state, reason = found.state, found.reason
-    other = view.others.get(stage.name)
-    if state == "pending" and other is not None and not (job is not None and job.live):
-        task, job = other.task, other.job
-        state, told = _live(view, task, job, stage, above)
-        reason = ", ".join(filter(None, (told, f"job of experiment {other.experiment}")))
-    elif state == "pending":
-        state, reason = _not_done(view, stage, found, job, above)
+    if state == "pending":
+        state, reason = _not_done(there, stage, found, job, above)
+    if there is not view:
+        reason = _of_experiment(there.folder.name, state, reason)
     return StageStatus(
         stage=stage.name,
         state=state,
         job=task.id if task else "",
         reason=reason,
-        progress=_progress(view, stage) if state == "running" else "",
+        progress=_progress(there, stage) if state == "running" else "",
         metric=_metric(found),
         elapsed=job.elapsed if job and state == "running" else _seconds(found),
     )
+
+
+def _of_experiment(name: str, state: str, reason: str) -> str:
+    """The reason of a stage whose job is of another experiment; nothing runs one that ended."""
+    if state in ("blocked", "pending"):
+        return reason
+    told = ", ".join(filter(None, (reason, f"job of experiment {name}")))
+    return f"{told}; submit again" if state in ENDED else told
 
 
 def _not_done(
@@ -277,8 +306,6 @@ def _progress(view: _View, stage: Stage) -> str:
     become old.
     """
     folder = view.folder
-    if (other := view.others.get(stage.name)) and stage.name not in view.tasks:
-        folder = other.folder
     places = sorted(
         (folder / "stages").glob(f"*/{stage.name}.json"), key=lambda p: p.stat().st_mtime
     )
