@@ -378,6 +378,38 @@ def test_a_stage_that_somebody_runs_by_hand_runs(submitted):
         assert submitted.told()["a"] == ("running", "")
 
 
+def told_progress(folder: Path, directory: Path, at: int, ago: float = 0.0) -> None:
+    """What a stage `a` that writes a directory reported some seconds ago."""
+    place = folder / "stages" / "slurm" / "a.json"
+    record = {"directory": str(directory), "phase": "train", "at": at, "of": 125, "note": ""}
+    atomic.write_json(place, record)
+    os.utime(place, (time.time() - ago,) * 2)
+
+
+def test_a_shared_stage_is_as_far_as_the_job_that_runs_it(submitted):
+    """Its own job was cancelled long ago, after it had reported something."""
+    run = submitted.run("a", "running")
+    told_progress(submitted.folder, run, 10, ago=3600)
+    submitted.task(0, "CANCELLED")
+    told_progress(theirs(submitted, when=1.0), run, 40)
+    submitted.slurm.jobs.append(Job(id="9_0", state="RUNNING", token="other.1.sft", node="n2"))
+    assert submitted.rows()["a"].progress == "train 40/125"
+    submitted.record("a", "running")  # of the job before; says nothing of this one
+    told_progress(submitted.folder.parent / "other", run, 41, ago=600)
+    assert submitted.rows()["a"].progress == "train 41/125 (no progress for 10 min)"
+
+
+def test_a_stage_that_somebody_else_runs_is_as_far_as_its_directory(submitted):
+    run = submitted.run("a", "running")
+    told_progress(submitted.folder, submitted.home / "models" / "a-other", 10)
+    with Lock(run).holding():
+        assert submitted.rows()["a"].progress == ""
+        (run / "metrics.jsonl").write_text('{"step": 7, "loss": 0.5}\n{"eval')
+        assert submitted.rows()["a"].progress == "step 7"
+        told_progress(submitted.folder.parent / "other", run, 40)
+        assert submitted.rows()["a"].progress == "train 40/125"
+
+
 def test_a_failed_stage_says_why_and_blocks_what_stands_on_it(submitted):
     submitted.record("a", "failed", "shapes differ")
     submitted.task(0, "FAILED", "NonZeroExitCode")

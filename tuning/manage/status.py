@@ -12,7 +12,6 @@ import os
 import pwd
 import re
 import textwrap
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from tuning.launchers.slurm.ledger import REPORT, Jobs, Task
 from tuning.launchers.slurm.portions import left_stages
 from tuning.launchers.slurm.script import ENDED_IN_SETUP, STOPPED_IN_SETUP
 from tuning.launchers.slurm.shared import Elsewhere, Former, elsewhere, latest
+from tuning.manage import progress
 from tuning.plan import Plan, Stage, Standing, standing
 from tuning.runs import atomic, typed
 from tuning.runs.errors import StageFailed, UserError
@@ -30,8 +30,6 @@ from tuning.runs.json_text import NotJSON, parse_object
 from tuning.runs.lock import Lock
 from tuning.runs.rundir import RunDirectory
 
-QUIET_SECONDS = 120.0
-"""Progress that is older than this is shown with its age."""
 ENDED = ("done", "skipped", "failed", "blocked", "cancelled", "stopped")
 
 
@@ -149,7 +147,7 @@ def _status(view: _View, stage: Stage, above: Mapping[str, StageStatus]) -> Stag
         state=state,
         job=task.id if task else "",
         reason=reason,
-        progress=_progress(there, stage) if state == "running" else "",
+        progress=_progress(there, stage, found, job) if state == "running" else "",
         metric=_metric(found),
         elapsed=job.elapsed if job and state == "running" else _seconds(found),
     )
@@ -170,7 +168,7 @@ def _not_done(
     task = view.tasks.get(stage.name)
     if task is not None and job is not None and job.live:
         return _live(view, task, job, stage, above)
-    if any(d is not None and Lock(d.path).holder() for d in (found.run, found.evaluation)):
+    if any(Lock(directory.path).holder() for directory in _directories(found)):
         return "running", ""
     if stage.name in view.left and not _blocked(stage, above):
         return "pending", _when_submitted(view)
@@ -276,7 +274,7 @@ def _silent(
 ) -> tuple[str, str]:
     """How a job ended whose supervisor could not record it."""
     output = view.folder / "slurm" / f"{task.token}-{task.index}.out"
-    lines = _tail(output).splitlines()
+    lines = progress.tail(output).splitlines()
     said = "\n".join(line for line in lines if "DUE TO JOB REQUEUE" not in line)
     known = job.state if job is not None else view.accounted.get(task.id, "")
     if known not in ("CANCELLED", "PREEMPTED"):
@@ -291,47 +289,11 @@ def _silent(
     return "failed", recorded or f"the job ended without a record{': ' + last if last else ''}"
 
 
-def _tail(path: Path, size: int = 4096) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - size))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _progress(view: _View, stage: Stage) -> str:
-    """`train 40/125 loss 0.51`, from the newest progress file of the stage, and its age if it has
-    become old.
-    """
-    folder = view.folder
-    places = sorted(
-        (folder / "stages").glob(f"*/{stage.name}.json"), key=lambda p: p.stat().st_mtime
-    )
-    progress = (atomic.read_object(places[-1]) if places else None) or {}
-    words = [str(progress.get("phase", "")) or "starting"]
-    if progress.get("directory"):
-        words += [f"{progress['at']}/{progress['of']}", progress["note"]]
-    last = max(_written(place) for place in (*places, folder / "stages" / f"{stage.name}.json"))
-    return " ".join(filter(None, (*words, _age(last))))
-
-
-def _written(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _age(moment: float) -> str:
-    """`(no progress for 7 min)` since a moment; "" if it is recent or unknown."""
-    seconds = time.time() - moment
-    if not moment or seconds < QUIET_SECONDS:
-        return ""
-    minutes = round(seconds / 60)
-    length = f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"
-    return f"(no progress for {length})"
+def _progress(view: _View, stage: Stage, found: Standing, job: Job | None) -> str:
+    """How far a stage has come that its job runs, or, without one, somebody else."""
+    if job is not None and job.live:
+        return progress.of_job(view.folder, stage.name)
+    return progress.of_directories(view.home, stage.name, _directories(found))
 
 
 def _metric(found: Standing) -> str:
@@ -342,7 +304,7 @@ def _metric(found: Standing) -> str:
         return f"pass@{k} {first['estimate']:.3f}"
     if found.run is None:
         return ""
-    for line in reversed(_tail(found.run.path / "metrics.jsonl").splitlines()):
+    for line in reversed(progress.tail(found.run.path / "metrics.jsonl").splitlines()):
         try:
             values = parse_object(line, "a line", nan=True)
         except NotJSON:
@@ -355,10 +317,13 @@ def _metric(found: Standing) -> str:
 
 def _seconds(found: Standing) -> str:
     """Total time of all phases and restarts, H:MM:SS."""
-    directories: list[RunDirectory] = [d for d in (found.run, found.evaluation) if d is not None]
-    phases = [p for d in directories for p in d.status["phases"].values()]
+    phases = [p for d in _directories(found) for p in d.status["phases"].values()]
     total = round(sum(phase.get("seconds", 0.0) for phase in phases))
     return f"{total // 3600}:{total // 60 % 60:02d}:{total % 60:02d}" if total else ""
+
+
+def _directories(found: Standing) -> list[RunDirectory]:
+    return [each for each in (found.run, found.evaluation) if each is not None]
 
 
 def table(found: Sequence[StageStatus], width: int = 0) -> str:
