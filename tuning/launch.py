@@ -255,6 +255,11 @@ def _submit(plan: Plan, options: Launch) -> int:
         require_successor(plan, site.home())  # again: another submission may have been under way
         outcome = submission.submit()
     _print_submitted(plan, cluster, outcome)
+    if outcome.ending:
+        _to_stderr(
+            f"warning: {', '.join(outcome.ending)} did not end in time; if it was cancelled, "
+            "submit again when it has ended"
+        )
     for line in feasible.warnings(slurm, [*outcome.new.values(), *outcome.queued.values()]):
         _to_stderr(f"warning: {line}")
     return 0

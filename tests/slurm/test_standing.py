@@ -145,6 +145,41 @@ def test_a_run_that_failed_as_a_job_of_another_experiment_failed_here_too(
     assert told(user, "two") == [("done", "")] * 2
 
 
+SAVES_SLOWLY = """
+import signal, sys, time
+from pathlib import Path
+began = Path(__file__).with_name("began")
+def save(number, frame):
+    time.sleep(4)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+began.touch()
+time.sleep(120)
+"""
+
+
+def test_what_is_submitted_right_after_it_was_cancelled_is_submitted_again(
+    user: Site, submit: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """While its job still saves; by the same experiment or by one that shares the run."""
+    (stage,) = trivial(tmp_path, 1).stages
+    script = Path(stage.script)
+    works = script.read_text()
+    for name in ("trial", "other"):
+        script.write_text(SAVES_SLOWLY)
+        (task,) = submit(name, stage).new.values()
+        wait_for((tmp_path / "began").exists, 60, user.queue)
+        script.write_text(works)
+        user.tuning("cancel", name)
+        assert user.state(task.id) == "COMPLETING"
+        (again,) = submit("trial", stage).new.values()
+        assert user.state(task.id) == "CANCELLED" and again != task
+        user.wait_idle()
+        assert told(user, "trial") == [("done", "")]
+        shutil.rmtree(user.home / "models" / stage.name)
+        (tmp_path / "began").unlink()
+
+
 def _conf(user: Site) -> list[str]:
     """What a SLURM command of another user needs to find the cluster."""
     folder = user.cluster.folder

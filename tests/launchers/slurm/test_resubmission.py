@@ -10,6 +10,7 @@ import pytest
 
 from tests.launchers.slurm.fake_cluster import Spot
 from tests.launchers.slurm.small import CHAIN, Small, stage
+from tuning.launchers.slurm import ending
 from tuning.launchers.slurm.client import Node, Refused
 from tuning.launchers.slurm.feasible import generic, require_possible
 from tuning.launchers.slurm.ledger import REPORT, Jobs
@@ -130,6 +131,47 @@ def test_the_report_that_another_user_submitted_stays(small):
     one.settings = asking(one, mem="2G")
     one.submit(Plan(experiment="small", stages=(*first, stage("c"))))
     assert theirs.live
+
+
+def slow_to_end(one: Small) -> None:
+    """Start the first stage; jobs that end are on their way out for a moment from now on."""
+    one.steps(2)
+    one.cluster.rng.random = lambda: 0.9
+
+
+def test_what_was_cancelled_and_is_still_ending_is_submitted_again(small):
+    one = small(*CHAIN)
+    one.stages.moments["a"] = 9
+    first = one.submit().new["a"]
+    slow_to_end(one)
+    one.cluster.end_by_force([task.id for task in one.cluster.live.values()])
+    assert one.cluster.live["a"].state == "COMPLETING"
+    outcome = one.submit()
+    assert list(outcome.new) == ["a", "b", "c"] and outcome.new["a"] != first
+    one.cluster.run_down()
+    assert one.states() == dict.fromkeys("abc", "done")
+
+
+def test_what_goes_back_into_the_queue_is_not_submitted_beside_itself(small):
+    one = small(stage("a"))
+    one.stages.events["a"] = ["again"]
+    first = one.submit().new["a"]
+    slow_to_end(one)
+    while one.cluster.live["a"].state != "COMPLETING":
+        one.steps(1)
+    assert one.submit().queued == {"a": first}
+
+
+def test_what_does_not_end_in_time_stays_and_is_named(small, monkeypatch):
+    one = small(*CHAIN)
+    one.stages.moments["a"] = 9
+    first = one.submit().new["a"]
+    slow_to_end(one)
+    one.cluster.end_by_force([first.id])
+    monkeypatch.setattr(one.cluster, "pause", lambda seconds: None)
+    monkeypatch.setattr(ending, "WAIT_SECONDS", 0.0)
+    outcome = one.submit()
+    assert (outcome.new, outcome.ending) == ({}, [first.id])
 
 
 SFT = stage("sft", role="sft")

@@ -25,6 +25,7 @@ class Door(Protocol):
     def cancel(self, jobs: Sequence[str], *, waiting: bool = False) -> None: ...
     def queue(self, users: Iterable[int] = ()) -> list[Job]: ...
     def max_array_size(self) -> int: ...
+    def pause(self, seconds: float) -> None: ...
 
 
 class Asked(Protocol):
@@ -64,6 +65,8 @@ class Outcome:
     """Tasks that were cancelled because their stages now ask for other resources."""
     outdated: dict[str, Task] = field(default_factory=dict)
     """Tasks that run with other resources than their stages now ask for."""
+    ending: list[str] = field(default_factory=list)
+    """Jobs of unfinished stages that take long to end; what becomes of them is not known yet."""
     left: list[Stage] = field(default_factory=list)
     """Stages that are left for the next portion."""
     goes_on: bool = False

@@ -89,6 +89,12 @@ def latest(stages: Iterable[Stage], folder: Path) -> dict[str, Former]:
     return found
 
 
+def tasks_of(stages: Iterable[Stage], folder: Path) -> tuple[list[Task], list[Array]]:
+    """The tasks of other experiments that do or did work of stages, and their arrays."""
+    found = _candidates(stages, folder)
+    return [task for _, _, task, *_ in found], [array for _, array, *_ in found]
+
+
 def _candidates(
     stages: Iterable[Stage], folder: Path
 ) -> list[tuple[Path, Array, Task, Stage, bool]]:

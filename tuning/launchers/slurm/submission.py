@@ -22,10 +22,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuning import config as site
-from tuning.launchers.slurm import feasible, portions, snapshot
+from tuning.launchers.slurm import feasible, portions, shared, snapshot
 from tuning.launchers.slurm.arrays import Arrays
 from tuning.launchers.slurm.client import WAITS, Job, Refused, TooMany
 from tuning.launchers.slurm.dependencies import Dependencies
+from tuning.launchers.slurm.ending import await_end
 from tuning.launchers.slurm.ledger import REPORT, Array, Jobs, Task
 from tuning.launchers.slurm.outcome import Asked, Door, Options, Outcome
 from tuning.launchers.slurm.resources import Resources
@@ -74,8 +75,10 @@ class Submission:
         """The same, for who holds the lock of the folder."""
         arrays = self._found()
         self._recorded = {array.token: array for array in arrays}
+        ending = self._await_end(arrays)
         self._elsewhere = elsewhere(self.plan.stages, self.folder, self.slurm.queue)
         live, outcome = self._settled(arrays)
+        outcome.ending = ending
         self._follow_replaced(arrays, live, outcome)
         missing = self._portion(self._to_submit(outcome), live, outcome)
         broken = any(not array.released for array in arrays)
@@ -143,6 +146,18 @@ class Submission:
     def _queue(self) -> list[Job]:
         """What SLURM knows of the tasks of everybody who submitted this experiment."""
         return self.slurm.queue(self.jobs.users())
+
+    def _await_end(self, arrays: Sequence[Array]) -> list[str]:
+        """Wait for jobs of unfinished stages, and of the report, that are on their way out."""
+        pending = [
+            stage
+            for stage in self.plan.stages
+            if stage.has_work and standing(self.plan, stage, site.home()).state == "pending"
+        ]
+        names = {stage.name for stage in pending} | {REPORT.name}
+        own = [task for array in arrays for task in array.tasks if task.stage in names]
+        theirs, others = shared.tasks_of(pending, self.folder)
+        return await_end(self.slurm, [*own, *theirs], [*arrays, *others])
 
     def _settled(self, arrays: Sequence[Array]) -> tuple[Live, Outcome]:
         """What is live, and what follows from it, when all that has to go has been cancelled.
