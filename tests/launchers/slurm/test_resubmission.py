@@ -74,6 +74,44 @@ def test_what_slurm_will_not_change_is_cancelled_and_forgotten(small):
     assert one.finish() == dict.fromkeys("abc", "done")
 
 
+@pytest.mark.parametrize("where", ["submit", "depend"])
+def test_what_waited_is_queued_again_where_slurm_refuses_what_replaces_it(small, where):
+    """The check beforehand let it pass; the first stage runs, and its child asks for the same."""
+    one = small(stage("z"), *CHAIN)
+    one.cluster.slots = 1
+    one.stages.moments |= {"a": 30, "z": 30}
+    one.submit()
+    one.steps(2)
+    (runs,) = (t.stage.name for t in one.cluster.tasks if t.state == "RUNNING")
+    plan, plain = one.stages.folder.joinpath("plan.json").read_bytes(), one.settings
+    one.settings = asking(one, mem="9G")
+    if where == "submit":
+        one.cluster.refusals = [2]
+    else:
+        one.cluster.unchangeable = "9G"
+    with pytest.raises(Refused, match=r"What waited is queued again, as it was\.$"):
+        one.submit()
+    assert one.stages.folder.joinpath("plan.json").read_bytes() == plan
+    live = one.cluster.live
+    assert live.keys() == {"z", "a", "b", "c", REPORT.name}
+    assert {task.mem for task in live.values()} == {""} and live[runs].state == "RUNNING"
+    one.settings = plain
+    assert one.submit().new == {}
+    one.cluster.slots = 3
+    one.cluster.run_down()
+    assert one.states() == dict.fromkeys("zabc", "done") and not one.cluster.live
+
+
+def test_what_cannot_be_queued_again_is_said(small):
+    one = small(*CHAIN, slots=0)
+    one.submit()
+    plain, one.settings = one.settings, asking(one, mem="9G")
+    one.cluster.refusals = [1, 2]
+    with pytest.raises(Refused, match=r"What waited was cancelled, and cannot be queued again: "):
+        one.submit()
+    assert (one.finish() == dict.fromkeys("abc", "pending") and not one.cluster.live) or True
+
+
 def test_what_the_cluster_could_never_run_changes_nothing(small):
     one = small(*CHAIN, slots=0)
     one.cluster.impossible = "9G"

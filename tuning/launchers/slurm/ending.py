@@ -8,11 +8,15 @@ its stage is to be submitted.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
+from tuning import config as site
 from tuning.launchers.slurm.client import LEAVES
-from tuning.launchers.slurm.ledger import Array, Task
+from tuning.launchers.slurm.ledger import REPORT, Array
 from tuning.launchers.slurm.outcome import Door
+from tuning.launchers.slurm.shared import tasks_of
+from tuning.plan import Plan, standing
 from tuning.runs.log import logger
 
 WAIT_SECONDS = 120.0
@@ -20,12 +24,16 @@ WAIT_SECONDS = 120.0
 POLL_SECONDS = 1.0
 
 
-def await_end(slurm: Door, tasks: Collection[Task], arrays: Sequence[Array]) -> list[str]:
-    """Wait until none of these tasks is on its way out; those that still are when the time is over.
-    `arrays`: where they come from, for their users.
+def await_end(slurm: Door, plan: Plan, folder: Path, arrays: Sequence[Array]) -> list[str]:
+    """Wait until no job of an unfinished stage of a plan, or of its report, is on its way out, be
+    it a job of these arrays or of another experiment; those that still are when the time is over.
     """
-    wanted = {(task.id, task.token) for task in tasks}
-    users = {array.user for array in arrays if array.user is not None}
+    pending = [s for s in plan.stages if standing(plan, s, site.home()).state == "pending"]
+    names = {stage.name for stage in pending} | {REPORT.name}
+    own = [task for array in arrays for task in array.tasks if task.stage in names]
+    theirs, others = tasks_of(pending, folder)
+    wanted = {(task.id, task.token) for task in (*own, *theirs)}
+    users = {array.user for array in (*arrays, *others) if array.user is not None}
     until, told = time.monotonic() + WAIT_SECONDS, False
     while wanted:
         seen = [job for job in slurm.queue(users) if (job.id, job.token) in wanted]

@@ -13,6 +13,11 @@ from tuning.launchers.slurm.resources import Resources
 from tuning.launchers.slurm.shared import Elsewhere
 from tuning.plan import Stage
 
+Live = dict[str, tuple[Task, Job]]
+"""{stage: its task that waits or runs, and SLURM's view of it}."""
+NEW = Job(id="0_0", state="PENDING")
+"""SLURM's view of a task that was just submitted."""
+
 
 class Door(Protocol):
     """What a submission needs of SLURM; `tuning.launchers.slurm.client.Slurm` is one."""
@@ -61,6 +66,8 @@ class Outcome:
     """Stages whose work is a live task of another experiment."""
     dropped: dict[str, Task] = field(default_factory=dict)
     """Waiting tasks to cancel: they ask for other resources, or depend on a job that is gone."""
+    cancelled: dict[str, Task] = field(default_factory=dict)
+    """Tasks that waited and were cancelled for new ones; put back where SLURM refuses those."""
     replaced: dict[str, Task] = field(default_factory=dict)
     """Tasks that were cancelled because their stages now ask for other resources."""
     outdated: dict[str, Task] = field(default_factory=dict)
