@@ -195,7 +195,7 @@ class World:
     def require_kept(self, lost: set[str]) -> None:
         """Fail unless what is no longer queued could not have started."""
         doomed = {t.stage.name for t in self.cluster.tasks if t.doomed}
-        for name in lost - doomed - {REPORT.name}:
+        for name in (n for n in lost - doomed - {REPORT.name} if self.stands(n) not in ENDED):
             above = self.plan.stage(name).parents
             gone = [p for p in above if self.stands(p) not in ENDED and p not in self.cluster.live]
             assert gone, f"{name} was queued and was cancelled for nothing"

@@ -133,10 +133,10 @@ class Submission:
         arrays = self.jobs.arrays()
         kept = {array.token for array in arrays}
         outcome.queued = {n: task for n, task in outcome.queued.items() if task.token in kept}
-        tokens = {name: task.token for name, task in outcome.cancelled.items()}
+        going = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
+        tokens = {n: task.token for n, task in outcome.cancelled.items() if n not in going}
         asked = {n: r for n, token in tokens.items() if (r := self._recorded[token].resources)}
         self._asked |= {name: restore(Resources, each) for name, each in asked.items()}
-        going = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
         names = portions.unblocked(self.plan.stages, asked, going)
         stages = [stage for stage in self.plan.stages if stage.name in names]
         save_plan(self.folder, Plan.from_json(plan))
