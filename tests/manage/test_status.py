@@ -32,6 +32,8 @@ from tuning.runs.rundir import Identity, claim
 
 pytestmark = pytest.mark.unit
 
+NOBODY = 65534
+
 
 def stage(name: str, *parents: str, **values) -> Stage:
     """A stage that trains."""
@@ -226,6 +228,25 @@ def test_the_job_of_another_user_says_whose_it_is(submitted):
     submitted.task(1, "PENDING", "Resources", user="nobody")
     assert submitted.told()["a"] == ("running", "on n1, job of nobody")
     assert submitted.told()["b"] == ("waiting", "resources, job of nobody")
+
+
+def test_jobs_of_another_user_that_slurm_hides_are_not_called_cancelled(submitted, monkeypatch):
+    """A lock that is held is proof that one runs."""
+    (array,) = Jobs(submitted.folder).arrays()
+    array.user = NOBODY
+    Jobs(submitted.folder).write([array])
+    hidden = "SLURM does not show whether the job of nobody waits; submit again if not"
+    assert submitted.told() == dict.fromkeys("abc", ("pending", hidden))
+    submitted.record("a", "running")
+    assert submitted.told()["a"] == ("pending", hidden)
+    holder = {"host": "n1", "pid": 1, "started": "1", "job": "7_0", "heartbeat": time.time()}
+    run = submitted.run("a", "running")
+    (run / "lock.json").write_text(json.dumps(holder))
+    owner = lambda lock: NOBODY if lock.path.parent == run else None  # noqa: E731
+    monkeypatch.setattr(Lock, "owner", owner)
+    assert submitted.told()["a"] == ("running", "job of nobody")
+    submitted.slurm.accounted = {"7_1": "CANCELLED"}
+    assert submitted.told()["b"] == ("cancelled", "cancelled")
 
 
 @pytest.mark.parametrize("job", ["COMPLETED", ""])

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.slurm.cluster import Cluster as Machines
+from tests.slurm.cluster import running
 from tests.slurm.conftest import Site, wait_for
 from tests.slurm.plans import pairs, trivial
 from tuning.launchers.slurm.client import Slurm
@@ -18,6 +21,7 @@ from tuning.launchers.slurm.ledger import Jobs
 from tuning.launchers.slurm.resources import Cluster
 from tuning.launchers.slurm.script import STOPPED_IN_SETUP
 from tuning.launchers.slurm.submission import Outcome, Submission
+from tuning.manage.status import stages_of
 from tuning.plan import Plan, Stage, save_plan
 
 NOBODY = 65534
@@ -143,6 +147,48 @@ def test_a_run_that_failed_as_a_job_of_another_experiment_failed_here_too(
     assert list(submit("two", shared, child).new) == [shared.name, child.name]
     user.wait_idle()
     assert told(user, "two") == [("done", "")] * 2
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from tuning import config as site
+from tuning.plan import read_stage
+from tuning.runs.rundir import Identity, claim
+stage = read_stage(Path(sys.argv[sys.argv.index("--stage") + 1]))
+identity = Identity(run_name=stage.name, kind="x", hash=stage.hash, hashed={}, settings={})
+with claim(site.models_dir(), identity) as directory:
+    time.sleep(120)
+"""
+
+
+def test_a_running_job_that_slurm_hides_since_it_is_another_users(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    cluster: Machines,
+) -> None:  # fmt: skip
+    """This process becomes another user on another machine, as far as it asks who and where."""
+    with running(tmp_path_factory.mktemp("private"), private=True) as machines:
+        (home := tmp_path / "home").mkdir()
+        user = Site(machines, home)
+        for name, value in user.environment.items():
+            monkeypatch.setenv(name, value)
+        plan = trivial(tmp_path, 1)
+        Path(plan.stages[0].script).write_text(HOLDS)
+        Submission(plan, Cluster({}), Slurm()).run()
+        lock = home / "models" / plan.stages[0].name / "lock.json"
+        wait_for(lock.exists, 60, user.queue)
+        conf = " ".join(_conf(user))
+        squeue = user.bin / "squeue"
+        squeue.write_text(f'#!/bin/sh\nexec runuser -u nobody -- env {conf} /usr/bin/squeue "$@"\n')
+        squeue.chmod(0o755)
+        monkeypatch.setattr(os, "getuid", lambda: NOBODY)
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        assert Slurm().queue([0]) == []
+        (row,) = stages_of(plan, home)
+        assert (row.state, row.reason) == ("running", "job of root")
+        lock.unlink()
+        (row,) = stages_of(plan, home)
+        assert row.state == "pending" and "does not show whether the job of root" in row.reason
 
 
 SAVES_SLOWLY = """

@@ -62,6 +62,8 @@ class _View:
     """Live tasks of other experiments that have the runs of stages."""
     former: Mapping[str, Former] = field(default_factory=dict)
     """The last tasks of other experiments that had the runs of stages, later than this one."""
+    users: dict[str, int | None] = field(default_factory=dict)
+    """Who submitted arrays, by their tokens."""
     unreleased: frozenset[str] = frozenset()
     """The tokens of arrays whose submission was interrupted."""
     left: frozenset[str] = frozenset()
@@ -98,8 +100,10 @@ def _ask(slurm: Slurm, view: _View, jobs: Jobs) -> None:
     """
     pending = [s for s in view.plan.stages if standing(view.plan, s, view.home).state == "pending"]
     view.former = _former(view, pending, jobs)
-    users = jobs.users() | {f.user for f in view.former.values() if f.user is not None}
+    view.users = {array.token: array.user for array in jobs.arrays()}
+    view.users |= {former.task.token: former.user for former in view.former.values()}
     try:
+        users = {user for user in view.users.values() if user is not None}
         queue = {job.id: job for job in slurm.queue(users)}
         tasks = [task for stage in pending if (task := view.tasks.get(stage.name)) is not None]
         tasks += [former.task for former in view.former.values()]
@@ -168,8 +172,9 @@ def _not_done(
     task = view.tasks.get(stage.name)
     if task is not None and job is not None and job.live:
         return _live(view, task, job, stage, above)
-    if any(Lock(directory.path).holder() for directory in _directories(found)):
-        return "running", ""
+    for lock in (Lock(directory.path) for directory in _directories(found)):
+        if holder := lock.holder():
+            return "running", _whose("job" if holder.job else "process", lock.owner())
     if stage.name in view.left and not _blocked(stage, above):
         return "pending", _when_submitted(view)
     record = atomic.read_object(view.folder / "stages" / f"{stage.name}.json") or {}
@@ -178,7 +183,8 @@ def _not_done(
     if record.get("state") == "failed":
         reason = str(record["reason"])
         if task is not None and record.get("signal"):
-            return _silent(view, task, job, reason, begun=True)  # SLURM may know who sent it
+            told = _silent(view, task, job, reason, begun=True)  # SLURM may know who sent it
+            return told if told[0] != "pending" else ("failed", reason)
         return "failed", reason
     if record.get("state") in ("done", "skipped"):
         return "pending", _vanished(stage, found)
@@ -241,11 +247,21 @@ def _for_what(view: _View, stage: Stage, above: Mapping[str, StageStatus]) -> st
 
 
 def _me() -> str:
-    """The name of this user; their number if they have none."""
+    """The name of this user."""
+    return _name(os.getuid())
+
+
+def _name(user: int) -> str:
+    """The name of a user; their number if they have none."""
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        return pwd.getpwuid(user).pw_name
     except KeyError:
-        return str(os.getuid())
+        return str(user)
+
+
+def _whose(what: str, user: int | None) -> str:
+    """`job of nobody`, of another user; "" of this one."""
+    return "" if user in (None, os.getuid()) else f"{what} of {_name(user or 0)}"
 
 
 _WORDS = (
@@ -283,6 +299,8 @@ def _silent(
                 return state, reason
     if known in _STATES:
         return _STATES[known]
+    if whose := "" if known else _whose("job", view.users.get(task.token)):
+        return "pending", f"SLURM does not show whether the {whose} waits; submit again if not"
     if not said and not begun and known in ("", "COMPLETED"):
         return "cancelled", "left the queue before it started"
     last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
