@@ -339,18 +339,23 @@ def summary(plan: Plan, options: Launch) -> str:
     from tuning.launchers import footprint
     from tuning.launchers.slurm.resources import Cluster
 
-    left = [s for s in plan.stages if s.has_work and not _ended(plan, s)]
+    slurm = launcher_of(options) == "slurm"
+    queued = _submission_of(plan, options).look() if slurm else {}
+    todo = [s for s in plan.stages if s.has_work and not _ended(plan, s)]
+    left = [stage for stage in todo if stage.name not in queued]
     if not left:
         return ""
-    slurm = launcher_of(options) == "slurm"
     cluster = Cluster(options.resources, kinds=options.kinds) if slurm else None
     lines = [f"experiment {plan.experiment}, {'as SLURM jobs' if slurm else 'on this machine'}:"]
     for kind in dict.fromkeys(stage.kind for stage in plan.stages if stage.has_work):
         own = [stage for stage in plan.stages if stage.has_work and stage.kind == kind]
         waiting = [stage for stage in own if stage in left]
-        done = f", {len(own) - len(waiting)} of them done" if len(waiting) < len(own) else ""
+        shared = sum(stage in todo for stage in own) - len(waiting)
+        done = len(own) - len(waiting) - shared
+        note = f", {done} of them done" if done else ""
+        note += f", {shared} queued by another experiment" if shared else ""
         asked = dict.fromkeys(describe(cluster.of(stage)) for stage in waiting if cluster)
-        lines.append(f"  {kind}: {len(own)} stage{'s' if len(own) > 1 else ''}{done}")
+        lines.append(f"  {kind}: {len(own)} stage{'s' if len(own) > 1 else ''}{note}")
         lines += [f"    {text}" for text in asked]
     cuda = any("gpu" in (cluster.of(s).gres or "") for s in left if cluster) or None
     lines.append(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
@@ -384,28 +389,36 @@ def _to_stderr(text: str) -> None:
 def _dry_run(plan: Plan, launcher: str, options: Launch) -> int:
     from tuning.experiments.render import command
 
+    made = _submission_of(plan, options) if launcher == "slurm" else None
+    queued = made.look() if made is not None else {}
     print(f"experiment {plan.experiment}")
     for stage in plan.stages:
         if not stage.has_work:
             continue
         found = standing(plan, stage, site.home())
-        why = f" ({found.reason})" if found.reason else ""
+        state = f"{found.state} ({found.reason})" if found.reason else found.state
+        if (other := queued.get(stage.name)) is not None:
+            state = f"queued as {other.task.id} by experiment {other.experiment}"
         after = f"  after {', '.join(stage.parents)}" if stage.parents else ""
-        print(f"\n{stage.name}  [{found.state}{why}]{after}")
+        print(f"\n{stage.name}  [{state}]{after}")
         print(f"    python tuning/{shlex.join(command(stage))}")
-    if launcher == "slurm":
-        _print_scripts(plan, options)
+    if made is not None:
+        _print_scripts(made)
     return 0
 
 
-def _print_scripts(plan: Plan, options: Launch) -> None:
-    """Print the arrays in the order of submission: tasks, dependencies, scripts."""
+def _submission_of(plan: Plan, options: Launch) -> Any:
+    """The submission of a plan to the cluster of this machine."""
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
 
-    slurm = Slurm()
-    size = slurm.max_array_size() if slurm.answers() else ARRAY_SIZE
-    made = _submission(plan, Cluster(options.resources, kinds=options.kinds), slurm, options)
+    cluster = Cluster(options.resources, kinds=options.kinds)
+    return _submission(plan, cluster, Slurm(), options)
+
+
+def _print_scripts(made: Any) -> None:
+    """Print the arrays of a submission in their order: tasks, dependencies, scripts."""
+    size = made.slurm.max_array_size() if made.slurm.answers() else ARRAY_SIZE
     if made.options.max_submit:
         print(f"\nsubmitted in portions of at most {made.options.max_submit} jobs at a time")
     for number, (array, script) in enumerate(made.preview(size), 1):

@@ -260,6 +260,13 @@ def test_a_second_experiment_waits_for_the_run_that_the_first_has_in_the_queue(u
     first = user.status("one")
     calls = user.sbatch_calls
     pft = ("--sft_ratio", "0.5", "--train_sizes", "64", "--do_sft_first", "--pft_method", "dpo")
+    dry = user.tuning(*RUN, *pft, "--experiment", "two", "--dry_run")
+    assert dry.count(" by experiment one]") == 2
+    assert [line for line in dry.splitlines() if line.startswith("   task ")] == [
+        f"   task 0: tiny_sft-arith-32_pt-arith-32  afterok tiny_sft-arith-32 "
+        f"({first['tiny_sft-arith-32']['job']} of experiment one)",
+        "   task 0: report  afterany of all others",
+    ]
     said = user.tuning(*RUN, *pft, "--experiment", "two")
     assert said.count("(by experiment one)") == 2
     second = user.status("two")

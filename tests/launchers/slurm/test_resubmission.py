@@ -15,6 +15,7 @@ from tuning.launchers.slurm.client import Node, Refused
 from tuning.launchers.slurm.feasible import generic, require_possible
 from tuning.launchers.slurm.ledger import REPORT, Jobs
 from tuning.launchers.slurm.resources import Cluster, Resources
+from tuning.launchers.slurm.submission import Submission
 from tuning.plan import Plan
 
 pytestmark = pytest.mark.unit
@@ -239,6 +240,23 @@ def test_a_second_experiment_depends_on_the_run_of_the_first(small):
     assert one.stages.done == {"sft", "b", "c"}
     assert one.cluster.submitted.count("sft") == 1
     assert one.submit(plan).ended.keys() == {"sft", "c"}
+
+
+def test_a_dry_run_shows_no_job_for_what_another_experiment_has_queued(small):
+    one = small(SFT, slots=0)
+    task = one.submit().new["sft"]
+    made = Submission(second(one, SFT, stage("c", "sft")), one.settings, one.cluster)
+    assert made.look()["sft"].task == task
+    assert [array.stages for array, _ in made.preview(9)] == [["c"], [REPORT.name]]
+    assert made.words("c") == f"afterok sft ({task.id} of experiment small)"
+    more = replace(SFT, phases=("train", "infer"), evaluation_hash="e" * 64)
+    made = Submission(second(one, more), one.settings, one.cluster)
+    assert made.look() == {}
+    assert made.preview(9)[0][0].stages == ["sft"]
+    assert made.words("sft") == f"afterany {task.id}, the same run in small"
+    made = Submission(second(one, SFT), one.settings, one.cluster)
+    made.look()
+    assert [array.stages for array, _ in made.preview(9)] == [[REPORT.name]]
 
 
 def test_a_stage_that_does_more_than_the_first_experiment_runs_after_it(small):

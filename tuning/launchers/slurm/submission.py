@@ -148,17 +148,28 @@ class Submission:
             return f"What waited was cancelled, and cannot be queued again: {refusal}"
         return "What waited is queued again, as it was."
 
+    def look(self) -> dict[str, Elsewhere]:
+        """Look up, for a dry run, which stages other experiments have queued; none where SLURM does
+        not answer.
+        """
+        with contextlib.suppress(StageFailed, UserError):
+            self._elsewhere = elsewhere(self.plan.stages, self.folder, self.slurm.queue)
+        return self._sorted({}).shared
+
     def preview(self, max_array_size: int) -> list[tuple[Array, str]]:
-        """The arrays that would be submitted if nothing were queued, and their scripts."""
-        missing = self._to_submit(self._sorted({}))
-        if not missing:
+        """The arrays that would be submitted if nothing of this experiment were queued, and their
+        scripts.
+        """
+        outcome = self._sorted({})
+        missing = self._to_submit(outcome)
+        if not missing and not outcome.shared:
             return []
         arrays = self._files.of([*missing, REPORT], max_array_size, number="1")
         return [(array, self._files.script(array, Path("SNAPSHOT"))) for array in arrays]
 
     def words(self, name: str) -> str:
         """The dependency of a stage, for a dry run."""
-        return self._dependencies.words(name, self._sorted({}).ended)
+        return self._dependencies.words(name, self._sorted({}).ended, self._elsewhere)
 
     def _found(self) -> list[Array]:
         """The arrays of jobs.json; one whose job id is unknown is looked up by its token."""
