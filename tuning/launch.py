@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,8 +20,6 @@ from tuning.runs.names import require_fits
 LAUNCHERS = ("local", "slurm")
 _ONE = r"(?:after\w*(?::\d+(?:_(?:\d+|\*))?(?:\+\d+)?)+|singleton)"
 _DEPENDENCY = re.compile(rf"{_ONE}(?:[,?]{_ONE})*")
-ARRAY_SIZE = 1001
-"""SLURM's default, for a dry run without a cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +123,11 @@ def launch(plan: Plan, options: Launch) -> int:
     with quits("stopped; nothing was submitted"):
         launcher = launcher_of(options)
     if options.dry_run:
+        from tuning.launchers.dry_run import show
+
         with quits():
-            return _dry_run(plan, launcher, options)
+            show(plan, _submission_of(plan, options) if launcher == "slurm" else None)
+        return 0
     for output in [(stage.run or {}).get("output", {}) for stage in plan.stages] or [{}]:
         site.require_writable_home(output.get("log_dir"))
     with quits("stopped; nothing was submitted"):
@@ -386,27 +386,6 @@ def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _dry_run(plan: Plan, launcher: str, options: Launch) -> int:
-    from tuning.experiments.render import command
-
-    made = _submission_of(plan, options) if launcher == "slurm" else None
-    queued = made.look() if made is not None else {}
-    print(f"experiment {plan.experiment}")
-    for stage in plan.stages:
-        if not stage.has_work:
-            continue
-        found = standing(plan, stage, site.home())
-        state = f"{found.state} ({found.reason})" if found.reason else found.state
-        if (other := queued.get(stage.name)) is not None:
-            state = f"queued as {other.task.id} by experiment {other.experiment}"
-        after = f"  after {', '.join(stage.parents)}" if stage.parents else ""
-        print(f"\n{stage.name}  [{state}]{after}")
-        print(f"    python tuning/{shlex.join(command(stage))}")
-    if made is not None:
-        _print_scripts(made)
-    return 0
-
-
 def _submission_of(plan: Plan, options: Launch) -> Any:
     """The submission of a plan to the cluster of this machine."""
     from tuning.launchers.slurm.client import Slurm
@@ -414,18 +393,3 @@ def _submission_of(plan: Plan, options: Launch) -> Any:
 
     cluster = Cluster(options.resources, kinds=options.kinds)
     return _submission(plan, cluster, Slurm(), options)
-
-
-def _print_scripts(made: Any) -> None:
-    """Print the arrays of a submission in their order: tasks, dependencies, scripts."""
-    size = made.slurm.max_array_size() if made.slurm.answers() else ARRAY_SIZE
-    if made.options.max_submit:
-        print(f"\nsubmitted in portions of at most {made.options.max_submit} jobs at a time")
-    for number, (array, script) in enumerate(made.preview(size), 1):
-        print(
-            f"\n== {number}. {array.token}: {len(array.stages)} task(s), "
-            "held until all arrays are submitted"
-        )
-        for index, name in enumerate(array.stages):
-            print(f"   task {index}: {name}  {made.words(name)}".rstrip())
-        print(f"\n{script}")

@@ -181,7 +181,9 @@ class World:
         known = self.rng.random() < 0.5
         which = "impossible" if known else "unchangeable"
         setattr(self.cluster, which, "900G")
-        before, now = {t.id: t.stage.name for t in self.cluster.tasks if t.live}, self.cluster.now
+        queued, now = [t for t in self.cluster.tasks if t.live], self.cluster.now
+        before = {task.id: task.stage.name for task in queued}
+        released = {task.stage.name for task in queued if not task.held}
         with contextlib.suppress(UserError, StageFailed):
             self.run(Cluster({"processes": 2, "mem": "900G"}, environ={}, path=self.settings.path))
         setattr(self.cluster, which, "")
@@ -190,7 +192,7 @@ class World:
         assert {t.stage.name for t in new} <= {*before.values(), REPORT.name}, "it is left"
         assert all(t.mem != "900G" or t.stage.name == REPORT.name for t in new)
         if self.cluster.now == now:
-            self.require_kept({*before.values()} - {t.stage.name for t in live.values()})
+            self.require_kept(released - {task.stage.name for task in live.values()})
 
     def require_kept(self, lost: set[str]) -> None:
         """Fail unless what is no longer queued could not have started."""

@@ -92,7 +92,7 @@ class Submission:
                 save_plan(self.folder, self.plan)
             self._connection.connect(arrays, live, outcome, self._elsewhere)
         except (Refused, TooMany) as refusal:
-            said = self._put_back(before, live, outcome)
+            said = self._put_back(before, live, outcome) if before else ""
             raise type(refusal)(" ".join(filter(None, (str(refusal), said)))) from None
         outcome.goes_on = REPORT.name in live
         options = {name: getattr(self.options, name) for name in _LASTING}
@@ -126,16 +126,17 @@ class Submission:
 
     def _put_back(self, plan: Any, live: Live, outcome: Outcome) -> str:
         """Submit again, as it was asked for, what waited and was cancelled for what SLURM refuses;
-        what to say of it.
+        what to say of it. Not what was held since its submission was interrupted.
         """
-        if plan is None or not outcome.cancelled:
-            return ""
         arrays = self.jobs.arrays()
         kept = {array.token for array in arrays}
         outcome.queued = {n: task for n, task in outcome.queued.items() if task.token in kept}
         going = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
-        tokens = {n: task.token for n, task in outcome.cancelled.items() if n not in going}
-        asked = {n: r for n, token in tokens.items() if (r := self._recorded[token].resources)}
+        arrays_of = {n: self._recorded[task.token] for n, task in outcome.cancelled.items()}
+        released = {n: a for n, a in arrays_of.items() if a.released and n not in going}
+        asked = {name: array.resources for name, array in released.items() if array.resources}
+        if not asked and REPORT.name not in released:
+            return ""
         self._asked |= {name: restore(Resources, each) for name, each in asked.items()}
         names = portions.unblocked(self.plan.stages, asked, going)
         stages = [stage for stage in self.plan.stages if stage.name in names]
