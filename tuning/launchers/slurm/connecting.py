@@ -24,11 +24,7 @@ class Connection:
         self.dependencies = dependencies
 
     def connect(
-        self,
-        arrays: Sequence[Array],
-        live: Live,
-        outcome: Outcome,
-        elsewhere: Mapping[str, Elsewhere],
+        self, arrays: Sequence[Array], live: Live, outcome: Outcome, theirs: Mapping[str, Elsewhere]
     ) -> None:
         """Set the dependencies of the tasks of all unreleased arrays, then release them.
 
@@ -43,7 +39,7 @@ class Connection:
             waiting[REPORT.name] = live[REPORT.name][0]
         under_way = {task.id for task, job in live.values() if job is not NEW and not job.held}
         going = {task.id for task in waiting.values()} - under_way
-        others = {n: o for n, o in elsewhere.items() if n not in outcome.ended}
+        others = {n: o for n, o in theirs.items() if n not in outcome.ended}
         self._cancel_strangers(live, going)
         try:
             for array in unreleased:
@@ -62,7 +58,7 @@ class Connection:
         for array in unreleased:
             array.released = True
         self.jobs.write(arrays)
-        for other in elsewhere.values():
+        for other in theirs.values():
             follow(other.folder, self.folder)
 
     def _take_back(self, arrays: Sequence[Array], going: set[str], under_way: set[str]) -> None:
