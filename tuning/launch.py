@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,8 +20,6 @@ from tuning.runs.names import require_fits
 LAUNCHERS = ("local", "slurm")
 _ONE = r"(?:after\w*(?::\d+(?:_(?:\d+|\*))?(?:\+\d+)?)+|singleton)"
 _DEPENDENCY = re.compile(rf"{_ONE}(?:[,?]{_ONE})*")
-ARRAY_SIZE = 1001
-"""SLURM's default, for a dry run without a cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +123,11 @@ def launch(plan: Plan, options: Launch) -> int:
     with quits("stopped; nothing was submitted"):
         launcher = launcher_of(options)
     if options.dry_run:
+        from tuning.launchers.dry_run import show
+
         with quits():
-            return _dry_run(plan, launcher, options)
+            show(plan, _submission_of(plan, options) if launcher == "slurm" else None)
+        return 0
     for output in [(stage.run or {}).get("output", {}) for stage in plan.stages] or [{}]:
         site.require_writable_home(output.get("log_dir"))
     with quits("stopped; nothing was submitted"):
@@ -255,6 +255,11 @@ def _submit(plan: Plan, options: Launch) -> int:
         require_successor(plan, site.home())  # again: another submission may have been under way
         outcome = submission.submit()
     _print_submitted(plan, cluster, outcome)
+    if outcome.ending:
+        _to_stderr(
+            f"warning: {', '.join(outcome.ending)} did not end in time; if it was cancelled, "
+            "submit again when it has ended"
+        )
     for line in feasible.warnings(slurm, [*outcome.new.values(), *outcome.queued.values()]):
         _to_stderr(f"warning: {line}")
     return 0
@@ -334,18 +339,23 @@ def summary(plan: Plan, options: Launch) -> str:
     from tuning.launchers import footprint
     from tuning.launchers.slurm.resources import Cluster
 
-    left = [s for s in plan.stages if s.has_work and not _ended(plan, s)]
+    slurm = launcher_of(options) == "slurm"
+    queued = _submission_of(plan, options).look() if slurm else {}
+    todo = [s for s in plan.stages if s.has_work and not _ended(plan, s)]
+    left = [stage for stage in todo if stage.name not in queued]
     if not left:
         return ""
-    slurm = launcher_of(options) == "slurm"
     cluster = Cluster(options.resources, kinds=options.kinds) if slurm else None
     lines = [f"experiment {plan.experiment}, {'as SLURM jobs' if slurm else 'on this machine'}:"]
     for kind in dict.fromkeys(stage.kind for stage in plan.stages if stage.has_work):
         own = [stage for stage in plan.stages if stage.has_work and stage.kind == kind]
         waiting = [stage for stage in own if stage in left]
-        done = f", {len(own) - len(waiting)} of them done" if len(waiting) < len(own) else ""
+        shared = sum(stage in todo for stage in own) - len(waiting)
+        done = len(own) - len(waiting) - shared
+        note = f", {done} of them done" if done else ""
+        note += f", {shared} queued by another experiment" if shared else ""
         asked = dict.fromkeys(describe(cluster.of(stage)) for stage in waiting if cluster)
-        lines.append(f"  {kind}: {len(own)} stage{'s' if len(own) > 1 else ''}{done}")
+        lines.append(f"  {kind}: {len(own)} stage{'s' if len(own) > 1 else ''}{note}")
         lines += [f"    {text}" for text in asked]
     cuda = any("gpu" in (cluster.of(s).gres or "") for s in left if cluster) or None
     lines.append(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
@@ -376,38 +386,10 @@ def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _dry_run(plan: Plan, launcher: str, options: Launch) -> int:
-    from tuning.experiments.render import command
-
-    print(f"experiment {plan.experiment}")
-    for stage in plan.stages:
-        if not stage.has_work:
-            continue
-        found = standing(plan, stage, site.home())
-        why = f" ({found.reason})" if found.reason else ""
-        after = f"  after {', '.join(stage.parents)}" if stage.parents else ""
-        print(f"\n{stage.name}  [{found.state}{why}]{after}")
-        print(f"    python tuning/{shlex.join(command(stage))}")
-    if launcher == "slurm":
-        _print_scripts(plan, options)
-    return 0
-
-
-def _print_scripts(plan: Plan, options: Launch) -> None:
-    """Print the arrays in the order of submission: tasks, dependencies, scripts."""
+def _submission_of(plan: Plan, options: Launch) -> Any:
+    """The submission of a plan to the cluster of this machine."""
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
 
-    slurm = Slurm()
-    size = slurm.max_array_size() if slurm.answers() else ARRAY_SIZE
-    made = _submission(plan, Cluster(options.resources, kinds=options.kinds), slurm, options)
-    if made.options.max_submit:
-        print(f"\nsubmitted in portions of at most {made.options.max_submit} jobs at a time")
-    for number, (array, script) in enumerate(made.preview(size), 1):
-        print(
-            f"\n== {number}. {array.token}: {len(array.stages)} task(s), "
-            "held until all arrays are submitted"
-        )
-        for index, name in enumerate(array.stages):
-            print(f"   task {index}: {name}  {made.words(name)}".rstrip())
-        print(f"\n{script}")
+    cluster = Cluster(options.resources, kinds=options.kinds)
+    return _submission(plan, cluster, Slurm(), options)

@@ -32,6 +32,8 @@ from tuning.runs.rundir import Identity, claim
 
 pytestmark = pytest.mark.unit
 
+NOBODY = 65534
+
 
 def stage(name: str, *parents: str, **values) -> Stage:
     """A stage that trains."""
@@ -228,6 +230,25 @@ def test_the_job_of_another_user_says_whose_it_is(submitted):
     assert submitted.told()["b"] == ("waiting", "resources, job of nobody")
 
 
+def test_jobs_of_another_user_that_slurm_hides_are_not_called_cancelled(submitted, monkeypatch):
+    """A lock that is held is proof that one runs."""
+    (array,) = Jobs(submitted.folder).arrays()
+    array.user = NOBODY
+    Jobs(submitted.folder).write([array])
+    hidden = "SLURM does not show whether the job of nobody waits; submit again if not"
+    assert submitted.told() == dict.fromkeys("abc", ("pending", hidden))
+    submitted.record("a", "running")
+    assert submitted.told()["a"] == ("pending", hidden)
+    holder = {"host": "n1", "pid": 1, "started": "1", "job": "7_0", "heartbeat": time.time()}
+    run = submitted.run("a", "running")
+    (run / "lock.json").write_text(json.dumps(holder))
+    owner = lambda lock: NOBODY if lock.path.parent == run else None  # noqa: E731
+    monkeypatch.setattr(Lock, "owner", owner)
+    assert submitted.told()["a"] == ("running", "job of nobody")
+    submitted.slurm.accounted = {"7_1": "CANCELLED"}
+    assert submitted.told()["b"] == ("cancelled", "cancelled")
+
+
 @pytest.mark.parametrize("job", ["COMPLETED", ""])
 def test_a_stage_that_was_done_and_whose_directory_is_gone_says_so(submitted, job):
     submitted.run("b", "done", train=1)
@@ -287,12 +308,18 @@ def test_a_stage_that_hangs_shows_how_long_it_made_no_progress(submitted):
     assert submitted.rows()["a"].progress == "train 40/125"
 
 
+def theirs(submitted: Experiment, when: float = 0.0) -> Path:
+    """Another experiment that has or had the stage `a` as task 9_0; the folder of its report."""
+    folder = submitted.folder.parent / "other"
+    works = [list(PLAN.stages[0].work)]
+    Jobs(folder).write([Array(token="other.1.sft", kind="sft", stages=["a"], keys=["k"],
+                              number=9, works=works, released=True, time=when)])  # fmt: skip
+    return folder
+
+
 def test_a_stage_that_another_experiment_has_in_the_queue_is_told_from_there(submitted):
     """Own tasks first; a stage without one is what the other experiment's task is."""
-    theirs = submitted.folder.parent / "other"
-    work = [list(s.work) for s in PLAN.stages[:1]]
-    Jobs(theirs).write([Array(token="other.1.sft", kind="sft", stages=["a"], keys=["k"],
-                              works=work, number=9, released=True)])  # fmt: skip
+    theirs(submitted)
     submitted.slurm.jobs.append(
         Job(id="9_0", state="RUNNING", token="other.1.sft", node="n2", elapsed="0:07")
     )
@@ -303,6 +330,40 @@ def test_a_stage_that_another_experiment_has_in_the_queue_is_told_from_there(sub
     assert submitted.told()["b"] == ("waiting", "for a")
     submitted.task(0, "PENDING", "Dependency")
     assert submitted.told()["a"] == ("waiting", "for 9_0, the same run in other")
+
+
+def test_a_run_that_failed_in_another_experiment_failed(experiment):
+    """This experiment had no job of its own for it, or one that came before."""
+    names, keys = ["b", "c"], ["k", "k"]
+    jobs = Jobs(experiment.folder)
+    later = Array(token="trial.2.sft", kind="sft", stages=names, keys=keys, number=7, time=2.0)
+    jobs.write([later])
+    record = {"state": "failed", "reason": "shapes differ", "job": "9_0"}
+    atomic.write_json(theirs(experiment, when=2.0) / "stages" / "a.json", record)
+    failed = ("failed", "shapes differ, job of experiment other; submit again")
+    assert experiment.told() == {
+        "a": failed, "b": ("blocked", "a failed"), "c": ("blocked", "b blocked"),
+    }  # fmt: skip
+    assert experiment.rows()["a"].job == "9_0"
+    own = Array(token="trial.1.sft", kind="sft", stages=["a"], keys=["k"], number=5, time=1.0)
+    jobs.write([own, later])
+    assert experiment.told()["a"] == failed
+    own.time = 3.0
+    jobs.write([own, later])
+    assert experiment.told()["a"] == ("cancelled", "left the queue before it started")
+
+
+def test_a_run_that_another_experiment_gave_up_is_to_be_submitted(experiment):
+    Jobs(experiment.folder).write([
+        Array(token="trial.1.sft", kind="sft", stages=["b"], keys=["k"], number=7, time=2.0)
+    ])  # fmt: skip
+    theirs(experiment)
+    gone = "left the queue before it started, job of experiment other; submit again"
+    assert experiment.told()["a"] == ("cancelled", gone)
+    assert experiment.told()["b"] == ("blocked", "a cancelled")
+    rest = experiment.folder / "slurm" / "rest.json"
+    atomic.write_json(rest, {"format": FORMAT, "stages": ["a"]})
+    assert experiment.told()["a"] == ("pending", "left: submit again")
 
 
 def test_a_stage_with_parents_names_those_that_are_not_there(submitted):
@@ -336,6 +397,38 @@ def test_a_stage_that_is_on_its_way_out_still_runs(submitted):
 def test_a_stage_that_somebody_runs_by_hand_runs(submitted):
     with Lock(submitted.run("a", "running")).holding():
         assert submitted.told()["a"] == ("running", "")
+
+
+def told_progress(folder: Path, directory: Path, at: int, ago: float = 0.0) -> None:
+    """What a stage `a` that writes a directory reported some seconds ago."""
+    place = folder / "stages" / "slurm" / "a.json"
+    record = {"directory": str(directory), "phase": "train", "at": at, "of": 125, "note": ""}
+    atomic.write_json(place, record)
+    os.utime(place, (time.time() - ago,) * 2)
+
+
+def test_a_shared_stage_is_as_far_as_the_job_that_runs_it(submitted):
+    """Its own job was cancelled long ago, after it had reported something."""
+    run = submitted.run("a", "running")
+    told_progress(submitted.folder, run, 10, ago=3600)
+    submitted.task(0, "CANCELLED")
+    told_progress(theirs(submitted, when=1.0), run, 40)
+    submitted.slurm.jobs.append(Job(id="9_0", state="RUNNING", token="other.1.sft", node="n2"))
+    assert submitted.rows()["a"].progress == "train 40/125"
+    submitted.record("a", "running")  # of the job before; says nothing of this one
+    told_progress(submitted.folder.parent / "other", run, 41, ago=600)
+    assert submitted.rows()["a"].progress == "train 41/125 (no progress for 10 min)"
+
+
+def test_a_stage_that_somebody_else_runs_is_as_far_as_its_directory(submitted):
+    run = submitted.run("a", "running")
+    told_progress(submitted.folder, submitted.home / "models" / "a-other", 10)
+    with Lock(run).holding():
+        assert submitted.rows()["a"].progress == ""
+        (run / "metrics.jsonl").write_text('{"step": 7, "loss": 0.5}\n{"eval')
+        assert submitted.rows()["a"].progress == "step 7"
+        told_progress(submitted.folder.parent / "other", run, 40)
+        assert submitted.rows()["a"].progress == "train 40/125"
 
 
 def test_a_failed_stage_says_why_and_blocks_what_stands_on_it(submitted):

@@ -197,25 +197,38 @@ def test_when_a_holder_is_stale(tmp_path, monkeypatch, changes, stale):
     assert (Lock(tmp_path).holder() is None) == stale
 
 
+UNKNOWN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+
+
 @pytest.mark.parametrize(
-    ("answer", "stale"),
+    ("answer", "owner", "stale"),
     [
-        ("echo RUNNING", False),
-        ("echo SUSPENDED", False),
-        ("echo PENDING", True),
-        ("true", True),
-        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", True),
-        ("echo 'Unable to contact slurm controller' >&2; exit 1", False),
+        ("echo RUNNING", "ours", False),
+        ("echo SUSPENDED", "ours", False),
+        ("echo PENDING", "ours", True),
+        ("echo CANCELLED", "ours", True),
+        ("true", "ours", True),
+        (UNKNOWN, "ours", True),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", "ours", False),
+        ("echo RUNNING", "theirs", False),
+        ("echo CANCELLED", "theirs", True),
+        ("true", "theirs", False),
+        (UNKNOWN, "theirs", False),
     ],
 )
-def test_a_job_is_asked_after(tmp_path, monkeypatch, answer, stale):
-    """A script stands for squeue, which this machine need not have."""
+def test_a_job_is_asked_after(tmp_path, monkeypatch, answer, owner, stale):
+    """A script stands for squeue, which this machine need not have, and may hide others' jobs."""
     squeue = tmp_path / "squeue"
     squeue.write_text(f"#!/bin/sh\n{answer}\n")
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     write_holder(tmp_path / "run", host="elsewhere", pid=1, job="7")
+    if owner == "theirs":
+        monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
     assert (Lock(tmp_path / "run").holder() is None) == stale
+    if owner == "theirs":
+        write_holder(tmp_path / "run", host="elsewhere", pid=1, job="7", heartbeat=0.0)
+        assert Lock(tmp_path / "run").holder() is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", '{"host": "x"}', "[]", "null"])

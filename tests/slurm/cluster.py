@@ -100,15 +100,17 @@ class Cluster:
         remembers: int = 600,
         accounted: bool = False,
         limited: bool = False,
+        private: bool = False,
     ) -> None:
         """`remembers`: seconds for which ended jobs are known; `accounted`: with slurmdbd, and
-        `limited`: its limits and those of QOS hold.
+        `limited`: its limits and those of QOS hold; `private`: users see their own jobs only.
         """
         self.folder = folder
         self.largest_array = largest_array
         self.remembers = remembers
         self.accounted = accounted
         self.limited = limited
+        self.private = private
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
@@ -235,6 +237,8 @@ class Cluster:
             )
         if self.limited:
             storage += "\nAccountingStorageEnforce=associations,limits,qos"
+        if self.private:
+            storage += "\nPrivateData=jobs"
         prolog = self.folder / "prolog"
         prolog.write_text(f"#!/bin/sh\n[ ! -e {self.folder}/prolog.fails ]\n")
         prolog.chmod(0o755)

@@ -33,6 +33,7 @@ def refused(user: Site, *flags: str) -> str:
         env=user.environment, capture_output=True, text=True, check=False, cwd=user.checkout,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert {j for j, s in user.jobs().items() if s == "PENDING"} <= before.keys()
     return line
@@ -125,3 +126,20 @@ def test_what_slurm_will_not_change_is_taken_back(user: Site) -> None:
     blocker = user.by_hand("--hold", "--wrap", "true")
     user.tuning(*RUN, "--dependency", f"afterok:{blocker}")
     assert {row["state"] for row in user.status("trial").values()} == {"waiting"}
+
+
+def test_what_waited_is_queued_again_where_slurm_refuses_what_replaces_it(user: Site) -> None:
+    blocker = user.by_hand("--hold", "--wrap", "true")
+    user.tuning(*RUN, "--time", "30", "--dependency", f"afterok:{blocker}")
+    reasons = {row["stage"]: row["reason"] for row in user.status("trial").values()}
+    user.wrap_sbatch('grep -q -- "--time=5" "$2" && set -- --cpus-per-task=64 "$@"')
+    words = (*RUN, "--time", "5", "--dependency", f"afterok:{blocker}")
+    done = user.run(sys.executable, "-m", "tuning.cli", *words, code=2)
+    assert "SLURM refuses the jobs of 'trial': scontrol update JobId=" in done.stderr
+    assert done.stderr.endswith("What waited is queued again, as it was.\n")
+    user.wrap_sbatch()
+    again = user.tuning(*RUN, "--time", "30", "--dependency", f"afterok:{blocker}")
+    assert "submitted" not in again
+    rows = user.status("trial").values()
+    assert {row["state"] for row in rows} == {"waiting"}
+    assert {row["stage"]: row["reason"] for row in rows} == reasons

@@ -6,18 +6,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.slurm.cluster import Cluster as Machines
+from tests.slurm.cluster import running
 from tests.slurm.conftest import Site, wait_for
-from tests.slurm.plans import trivial
+from tests.slurm.plans import pairs, trivial
 from tuning.launchers.slurm.client import Slurm
 from tuning.launchers.slurm.ledger import Jobs
 from tuning.launchers.slurm.resources import Cluster
 from tuning.launchers.slurm.script import STOPPED_IN_SETUP
 from tuning.launchers.slurm.submission import Outcome, Submission
+from tuning.manage.status import stages_of
 from tuning.plan import Plan, Stage, save_plan
 
 NOBODY = 65534
@@ -121,6 +125,107 @@ def test_the_jobs_of_another_user_are_seen_and_not_submitted_again(
     user.cluster.run("scancel", str(array.number))
 
 
+def test_a_run_that_failed_as_a_job_of_another_experiment_failed_here_too(
+    user: Site, submit: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """What stands on it says so, and submitting again runs both."""
+    shared, child = pairs(tmp_path, 2).stages
+    script = tmp_path / "stage.py"
+    works = script.read_text()
+    script.write_text("raise SystemExit('error: shapes differ')")
+    user.cluster.run("scontrol", "update", "PartitionName=low", "State=DOWN")
+    try:
+        (task,) = submit("one", shared).new.values()
+        assert list(submit("two", shared, child).new) == [child.name]
+    finally:
+        user.cluster.run("scontrol", "update", "PartitionName=low", "State=UP")
+    failed = ("failed", "shapes differ, job of experiment one; submit again")
+    below = ("blocked", f"{shared.name} failed")
+    wait_for(lambda: told(user, "two") == [failed, below], 60, lambda: told(user, "two"))
+    assert user.status("two")[shared.name]["job"] == task.id
+    script.write_text(works)
+    assert list(submit("two", shared, child).new) == [shared.name, child.name]
+    user.wait_idle()
+    assert told(user, "two") == [("done", "")] * 2
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from tuning import config as site
+from tuning.plan import read_stage
+from tuning.runs.rundir import Identity, claim
+stage = read_stage(Path(sys.argv[sys.argv.index("--stage") + 1]))
+identity = Identity(run_name=stage.name, kind="x", hash=stage.hash, hashed={}, settings={})
+with claim(site.models_dir(), identity) as directory:
+    time.sleep(120)
+"""
+
+
+def test_a_running_job_that_slurm_hides_since_it_is_another_users(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    cluster: Machines,
+) -> None:  # fmt: skip
+    """This process becomes another user on another machine, as far as it asks who and where."""
+    with running(tmp_path_factory.mktemp("private"), private=True) as machines:
+        (home := tmp_path / "home").mkdir()
+        user = Site(machines, home)
+        for name, value in user.environment.items():
+            monkeypatch.setenv(name, value)
+        plan = trivial(tmp_path, 1)
+        Path(plan.stages[0].script).write_text(HOLDS)
+        Submission(plan, Cluster({}), Slurm()).run()
+        lock = home / "models" / plan.stages[0].name / "lock.json"
+        wait_for(lock.exists, 60, user.queue)
+        conf = " ".join(_conf(user))
+        squeue = user.bin / "squeue"
+        squeue.write_text(f'#!/bin/sh\nexec runuser -u nobody -- env {conf} /usr/bin/squeue "$@"\n')
+        squeue.chmod(0o755)
+        monkeypatch.setattr(os, "getuid", lambda: NOBODY)
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        assert Slurm().queue([0]) == []
+        (row,) = stages_of(plan, home)
+        assert (row.state, row.reason) == ("running", "job of root")
+        lock.unlink()
+        (row,) = stages_of(plan, home)
+        assert row.state == "pending" and "does not show whether the job of root" in row.reason
+
+
+SAVES_SLOWLY = """
+import signal, sys, time
+from pathlib import Path
+began = Path(__file__).with_name("began")
+def save(number, frame):
+    time.sleep(4)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+began.touch()
+time.sleep(120)
+"""
+
+
+def test_what_is_submitted_right_after_it_was_cancelled_is_submitted_again(
+    user: Site, submit: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """While its job still saves; by the same experiment or by one that shares the run."""
+    (stage,) = trivial(tmp_path, 1).stages
+    script = Path(stage.script)
+    works = script.read_text()
+    for name in ("trial", "other"):
+        script.write_text(SAVES_SLOWLY)
+        (task,) = submit(name, stage).new.values()
+        wait_for((tmp_path / "began").exists, 60, user.queue)
+        script.write_text(works)
+        user.tuning("cancel", name)
+        assert user.state(task.id) == "COMPLETING"
+        (again,) = submit("trial", stage).new.values()
+        assert user.state(task.id) == "CANCELLED" and again != task
+        user.wait_idle()
+        assert told(user, "trial") == [("done", "")]
+        shutil.rmtree(user.home / "models" / stage.name)
+        (tmp_path / "began").unlink()
+
+
 def _conf(user: Site) -> list[str]:
     """What a SLURM command of another user needs to find the cluster."""
     folder = user.cluster.folder
@@ -155,6 +260,13 @@ def test_a_second_experiment_waits_for_the_run_that_the_first_has_in_the_queue(u
     first = user.status("one")
     calls = user.sbatch_calls
     pft = ("--sft_ratio", "0.5", "--train_sizes", "64", "--do_sft_first", "--pft_method", "dpo")
+    dry = user.tuning(*RUN, *pft, "--experiment", "two", "--dry_run")
+    assert dry.count(" by experiment one]") == 2
+    assert [line for line in dry.splitlines() if line.startswith("   task ")] == [
+        f"   task 0: tiny_sft-arith-32_pt-arith-32  afterok tiny_sft-arith-32 "
+        f"({first['tiny_sft-arith-32']['job']} of experiment one)",
+        "   task 0: report  afterany of all others",
+    ]
     said = user.tuning(*RUN, *pft, "--experiment", "two")
     assert said.count("(by experiment one)") == 2
     second = user.status("two")
@@ -179,8 +291,11 @@ def test_a_second_experiment_waits_for_the_run_that_the_first_has_in_the_queue(u
 
     said = user.tuning("cancel", "one")
     assert said.endswith("submit these too if they are not done, they share its jobs: two\n")
-    wait_for(lambda: user.status("two")[fork]["state"] in ("cancelled", "blocked"), 30, user.queue)
-    assert user.status("two")[sft]["state"] == "pending"
+    wait_for(lambda: user.status("two")[fork]["state"] == "blocked", 30, user.queue)
+    rows = user.status("two")
+    assert rows["tiny"]["state"] == "cancelled"
+    assert rows["tiny"]["reason"].endswith("job of experiment one; submit again")
+    assert (rows[sft]["state"], rows[sft]["reason"]) == ("blocked", "tiny cancelled")
     user.tuning(*RUN, *pft, "--experiment", "two", "--dependency", f"afterok:{blocker}")
     assert {row["state"] for row in user.status("two").values()} == {"waiting"}
 

@@ -12,9 +12,8 @@ import os
 import pwd
 import re
 import textwrap
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tuning.launchers.slurm import reasons
@@ -22,7 +21,8 @@ from tuning.launchers.slurm.client import WAITS, Job, Slurm
 from tuning.launchers.slurm.ledger import REPORT, Jobs, Task
 from tuning.launchers.slurm.portions import left_stages
 from tuning.launchers.slurm.script import ENDED_IN_SETUP, STOPPED_IN_SETUP
-from tuning.launchers.slurm.shared import Elsewhere, elsewhere
+from tuning.launchers.slurm.shared import Elsewhere, Former, elsewhere, latest
+from tuning.manage import progress
 from tuning.plan import Plan, Stage, Standing, standing
 from tuning.runs import atomic, typed
 from tuning.runs.errors import StageFailed, UserError
@@ -30,8 +30,6 @@ from tuning.runs.json_text import NotJSON, parse_object
 from tuning.runs.lock import Lock
 from tuning.runs.rundir import RunDirectory
 
-QUIET_SECONDS = 120.0
-"""Progress that is older than this is shown with its age."""
 ENDED = ("done", "skipped", "failed", "blocked", "cancelled", "stopped")
 
 
@@ -55,27 +53,29 @@ class _View:
 
     plan: Plan
     home: Path
+    folder: Path
+    """The folder of the report."""
     tasks: Mapping[str, Task] = field(default_factory=dict)
     queue: Mapping[str, Job] = field(default_factory=dict)
     accounted: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, Elsewhere] = field(default_factory=dict)
     """Live tasks of other experiments that have the runs of stages."""
+    former: Mapping[str, Former] = field(default_factory=dict)
+    """The last tasks of other experiments that had the runs of stages, later than this one."""
+    users: dict[str, int | None] = field(default_factory=dict)
+    """Who submitted arrays, by their tokens."""
     unreleased: frozenset[str] = frozenset()
     """The tokens of arrays whose submission was interrupted."""
     left: frozenset[str] = frozenset()
     """Stages that are left for a later portion."""
     answered: bool = True
 
-    @property
-    def folder(self) -> Path:
-        return self.home / "outputs" / "reports" / self.plan.experiment
-
 
 def stages_of(plan: Plan, home: Path, slurm: Slurm | None = None) -> list[StageStatus]:
     """Every stage of a plan that has work, in order; `slurm` is only asked about an experiment that
     was submitted.
     """
-    view = _View(plan, home)
+    view = _View(plan, home, home / "outputs" / "reports" / plan.experiment)
     jobs = Jobs(view.folder)
     view.left = frozenset(left_stages(view.folder))
     view.tasks = jobs.latest()
@@ -98,40 +98,71 @@ def _ask(slurm: Slurm, view: _View, jobs: Jobs) -> None:
     """Read SLURM's job list and accounting of the tasks of everybody who submitted a part, and of
     other experiments' tasks that do the same; nothing if SLURM does not answer.
     """
+    pending = [s for s in view.plan.stages if standing(view.plan, s, view.home).state == "pending"]
+    view.former = _former(view, pending, jobs)
+    view.users = {array.token: array.user for array in jobs.arrays()}
+    view.users |= {former.task.token: former.user for former in view.former.values()}
     try:
-        queue = {job.id: job for job in slurm.queue(jobs.users())}
-        pending = [
-            s for s in view.plan.stages if standing(view.plan, s, view.home).state == "pending"
-        ]
+        users = {user for user in view.users.values() if user is not None}
+        queue = {job.id: job for job in slurm.queue(users)}
         tasks = [task for stage in pending if (task := view.tasks.get(stage.name)) is not None]
+        tasks += [former.task for former in view.former.values()]
         view.accounted = slurm.ended([task.id for task in tasks if task.id not in queue])
         view.others = elsewhere(pending, view.folder, slurm.queue)
-        view.queue = queue
+        view.queue = queue | {other.task.id: other.job for other in view.others.values()}
     except (StageFailed, UserError):
         view.answered = False
 
 
-def _status(view: _View, stage: Stage, above: Mapping[str, StageStatus]) -> StageStatus:
-    found = standing(view.plan, stage, view.home)
+def _former(view: _View, pending: Sequence[Stage], jobs: Jobs) -> dict[str, Former]:
+    """The tasks of other experiments that were submitted later than the own ones of stages."""
+    times = {array.token: array.time for array in jobs.arrays()}
+    own = {name: times[task.token] for name, task in view.tasks.items()}
+    wanted = [stage for stage in pending if stage.name not in view.left]
+    found = latest(wanted, view.folder)
+    return {name: f for name, f in found.items() if name not in own or f.time > own[name]}
+
+
+def _there(view: _View, stage: Stage) -> _View:
+    """The view from the experiment whose job has a stage: this one, unless it has no live job of
+    the stage and another one has, or had the last.
+    """
     task = view.tasks.get(stage.name)
     job = view.queue.get(task.id) if task else None
+    other = view.others.get(stage.name) or view.former.get(stage.name)
+    if other is None or (job is not None and job.live):
+        return view
+    tasks = {stage.name: other.task}
+    return replace(view, folder=other.folder, tasks=tasks, others={}, left=frozenset())
+
+
+def _status(view: _View, stage: Stage, above: Mapping[str, StageStatus]) -> StageStatus:
+    found = standing(view.plan, stage, view.home)
+    there = _there(view, stage) if found.state == "pending" else view
+    task = there.tasks.get(stage.name)
+    job = there.queue.get(task.id) if task else None
     state, reason = found.state, found.reason
-    other = view.others.get(stage.name)
-    if state == "pending" and other is not None and not (job is not None and job.live):
-        task, job = other.task, other.job
-        state, told = _live(view, task, job, stage, above)
-        reason = ", ".join(filter(None, (told, f"job of experiment {other.experiment}")))
-    elif state == "pending":
-        state, reason = _not_done(view, stage, found, job, above)
+    if state == "pending":
+        state, reason = _not_done(there, stage, found, job, above)
+    if there is not view:
+        reason = _of_experiment(there.folder.name, state, reason)
     return StageStatus(
         stage=stage.name,
         state=state,
         job=task.id if task else "",
         reason=reason,
-        progress=_progress(view, stage) if state == "running" else "",
+        progress=_progress(there, stage, found, job) if state == "running" else "",
         metric=_metric(found),
         elapsed=job.elapsed if job and state == "running" else _seconds(found),
     )
+
+
+def _of_experiment(name: str, state: str, reason: str) -> str:
+    """The reason of a stage whose job is of another experiment; nothing runs one that ended."""
+    if state in ("blocked", "pending"):
+        return reason
+    told = ", ".join(filter(None, (reason, f"job of experiment {name}")))
+    return f"{told}; submit again" if state in ENDED else told
 
 
 def _not_done(
@@ -141,8 +172,9 @@ def _not_done(
     task = view.tasks.get(stage.name)
     if task is not None and job is not None and job.live:
         return _live(view, task, job, stage, above)
-    if any(d is not None and Lock(d.path).holder() for d in (found.run, found.evaluation)):
-        return "running", ""
+    for lock in (Lock(directory.path) for directory in _directories(found)):
+        if holder := lock.holder():
+            return "running", _whose("job" if holder.job else "process", lock.owner())
     if stage.name in view.left and not _blocked(stage, above):
         return "pending", _when_submitted(view)
     record = atomic.read_object(view.folder / "stages" / f"{stage.name}.json") or {}
@@ -151,7 +183,8 @@ def _not_done(
     if record.get("state") == "failed":
         reason = str(record["reason"])
         if task is not None and record.get("signal"):
-            return _silent(view, task, job, reason, begun=True)  # SLURM may know who sent it
+            told = _silent(view, task, job, reason, begun=True)  # SLURM may know who sent it
+            return told if told[0] != "pending" else ("failed", reason)
         return "failed", reason
     if record.get("state") in ("done", "skipped"):
         return "pending", _vanished(stage, found)
@@ -214,11 +247,21 @@ def _for_what(view: _View, stage: Stage, above: Mapping[str, StageStatus]) -> st
 
 
 def _me() -> str:
-    """The name of this user; their number if they have none."""
+    """The name of this user."""
+    return _name(os.getuid())
+
+
+def _name(user: int) -> str:
+    """The name of a user; their number if they have none."""
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        return pwd.getpwuid(user).pw_name
     except KeyError:
-        return str(os.getuid())
+        return str(user)
+
+
+def _whose(what: str, user: int | None) -> str:
+    """`job of nobody`, of another user; "" of this one."""
+    return "" if user in (None, os.getuid()) else f"{what} of {_name(user or 0)}"
 
 
 _WORDS = (
@@ -247,7 +290,7 @@ def _silent(
 ) -> tuple[str, str]:
     """How a job ended whose supervisor could not record it."""
     output = view.folder / "slurm" / f"{task.token}-{task.index}.out"
-    lines = _tail(output).splitlines()
+    lines = progress.tail(output).splitlines()
     said = "\n".join(line for line in lines if "DUE TO JOB REQUEUE" not in line)
     known = job.state if job is not None else view.accounted.get(task.id, "")
     if known not in ("CANCELLED", "PREEMPTED"):
@@ -256,55 +299,19 @@ def _silent(
                 return state, reason
     if known in _STATES:
         return _STATES[known]
+    if whose := "" if known else _whose("job", view.users.get(task.token)):
+        return "pending", f"SLURM does not show whether the {whose} waits; submit again if not"
     if not said and not begun and known in ("", "COMPLETED"):
         return "cancelled", "left the queue before it started"
     last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
     return "failed", recorded or f"the job ended without a record{': ' + last if last else ''}"
 
 
-def _tail(path: Path, size: int = 4096) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - size))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _progress(view: _View, stage: Stage) -> str:
-    """`train 40/125 loss 0.51`, from the newest progress file of the stage, and its age if it has
-    become old.
-    """
-    folder = view.folder
-    if (other := view.others.get(stage.name)) and stage.name not in view.tasks:
-        folder = other.folder
-    places = sorted(
-        (folder / "stages").glob(f"*/{stage.name}.json"), key=lambda p: p.stat().st_mtime
-    )
-    progress = (atomic.read_object(places[-1]) if places else None) or {}
-    words = [str(progress.get("phase", "")) or "starting"]
-    if progress.get("directory"):
-        words += [f"{progress['at']}/{progress['of']}", progress["note"]]
-    last = max(_written(place) for place in (*places, folder / "stages" / f"{stage.name}.json"))
-    return " ".join(filter(None, (*words, _age(last))))
-
-
-def _written(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _age(moment: float) -> str:
-    """`(no progress for 7 min)` since a moment; "" if it is recent or unknown."""
-    seconds = time.time() - moment
-    if not moment or seconds < QUIET_SECONDS:
-        return ""
-    minutes = round(seconds / 60)
-    length = f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"
-    return f"(no progress for {length})"
+def _progress(view: _View, stage: Stage, found: Standing, job: Job | None) -> str:
+    """How far a stage has come that its job runs, or, without one, somebody else."""
+    if job is not None and job.live:
+        return progress.of_job(view.folder, stage.name)
+    return progress.of_directories(view.home, stage.name, _directories(found))
 
 
 def _metric(found: Standing) -> str:
@@ -315,7 +322,7 @@ def _metric(found: Standing) -> str:
         return f"pass@{k} {first['estimate']:.3f}"
     if found.run is None:
         return ""
-    for line in reversed(_tail(found.run.path / "metrics.jsonl").splitlines()):
+    for line in reversed(progress.tail(found.run.path / "metrics.jsonl").splitlines()):
         try:
             values = parse_object(line, "a line", nan=True)
         except NotJSON:
@@ -328,10 +335,13 @@ def _metric(found: Standing) -> str:
 
 def _seconds(found: Standing) -> str:
     """Total time of all phases and restarts, H:MM:SS."""
-    directories: list[RunDirectory] = [d for d in (found.run, found.evaluation) if d is not None]
-    phases = [p for d in directories for p in d.status["phases"].values()]
+    phases = [p for d in _directories(found) for p in d.status["phases"].values()]
     total = round(sum(phase.get("seconds", 0.0) for phase in phases))
     return f"{total // 3600}:{total // 60 % 60:02d}:{total % 60:02d}" if total else ""
+
+
+def _directories(found: Standing) -> list[RunDirectory]:
+    return [each for each in (found.run, found.evaluation) if each is not None]
 
 
 def table(found: Sequence[StageStatus], width: int = 0) -> str:

@@ -2,7 +2,8 @@
 
 The lock is a JSON file with its holder and a heartbeat. On the holder's host it is stale when the
 process is gone or its pid was reused; on others when the heartbeat is older than two minutes or
-the SLURM job no longer runs. Checking and acquiring happen under an flock, so that two processes
+the SLURM job no longer runs. SLURM may hide the jobs of other users: that it does not know one is
+no sign then. Checking and acquiring happen under an flock, so that two processes
 never acquire it at once.
 """
 
@@ -93,30 +94,35 @@ def slurm_job(environ: Mapping[str, str]) -> str | None:
     return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
 
 
-def is_stale(holder: Holder) -> bool:
-    """Whether the holder is gone, so that its lock can be taken over."""
+def is_stale(holder: Holder, *, ours: bool = True) -> bool:
+    """Whether the holder is gone, so that its lock can be taken over; `ours`: whether it is a
+    process of this user.
+    """
     if holder.host == socket.gethostname():
         return process_start(holder.pid) != holder.started
     if time.time() - holder.heartbeat > STALE_SECONDS:
         return True
-    return holder.job is not None and _job_ended(holder.job)
+    return holder.job is not None and _job_ended(holder.job, ours=ours)
 
 
-def _job_ended(job: str) -> bool:
-    """Whether SLURM reports that a job is not running; False if it gives no answer."""
+def _job_ended(job: str, *, ours: bool) -> bool:
+    """Whether SLURM reports that a job is not running; False if it gives no answer. A job of ours
+    that it does not list has ended.
+    """
     if shutil.which("squeue") is None:
         return False
     with contextlib.suppress(subprocess.SubprocessError, OSError):
         asked = subprocess.run(
-            ["squeue", "-h", "-j", job, "-o", "%T"],
+            ["squeue", "-h", "-t", "all", "-j", job, "-o", "%T"],
             capture_output=True,
             text=True,
             timeout=10,
             check=False,
         )
         if asked.returncode == 0:
-            return not {"RUNNING", "COMPLETING", "SUSPENDED"} & set(asked.stdout.split())
-        return "Invalid job id" in asked.stderr
+            states = set(asked.stdout.split())
+            return (ours or bool(states)) and not {"RUNNING", "COMPLETING", "SUSPENDED"} & states
+        return ours and "Invalid job id" in asked.stderr
     return False
 
 
@@ -150,7 +156,16 @@ class Lock:
     def holder(self) -> Holder | None:
         """The current holder; None if the lock is free or stale."""
         holder = self._read()
-        return None if holder is None or is_stale(holder) else holder
+        if holder is None or is_stale(holder, ours=self.owner() in (None, os.getuid())):
+            return None
+        return holder
+
+    def owner(self) -> int | None:
+        """The number of the user whose process wrote the lock; None if it is free."""
+        try:
+            return self.path.stat().st_uid
+        except OSError:
+            return None
 
     def _read(self) -> Holder | None:
         try:

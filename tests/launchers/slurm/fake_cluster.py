@@ -189,6 +189,10 @@ class FakeCluster:
         """Every task that is remembered, in no order."""
         return list(self._call("queue", self._queue))
 
+    def pause(self, seconds: float) -> None:
+        """A moment passes."""
+        self.step()
+
     def max_array_size(self) -> int:
         """How many tasks an array may have."""
         return int(self._call("max_array_size", lambda: self.largest))

@@ -181,16 +181,26 @@ class World:
         known = self.rng.random() < 0.5
         which = "impossible" if known else "unchangeable"
         setattr(self.cluster, which, "900G")
-        before = {task.id for task in self.cluster.tasks if task.live}
+        queued, now = [t for t in self.cluster.tasks if t.live], self.cluster.now
+        before = {task.id: task.stage.name for task in queued}
+        released = {task.stage.name for task in queued if not task.held}
         with contextlib.suppress(UserError, StageFailed):
             self.run(Cluster({"processes": 2, "mem": "900G"}, environ={}, path=self.settings.path))
         setattr(self.cluster, which, "")
         live = {task.id: task for task in self.cluster.tasks if task.live}
-        report = {task.id for task in live.values() if task.stage.name == REPORT.name}
-        assert live.keys() <= before | report, "something is left of what was refused"
-        if known and not self.cluster.busy:
-            doomed = {t.id for t in self.cluster.tasks if t.doomed}
-            assert before - live.keys() <= doomed, "what was queued was cancelled for nothing"
+        new = [task for task in live.values() if task.id not in before]
+        assert {t.stage.name for t in new} <= {*before.values(), REPORT.name}, "it is left"
+        assert all(t.mem != "900G" or t.stage.name == REPORT.name for t in new)
+        if self.cluster.now == now:
+            self.require_kept(released - {task.stage.name for task in live.values()})
+
+    def require_kept(self, lost: set[str]) -> None:
+        """Fail unless what is no longer queued could not have started."""
+        doomed = {t.stage.name for t in self.cluster.tasks if t.doomed}
+        for name in (n for n in lost - doomed - {REPORT.name} if self.stands(n) not in ENDED):
+            above = self.plan.stage(name).parents
+            gone = [p for p in above if self.stands(p) not in ENDED and p not in self.cluster.live]
+            assert gone, f"{name} was queued and was cancelled for nothing"
 
     def disturb(self) -> None:
         """Some time passes, and somebody may cancel jobs."""

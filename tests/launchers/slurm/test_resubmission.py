@@ -10,10 +10,12 @@ import pytest
 
 from tests.launchers.slurm.fake_cluster import Spot
 from tests.launchers.slurm.small import CHAIN, Small, stage
+from tuning.launchers.slurm import ending
 from tuning.launchers.slurm.client import Node, Refused
 from tuning.launchers.slurm.feasible import generic, require_possible
 from tuning.launchers.slurm.ledger import REPORT, Jobs
 from tuning.launchers.slurm.resources import Cluster, Resources
+from tuning.launchers.slurm.submission import Submission
 from tuning.plan import Plan
 
 pytestmark = pytest.mark.unit
@@ -70,6 +72,45 @@ def test_what_slurm_will_not_change_is_cancelled_and_forgotten(small):
     assert not one.cluster.live
     assert Jobs(one.stages.folder).arrays() == []
     one.settings = plain
+    assert one.finish() == dict.fromkeys("abc", "done")
+
+
+@pytest.mark.parametrize("where", ["submit", "depend"])
+def test_what_waited_is_queued_again_where_slurm_refuses_what_replaces_it(small, where):
+    """The check beforehand let it pass; the first stage runs, and its child asks for the same."""
+    one = small(stage("z"), *CHAIN)
+    one.cluster.slots = 1
+    one.stages.moments |= {"a": 30, "z": 30}
+    one.submit()
+    one.steps(2)
+    (runs,) = (t.stage.name for t in one.cluster.tasks if t.state == "RUNNING")
+    plan, plain = one.stages.folder.joinpath("plan.json").read_bytes(), one.settings
+    one.settings = asking(one, mem="9G")
+    if where == "submit":
+        one.cluster.refusals = [2]
+    else:
+        one.cluster.unchangeable = "9G"
+    with pytest.raises(Refused, match=r"What waited is queued again, as it was\.$"):
+        one.submit()
+    assert one.stages.folder.joinpath("plan.json").read_bytes() == plan
+    live = one.cluster.live
+    assert live.keys() == {"z", "a", "b", "c", REPORT.name}
+    assert {task.mem for task in live.values()} == {""} and live[runs].state == "RUNNING"
+    one.settings = plain
+    assert one.submit().new == {}
+    one.cluster.slots = 3
+    one.cluster.run_down()
+    assert one.states() == dict.fromkeys("zabc", "done") and not one.cluster.live
+
+
+def test_what_cannot_be_queued_again_is_said(small):
+    one = small(*CHAIN, slots=0)
+    one.submit()
+    plain, one.settings = one.settings, asking(one, mem="9G")
+    one.cluster.refusals = [1, 2]
+    with pytest.raises(Refused, match=r"What waited was cancelled, and cannot be queued again: "):
+        one.submit()
+    one.settings, one.cluster.slots = plain, 3
     assert one.finish() == dict.fromkeys("abc", "done")
 
 
@@ -132,6 +173,47 @@ def test_the_report_that_another_user_submitted_stays(small):
     assert theirs.live
 
 
+def slow_to_end(one: Small) -> None:
+    """Start the first stage; jobs that end are on their way out for a moment from now on."""
+    one.steps(2)
+    one.cluster.rng.random = lambda: 0.9
+
+
+def test_what_was_cancelled_and_is_still_ending_is_submitted_again(small):
+    one = small(*CHAIN)
+    one.stages.moments["a"] = 9
+    first = one.submit().new["a"]
+    slow_to_end(one)
+    one.cluster.end_by_force([task.id for task in one.cluster.live.values()])
+    assert one.cluster.live["a"].state == "COMPLETING"
+    outcome = one.submit()
+    assert list(outcome.new) == ["a", "b", "c"] and outcome.new["a"] != first
+    one.cluster.run_down()
+    assert one.states() == dict.fromkeys("abc", "done")
+
+
+def test_what_goes_back_into_the_queue_is_not_submitted_beside_itself(small):
+    one = small(stage("a"))
+    one.stages.events["a"] = ["again"]
+    first = one.submit().new["a"]
+    slow_to_end(one)
+    while one.cluster.live["a"].state != "COMPLETING":
+        one.steps(1)
+    assert one.submit().queued == {"a": first}
+
+
+def test_what_does_not_end_in_time_stays_and_is_named(small, monkeypatch):
+    one = small(*CHAIN)
+    one.stages.moments["a"] = 9
+    first = one.submit().new["a"]
+    slow_to_end(one)
+    one.cluster.end_by_force([first.id])
+    monkeypatch.setattr(one.cluster, "pause", lambda seconds: None)
+    monkeypatch.setattr(ending, "WAIT_SECONDS", 0.0)
+    outcome = one.submit()
+    assert (outcome.new, outcome.ending) == ({}, [first.id])
+
+
 SFT = stage("sft", role="sft")
 FORK = stage("fork-remaining", "sft", role="fork", parent="sft", sweetspot="ppl-2.0",
              total_data=100)  # fmt: skip
@@ -158,6 +240,23 @@ def test_a_second_experiment_depends_on_the_run_of_the_first(small):
     assert one.stages.done == {"sft", "b", "c"}
     assert one.cluster.submitted.count("sft") == 1
     assert one.submit(plan).ended.keys() == {"sft", "c"}
+
+
+def test_a_dry_run_shows_no_job_for_what_another_experiment_has_queued(small):
+    one = small(SFT, slots=0)
+    task = one.submit().new["sft"]
+    made = Submission(second(one, SFT, stage("c", "sft")), one.settings, one.cluster)
+    assert made.look()["sft"].task == task
+    assert [array.stages for array, _ in made.preview(9)] == [["c"], [REPORT.name]]
+    assert made.words("c") == f"afterok sft ({task.id} of experiment small)"
+    more = replace(SFT, phases=("train", "infer"), evaluation_hash="e" * 64)
+    made = Submission(second(one, more), one.settings, one.cluster)
+    assert made.look() == {}
+    assert made.preview(9)[0][0].stages == ["sft"]
+    assert made.words("sft") == f"afterany {task.id}, the same run in small"
+    made = Submission(second(one, SFT), one.settings, one.cluster)
+    made.look()
+    assert [array.stages for array, _ in made.preview(9)] == [[REPORT.name]]
 
 
 def test_a_stage_that_does_more_than_the_first_experiment_runs_after_it(small):

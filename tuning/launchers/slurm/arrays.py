@@ -53,6 +53,7 @@ class Arrays:
                         keys=[stage.key for stage in own],
                         works=[list(stage.work) for stage in own],
                         asked=self._asked[own[0].name].digest,
+                        resources=asdict(self._asked[own[0].name]),
                         user=os.getuid(),
                     )
                 )

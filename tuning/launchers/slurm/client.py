@@ -10,6 +10,7 @@ import pwd
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,6 +273,10 @@ class Slurm:
             return []
         lines = (line.split("|") for line in done.stdout.splitlines())
         return [dict(zip(ACCOUNTED, line, strict=True)) for line in lines if len(line) == _WIDTH]
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass before SLURM is asked again."""
+        time.sleep(seconds)
 
     def max_array_size(self) -> int:
         """How many tasks one array may have."""

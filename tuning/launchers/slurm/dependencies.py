@@ -20,16 +20,26 @@ class Dependencies:
         self.plan = plan
         self.first = first or ""
 
-    def words(self, name: str, ended: Iterable[str]) -> str:
-        """The dependency of a stage for a dry run, where these stages have ended."""
+    def words(self, name: str, ended: Iterable[str], others: Mapping[str, Elsewhere]) -> str:
+        """The dependency of a stage for a dry run, where some stages have ended and other
+        experiments have some in the queue.
+        """
         if name == REPORT.name:
             return "afterany of all others"
         stage = self.plan.stage(name)
+        own = others.get(name)
+        same = f"afterany {own.task.id}, the same run in {own.experiment}" if own else ""
         above = [parent for parent in self.above(stage) if parent not in set(ended)]
         if not above or sweetspot_ready(self.plan, stage, site.home()):
-            return self.first
+            return same or self.first
+        named = [
+            f"{parent} ({other.task.id} of experiment {other.experiment})"
+            if (other := others.get(parent)) is not None and other.same
+            else parent
+            for parent in above
+        ]
         spot = ", or as soon as its checkpoint exists" if stage.sweetspot else ""
-        return f"afterok {', '.join(above)}{spot}"
+        return "; ".join(filter(None, (f"afterok {', '.join(named)}{spot}", same)))
 
     def conditions(
         self,

@@ -51,6 +51,8 @@ class Array:
     time: float = 0.0
     asked: str = ""
     """Digest of the resources that it asks for."""
+    resources: dict[str, Any] = field(default_factory=dict)
+    """The resources that it asks for."""
     works: list[list[str]] = field(default_factory=list)
     """What each of its stages does (`Stage.work`)."""
     user: int | None = None

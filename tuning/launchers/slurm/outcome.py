@@ -13,6 +13,11 @@ from tuning.launchers.slurm.resources import Resources
 from tuning.launchers.slurm.shared import Elsewhere
 from tuning.plan import Stage
 
+Live = dict[str, tuple[Task, Job]]
+"""{stage: its task that waits or runs, and SLURM's view of it}."""
+NEW = Job(id="0_0", state="PENDING")
+"""SLURM's view of a task that was just submitted."""
+
 
 class Door(Protocol):
     """What a submission needs of SLURM; `tuning.launchers.slurm.client.Slurm` is one."""
@@ -25,6 +30,8 @@ class Door(Protocol):
     def cancel(self, jobs: Sequence[str], *, waiting: bool = False) -> None: ...
     def queue(self, users: Iterable[int] = ()) -> list[Job]: ...
     def max_array_size(self) -> int: ...
+    def pause(self, seconds: float) -> None: ...
+    def answers(self) -> bool: ...
 
 
 class Asked(Protocol):
@@ -60,10 +67,14 @@ class Outcome:
     """Stages whose work is a live task of another experiment."""
     dropped: dict[str, Task] = field(default_factory=dict)
     """Waiting tasks to cancel: they ask for other resources, or depend on a job that is gone."""
+    cancelled: dict[str, Task] = field(default_factory=dict)
+    """Tasks that waited and were cancelled for new ones; put back where SLURM refuses those."""
     replaced: dict[str, Task] = field(default_factory=dict)
     """Tasks that were cancelled because their stages now ask for other resources."""
     outdated: dict[str, Task] = field(default_factory=dict)
     """Tasks that run with other resources than their stages now ask for."""
+    ending: list[str] = field(default_factory=list)
+    """Jobs of unfinished stages that take long to end; what becomes of them is not known yet."""
     left: list[Stage] = field(default_factory=list)
     """Stages that are left for the next portion."""
     goes_on: bool = False

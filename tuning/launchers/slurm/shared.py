@@ -42,6 +42,19 @@ class Elsewhere:
         return str(self.task.number) if self.alone else self.task.id
 
 
+@dataclass(frozen=True, kw_only=True)
+class Former:
+    """A task of another experiment, whatever became of it."""
+
+    task: Task
+    folder: Path
+    """The folder of the report of its experiment."""
+    time: float
+    """When it was submitted."""
+    user: int | None
+    """Who submitted it."""
+
+
 def elsewhere(
     stages: Iterable[Stage], folder: Path, queue: Callable[[Iterable[int]], Sequence[Job]]
 ) -> dict[str, Elsewhere]:
@@ -50,17 +63,7 @@ def elsewhere(
     Only tasks that were released count: what they wait for is settled, so that no two experiments
     can wait for each other. SLURM is asked only if another experiment ever had such a task.
     """
-    wanted: dict[str, list[Stage]] = defaultdict(list)
-    for stage in stages:
-        for part in stage.work:
-            wanted[part].append(stage)
-    candidates = [
-        (where, array, task, stage, set(stage.work) <= set(work))
-        for where, array in _others(folder)
-        for task, work in zip(array.tasks, array.works, strict=False)
-        for part in work
-        for stage in wanted.get(part, ())
-    ]
+    candidates = _candidates(stages, folder)
     if not candidates:
         return {}
     users = {array.user for _, array, *_ in candidates if array.user is not None}
@@ -73,6 +76,40 @@ def elsewhere(
         alone = len(array.stages) == 1
         found[stage.name] = Elsewhere(task=task, job=job, folder=where, same=same, alone=alone)
     return found
+
+
+def latest(stages: Iterable[Stage], folder: Path) -> dict[str, Former]:
+    """{stage: the newest task of another experiment than that of `folder` that does or did all of
+    its work}.
+    """
+    found: dict[str, Former] = {}
+    for where, array, task, stage, same in _candidates(stages, folder):
+        if same and (stage.name not in found or found[stage.name].time <= array.time):
+            found[stage.name] = Former(task=task, folder=where, time=array.time, user=array.user)
+    return found
+
+
+def tasks_of(stages: Iterable[Stage], folder: Path) -> tuple[list[Task], list[Array]]:
+    """The tasks of other experiments that do or did work of stages, and their arrays."""
+    found = _candidates(stages, folder)
+    return [task for _, _, task, *_ in found], [array for _, array, *_ in found]
+
+
+def _candidates(
+    stages: Iterable[Stage], folder: Path
+) -> list[tuple[Path, Array, Task, Stage, bool]]:
+    """Released tasks of other experiments that do work of stages, and whether they do all of it."""
+    wanted: dict[str, list[Stage]] = defaultdict(list)
+    for stage in stages:
+        for part in stage.work:
+            wanted[part].append(stage)
+    return [
+        (where, array, task, stage, set(stage.work) <= set(work))
+        for where, array in _others(folder)
+        for task, work in zip(array.tasks, array.works, strict=False)
+        for part in work
+        for stage in wanted.get(part, ())
+    ]
 
 
 def _others(folder: Path) -> list[tuple[Path, Array]]:

@@ -20,23 +20,24 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tuning import config as site
+from tuning.flags import restore
 from tuning.launchers.slurm import feasible, portions, snapshot
 from tuning.launchers.slurm.arrays import Arrays
 from tuning.launchers.slurm.client import WAITS, Job, Refused, TooMany
+from tuning.launchers.slurm.connecting import Connection
 from tuning.launchers.slurm.dependencies import Dependencies
+from tuning.launchers.slurm.ending import await_end
 from tuning.launchers.slurm.ledger import REPORT, Array, Jobs, Task
-from tuning.launchers.slurm.outcome import Asked, Door, Options, Outcome
+from tuning.launchers.slurm.outcome import NEW, Asked, Door, Live, Options, Outcome
 from tuning.launchers.slurm.resources import Resources
-from tuning.launchers.slurm.shared import Elsewhere, elsewhere, follow
+from tuning.launchers.slurm.shared import Elsewhere, elsewhere
 from tuning.plan import Plan, Stage, save_plan, standing, sweetspot_ready
 from tuning.runs import atomic
 from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.lock import Lock
-
-Live = dict[str, tuple[Task, Job]]
-"""{stage: its task that waits or runs, and SLURM's view of it}."""
 
 
 class Submission:
@@ -61,6 +62,7 @@ class Submission:
         }
         self._files = Arrays(self.folder, self._stages, self._asked, wandb=self.options.wandb)
         self._dependencies = Dependencies(plan, self.options.dependency)
+        self._connection = Connection(slurm, self.folder, self._dependencies)
         self._elsewhere: dict[str, Elsewhere] = {}
         self._recorded: dict[str, Array] = {}
         """Every array that was submitted before, by its token."""
@@ -74,17 +76,24 @@ class Submission:
         """The same, for who holds the lock of the folder."""
         arrays = self._found()
         self._recorded = {array.token: array for array in arrays}
+        ending = await_end(self.slurm, self.plan, self.folder, arrays)
         self._elsewhere = elsewhere(self.plan.stages, self.folder, self.slurm.queue)
         live, outcome = self._settled(arrays)
+        outcome.ending = ending
         self._follow_replaced(arrays, live, outcome)
         missing = self._portion(self._to_submit(outcome), live, outcome)
         broken = any(not array.released for array in arrays)
         waits = broken or outcome.shared or REPORT.name in outcome.replaced
-        if missing or (waits and REPORT.name not in live):
-            arrays = self._add(arrays, missing, live, outcome)
-        elif outcome.left:
-            save_plan(self.folder, self.plan)
-        self._connect(arrays, live, outcome)
+        before = atomic.read_object(self.folder / "plan.json")
+        try:
+            if missing or (waits and REPORT.name not in live):
+                arrays = self._add(arrays, missing, live, outcome)
+            elif outcome.left:
+                save_plan(self.folder, self.plan)
+            self._connection.connect(arrays, live, outcome, self._elsewhere)
+        except (Refused, TooMany) as refusal:
+            said = self._put_back(before, live, outcome) if before else ""
+            raise type(refusal)(" ".join(filter(None, (str(refusal), said)))) from None
         outcome.goes_on = REPORT.name in live
         options = {name: getattr(self.options, name) for name in _LASTING}
         portions.write_rest(self.folder, outcome.left, self._asked, options)
@@ -94,39 +103,74 @@ class Submission:
         self, arrays: list[Array], missing: list[Stage], live: Live, outcome: Outcome
     ) -> list[Array]:
         """All arrays, when stages were submitted, and a report after them in place of the one that
-        waits. That one is submitted again, with its plan, where SLURM refuses the stages.
+        waits.
         """
         self._require_possible(missing)
-        before = atomic.read_object(self.folder / "plan.json")
         save_plan(self.folder, self.plan)
         report = self._waiting_report(live)
         if report is not None:
             self.slurm.cancel([report.id])
+            outcome.cancelled[REPORT.name] = live.pop(REPORT.name)[0]
         least = 1 if report is None else 0
-        try:
-            arrays, missing = self._submit_what_fits(arrays, missing, outcome, least)
-        except Refused:
-            if report is not None and before is not None:
-                save_plan(self.folder, Plan.from_json(before))
-                arrays = self._submit(arrays, [])
-                self._connect(arrays, live | _report_of(arrays), outcome)
-            raise
-        latest = {task.stage: task for array in arrays for task in array.tasks}
-        outcome.new = {stage.name: latest[stage.name] for stage in missing}
-        live |= _report_of(arrays)
+        arrays, missing = self._submit_what_fits(arrays, missing, outcome, least)
+        self._submitted(arrays, missing, live, outcome)
         return arrays
 
+    def _submitted(
+        self, arrays: Sequence[Array], stages: Sequence[Stage], live: Live, outcome: Outcome
+    ) -> None:
+        """Note the tasks of stages, and of the report, that were just submitted."""
+        latest = {task.stage: task for array in arrays for task in array.tasks}
+        outcome.new = {stage.name: latest[stage.name] for stage in stages}
+        live[REPORT.name] = (latest[REPORT.name], NEW)
+
+    def _put_back(self, plan: Any, live: Live, outcome: Outcome) -> str:
+        """Submit again, as it was asked for, what waited and was cancelled for what SLURM refuses;
+        what to say of it. Not what was held since its submission was interrupted.
+        """
+        arrays = self.jobs.arrays()
+        kept = {array.token for array in arrays}
+        outcome.queued = {n: task for n, task in outcome.queued.items() if task.token in kept}
+        going = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
+        arrays_of = {n: self._recorded[task.token] for n, task in outcome.cancelled.items()}
+        released = {n: a for n, a in arrays_of.items() if a.released and n not in going}
+        asked = {name: array.resources for name, array in released.items() if array.resources}
+        if not asked and REPORT.name not in released:
+            return ""
+        self._asked |= {name: restore(Resources, each) for name, each in asked.items()}
+        names = portions.unblocked(self.plan.stages, asked, going)
+        stages = [stage for stage in self.plan.stages if stage.name in names]
+        save_plan(self.folder, Plan.from_json(plan))
+        try:
+            arrays = self._submit(arrays, stages)
+            self._submitted(arrays, stages, live, outcome)
+            self._connection.connect(arrays, live, outcome, self._elsewhere)
+        except (Refused, TooMany) as refusal:
+            return f"What waited was cancelled, and cannot be queued again: {refusal}"
+        return "What waited is queued again, as it was."
+
+    def look(self) -> dict[str, Elsewhere]:
+        """Look up, for a dry run, which stages other experiments have queued; none where SLURM does
+        not answer.
+        """
+        with contextlib.suppress(StageFailed, UserError):
+            self._elsewhere = elsewhere(self.plan.stages, self.folder, self.slurm.queue)
+        return self._sorted({}).shared
+
     def preview(self, max_array_size: int) -> list[tuple[Array, str]]:
-        """The arrays that would be submitted if nothing were queued, and their scripts."""
-        missing = self._to_submit(self._sorted({}))
-        if not missing:
+        """The arrays that would be submitted if nothing of this experiment were queued, and their
+        scripts.
+        """
+        outcome = self._sorted({})
+        missing = self._to_submit(outcome)
+        if not missing and not outcome.shared:
             return []
         arrays = self._files.of([*missing, REPORT], max_array_size, number="1")
         return [(array, self._files.script(array, Path("SNAPSHOT"))) for array in arrays]
 
     def words(self, name: str) -> str:
         """The dependency of a stage, for a dry run."""
-        return self._dependencies.words(name, self._sorted({}).ended)
+        return self._dependencies.words(name, self._sorted({}).ended, self._elsewhere)
 
     def _found(self) -> list[Array]:
         """The arrays of jobs.json; one whose job id is unknown is looked up by its token."""
@@ -149,17 +193,18 @@ class Submission:
 
         A task may start before it is cancelled; then it stays, and everything is sorted again.
         """
-        replaced: dict[str, Task] = {}
+        cancelled: dict[str, Task] = {}
         for _ in range(TRIES):
             live = self._live(arrays)
             outcome = self._sorted(live)
-            outcome.replaced = {n: t for n, t in replaced.items() if n not in outcome.queued}
+            outcome.cancelled = {n: t for n, t in cancelled.items() if n not in outcome.queued}
+            outcome.replaced = {n: t for n, t in outcome.cancelled.items() if self._differs(n, t)}
             dropped = [task.id for task in outcome.dropped.values()]
             if not dropped:
                 return live, outcome
             self._require_possible(self._to_submit(outcome), replaces=True)
             self.slurm.cancel(dropped, waiting=True)
-            replaced |= {n: t for n, t in outcome.dropped.items() if self._differs(n, t)}
+            cancelled |= outcome.dropped
         raise StageFailed(f"SLURM did not cancel {', '.join(dropped)}; submit again.")
 
     def _live(self, arrays: Sequence[Array]) -> Live:
@@ -308,7 +353,7 @@ class Submission:
 
     def _waiting_report(self, live: Live) -> Task | None:
         """The report of this user that waits, and does not wait for new stages."""
-        task, job = live.get(REPORT.name, (None, _NEW))
+        task, job = live.get(REPORT.name, (None, NEW))
         waits = task is not None and job.state in WAITS and self._is_ours(task.token)
         return task if waits else None
 
@@ -333,66 +378,8 @@ class Submission:
             raise
         return everything
 
-    def _connect(self, arrays: Sequence[Array], live: Live, outcome: Outcome) -> None:
-        """Set the dependencies of the tasks of all unreleased arrays, then release them.
-
-        It is set for every task, even to nothing: this makes SLURM keep a separate record of the
-        task. Otherwise it forgets a task that is cancelled early, and treats it as done.
-        """
-        unreleased = [array for array in arrays if not array.released]
-        if not unreleased:
-            return
-        waiting = outcome.queued | outcome.new
-        if REPORT.name in live:
-            waiting[REPORT.name] = live[REPORT.name][0]
-        under_way = {task.id for task, job in live.values() if job is not _NEW and not job.held}
-        going = {task.id for task in waiting.values()} - under_way
-        others = {n: o for n, o in self._elsewhere.items() if n not in outcome.ended}
-        self._cancel_strangers(live, going)
-        try:
-            for array in unreleased:
-                tasks = [task for task in array.tasks if task.id in going]
-                conditions = self._dependencies.conditions(tasks, waiting, arrays, others)
-                for condition, indices in conditions.items():
-                    self.slurm.depend(array.number or 0, indices, condition)
-            held = [a for a in unreleased if any(task.id in going for task in a.tasks)]
-            self.slurm.release([array.number or 0 for array in held])
-        except Refused as refusal:
-            self._take_back(arrays, going & {t.id for a in unreleased for t in a.tasks}, under_way)
-            raise Refused(
-                f"SLURM refuses the jobs of '{self.plan.experiment}': {refusal} They were "
-                "cancelled; change what they ask for (flags, or cluster.yaml) and submit again."
-            ) from None
-        for array in unreleased:
-            array.released = True
-        self.jobs.write(arrays)
-        for other in self._elsewhere.values():
-            follow(other.folder, self.folder)
-
-    def _take_back(self, arrays: Sequence[Array], going: set[str], under_way: set[str]) -> None:
-        """Cancel the tasks of arrays that could not be connected or released, and forget them."""
-        self.slurm.cancel(sorted(going))
-        kept = [a for a in arrays if a.released or any(t.id in under_way for t in a.tasks)]
-        for array in kept:
-            array.released = True
-        self.jobs.write(kept)
-
-    def _cancel_strangers(self, live: Live, going: set[str]) -> None:
-        """Cancel held tasks of stages that left the plan, before their array is released."""
-        left = [task.id for task, job in live.values() if job.held and task.id not in going]
-        if left:
-            self.slurm.cancel(left)
-
 
 _LASTING = ("dependency", "wandb", "max_submit")
 """The options that hold for all portions."""
 TRIES = 5
 """How often what has to go is cancelled before SLURM is taken not to do it."""
-_NEW = Job(id="0_0", state="PENDING")
-"""SLURM's view of a task that was just submitted."""
-
-
-def _report_of(arrays: Sequence[Array]) -> Live:
-    """The report that was just submitted, as what is live."""
-    tasks = [task for array in arrays for task in array.tasks if task.stage == REPORT.name]
-    return {REPORT.name: (tasks[-1], _NEW)}
