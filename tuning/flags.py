@@ -19,7 +19,7 @@ from dataclasses import MISSING, Field, fields
 from functools import cache
 from typing import Any, TypeVar
 
-from tuning.runs.errors import UserError, choose, cut
+from tuning.runs.errors import UserError, choose, cut, nearest
 
 T = TypeVar("T")
 
@@ -51,8 +51,10 @@ class Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         for word in unknown:
             if word.startswith("--"):
+                flag = word.partition("=")[0]
                 flags = [f for action in self._actions for f in action.option_strings]
-                choose("flag", word.partition("=")[0], [f for f in flags if f.startswith("--")])
+                close = nearest(flag, [f for f in flags if f.startswith("--")])
+                raise UserError(f"unknown flag '{cut(flag)}'; --help lists them all.{close}")
         return found, unknown
 
     def error(self, message: str) -> typing.NoReturn:

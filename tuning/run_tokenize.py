@@ -56,9 +56,8 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Tokenize and write the file; returns the exit code."""
-    args = parser().parse_args(argv)
     with quits("stopped; nothing was written"):
-        return _write(args)
+        return _write(parser().parse_args(argv))
 
 
 def _write(args: argparse.Namespace) -> int:
