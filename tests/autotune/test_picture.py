@@ -8,7 +8,7 @@ import pytest
 
 from tests.autotune.searches import candidate
 from tuning.autotune.observation import Observation
-from tuning.autotune.picture import drawn, frontier
+from tuning.autotune.picture import drawn, frontier, ticks
 from tuning.autotune.score import Scorer
 
 pytestmark = pytest.mark.unit
@@ -35,7 +35,7 @@ def test_a_picture_shows_every_trial_the_limit_and_the_winner():
     circles = root.findall(".//{http://www.w3.org/2000/svg}circle")
     assert len(circles) == 4
     words = " ".join(root.itertext())
-    assert "limit, 90% of 8 GiB" in words
+    assert "limit, 90% of 8.0 GiB" in words
     assert words.count("(chosen)") == 2
     assert "2 examples, checkpointing (chosen)" in words
 
@@ -43,3 +43,17 @@ def test_a_picture_shows_every_trial_the_limit_and_the_winner():
 def test_there_is_none_of_trials_that_did_not_run():
     failed = Observation(candidate=candidate(), outcome="oom")
     assert drawn([failed], Scorer(capacity=1), None) is None
+
+
+def test_a_limit_far_away_does_not_press_the_trials_together():
+    far, near = (drawn(TRIALS, Scorer(capacity=n * 2**30), None) or "" for n in (80, 30))
+    assert "is far to the right" in far and "dasharray" not in far
+    assert "is far to the right" not in near and "dasharray" in near
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [(1286.0, [0, 500, 1000]), (1.3, [0, 0.5, 1]), (24.0, [0, 5, 10, 15, 20])],
+)
+def test_axes_have_round_numbers(most, expected):
+    assert ticks(most) == pytest.approx(expected)

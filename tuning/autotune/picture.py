@@ -4,6 +4,7 @@ winner. No library: the file is read by browsers and put into the report as it i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -13,6 +14,8 @@ from tuning.autotune.space import Candidate
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 20, 50
+FAR = 4.0
+"""A limit of more than so many times the most memory of a trial is not in the picture."""
 _GREY, _BLUE, _GREEN, _RED = "#888888", "#4477aa", "#228833", "#cc3311"
 
 
@@ -42,9 +45,12 @@ class _Picture:
         self, ran: Sequence[Observation], scorer: Scorer, winner: Candidate | None
     ) -> None:
         self.ran, self.scorer, self.winner = ran, scorer, winner
-        self.unit, self.name = _unit(max(o.peak_bytes or 0 for o in ran))
+        most = max(o.peak_bytes or 0 for o in ran)
+        self.unit, self.name = _unit(most)
         self.limit = LIMIT * scorer.capacity / self.unit
-        self.widest = max(*(self._memory(o) for o in ran), self.limit) * 1.08
+        largest = most / self.unit
+        self.is_far = self.limit > FAR * largest
+        self.widest = largest * FAR / 2 if self.is_far else max(largest, self.limit) * 1.08
         self.fastest = max(o.tokens_per_second or 0.0 for o in ran) * 1.1 or 1.0
 
     def svg(self) -> str:
@@ -76,15 +82,18 @@ class _Picture:
             f'<text transform="translate(14 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">'
             "tokens a second</text>",
         ]
-        for part in range(5):
-            memory, speed = self.widest * part / 4, self.fastest * part / 4
-            parts.append(_text(self._x(memory), bottom + 16, f"{memory:.3g}", "middle"))
-            parts.append(_text(LEFT - 6, self._y(speed) + 4, f"{speed:,.0f}", "end"))
+        for memory in ticks(self.widest):
+            parts.append(_text(self._x(memory), bottom + 16, f"{memory:,g}", "middle"))
+        for speed in ticks(self.fastest):
+            parts.append(_text(LEFT - 6, self._y(speed) + 4, f"{speed:,g}", "end"))
         return parts
 
     def _limit(self) -> list[str]:
+        size, name = _unit(self.scorer.capacity)
+        label = f"limit, {LIMIT:.0%} of {self.scorer.capacity / size:,.1f} {name}"
+        if self.is_far:
+            return [_text(WIDTH - RIGHT, TOP + 10, f"{label}, is far to the right", "end", _RED)]
         x = self._x(self.limit)
-        label = f"limit, {LIMIT:.0%} of {self.scorer.capacity / self.unit:.3g} {self.name}"
         return [
             f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="{_RED}" stroke-dasharray="4 3"/>',
             _text(x - 4, TOP + 10, label, "end", _RED),
@@ -109,6 +118,14 @@ class _Picture:
             f"<title>{escape(label)}</title></circle>",
             _text(x + (-8 if end else 8), y + 4, label, "end" if end else "start", color),
         ]
+
+
+def ticks(most: float) -> list[float]:
+    """Round numbers from 0 to `most`, at most six."""
+    rough = most / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough)
+    return [step * n for n in range(int(most / step) + 1)]
 
 
 def _text(x: float, y: float, text: str, anchor: str, color: str = "black") -> str:
