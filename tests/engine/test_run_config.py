@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_site import use
+from tuning.engine.config import ComputeConfig
 from tuning.engine.run_config import beside, experiment_config, preset, pretrain_config
 from tuning.runs.errors import UserError
 
@@ -255,3 +256,9 @@ def test_presets_have_the_size_that_they_say(name, billions, active):
 def test_unknown_preset():
     with pytest.raises(UserError, match=r"unknown preset 'gpt-2b'.*Did you mean"):
         preset("gpt-2b")
+
+
+def test_hsdp_has_no_sequence_parallelism():
+    with pytest.raises(UserError, match=r"sep_size is 2; it must be 1 with parallel hsdp"):
+        ComputeConfig(parallel="hsdp", sep_size=2)
+    assert ComputeConfig(parallel="hsdp").sep_size == 1

@@ -26,13 +26,8 @@ LOSSES = ("cross_entropy", "focal")
 """The losses that have names; any other is a function of one's own."""
 _OWN_LOSS = re.compile(r"[A-Za-z_][\w.]*[:.][A-Za-z_]\w*")
 _SIZES = (
-    "block_size",
-    "vocab_size",
-    "num_layer",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_size",
-    "intermediate_size",
+    *("block_size", "vocab_size", "num_layer", "num_attention_heads", "num_key_value_heads"),
+    *("hidden_size", "intermediate_size"),
 )
 _EXPERT_SIZES = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
@@ -143,9 +138,8 @@ class ComputeConfig:
     gradient_checkpointing: bool | None = setting(None, hashed=False)
     """Recompute activations in the backward pass, for less memory (default: with TRL on CUDA)."""
     parallel: Literal["ddp", "zero1", "fsdp2", "hsdp"] = setting("fsdp2", hashed=False)
-    """Parallelism across ranks: full replicas (ddp), sharded optimizer states (zero1), or sharded
-    weights, gradients and optimizer states, over all ranks (fsdp2) or over those of a node, with
-    replicas across nodes (hsdp)."""
+    """Parallelism across ranks: full replicas (ddp), sharded optimizer states (zero1), all sharded
+    over all ranks (fsdp2), or over those of a node with replicas across nodes (hsdp)."""
     sep_size: int = setting(1, hashed=False)
     """Sequence-parallel group size: ranks that share each sequence (and, with MoE, the experts)."""
     use_compile: bool = setting(False, hashed=False)
@@ -155,10 +149,8 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         require(self, "sep_size", self.sep_size >= 1, "at least 1")
-        if self.parallel == "hsdp" and self.sep_size > 1:
-            raise UserError(
-                f"parallel hsdp has no sequence parallelism; sep_size is {self.sep_size}: use fsdp2"
-            )
+        alone = self.sep_size == 1 or self.parallel != "hsdp"
+        require(self, "sep_size", alone, "1 with parallel hsdp; fsdp2 takes more")
         for name in ("micro_batch_size", "max_tokens_per_gpu"):
             value = getattr(self, name)
             require(self, name, value is None or value >= 1, "at least 1")
