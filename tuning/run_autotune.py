@@ -45,10 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if kind is None and (not rest or {"-h", "--help"} & set(rest)):
         _Front().parse_args(["--help"])
     kind = kind or KINDS[0]
-    args = _parser(kind).parse_args(rest)
+    args = parser(kind).parse_args(rest)
     site.require_writable_home()
-    _short_forms(kind, args)
-    config = _search_of(kind, args)
+    config = described(kind, args)
 
     from tuning.phases.train import use_devices
     from tuning.runs import interrupt
@@ -79,7 +78,7 @@ def _kind(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return None, rest
 
 
-def _parser(kind: str) -> Parser:
+def parser(kind: str) -> Parser:
     """The flags of the command that is tuned, those that it requires optional, and the short forms.
 
     The command's own check says what is lacking.
@@ -181,8 +180,9 @@ def _text(path: Path) -> str:
         raise UserError(f"'{path}' cannot be read ({error}).") from None
 
 
-def _search_of(kind: str, args: argparse.Namespace) -> AutotuneRunConfig:
+def described(kind: str, args: argparse.Namespace) -> AutotuneRunConfig:
     """The search that a command line describes."""
+    _short_forms(kind, args)
     from tuning import run_dpo, run_pretrain, run_sft
     from tuning.autotune.config import AutotuneRunConfig
     from tuning.phases.tune import started

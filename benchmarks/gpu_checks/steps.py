@@ -42,6 +42,7 @@ FIRST = (
     Step(name="vllm", runs="inference:vllm", limit=80, needs=MODEL),
 )
 FURTHER = (
+    Step(name="autotune", runs="autotune:run", limit=130, packages=_TRL, needs=MODEL),
     Step(name="sft_engine", runs="training:sft_engine", limit=45, packages=_HF, needs=MODEL),
     Step(name="optimizer", runs="optimizer:run", limit=30, packages=_HF),
     Step(name="resume", runs="engine:resume", limit=45, packages=_HF),

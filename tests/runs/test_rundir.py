@@ -286,6 +286,17 @@ def test_metrics_rewind_to_a_step(tmp_path):
     assert directory.metrics() == []
 
 
+@pytest.mark.parametrize(
+    "values", [{"loss": float("nan")}, {"loss": 1.0, "grad_norm": float("inf")}]
+)
+def test_a_loss_or_gradient_that_is_no_number_ends_a_training(tmp_path, values):
+    directory = claimed(tmp_path)
+    directory.log_metrics({"step": 1, "loss": 2.0, "grad_norm": 1.0})
+    with pytest.raises(StageFailed, match=r"diverged: (loss is nan|grad_norm is inf) at step 2"):
+        directory.log_metrics({"step": 2, **values})
+    assert [line["step"] for line in directory.metrics()] == [1]
+
+
 def test_a_last_line_that_was_cut_short_is_left_out_and_rewound(tmp_path):
     directory = claimed(tmp_path)
     for step in (1, 2):

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from tests.small_site import use
@@ -164,3 +165,10 @@ def test_a_folder_without_a_model_is_the_users_mistake(tmp_path):
     for load in (open_tokenizer, open_model):
         with pytest.raises(UserError, match="empty' cannot be loaded"):
             load(artifact_of(model(empty, chat_template="tiny")))
+
+
+def test_a_model_is_not_computed_by_the_attention_of_cudnn(home, folder):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    with pytest.raises(UserError):  # it has no weights
+        open_model(artifact_of(model(folder, chat_template="tiny")))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

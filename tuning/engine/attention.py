@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from tuning.engine import sep
+from tuning.weights import kernels
 
 NAME = "documents"
 LIKE = 0.75
@@ -263,3 +264,4 @@ def keep_out_of_graphs() -> None:
 
 
 AttentionInterface.register(NAME, document_attention)
+kernels.leave_out_cudnn_attention()

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 def architecture(config: ModelConfig, *, eos_token_id: int, pad_token_id: int) -> PretrainedConfig:
     """The transformers config of a shape.
 
-    `head_dim` is set, since its default in transformers does not follow hidden_size.
+    `head_dim` is set, since its default in transformers does not follow hidden_size. A token that
+    ends documents and fills batches alike is not named as padding: its embedding would begin at
+    zero, and the gradient of a first token that is zero grows with each block, to infinity in a
+    deep model.
     """
     from transformers import Qwen3Config, Qwen3MoeConfig
 
@@ -33,7 +36,7 @@ def architecture(config: ModelConfig, *, eos_token_id: int, pad_token_id: int) -
         "tie_word_embeddings": config.tied_lm_head,
         "bos_token_id": None,
         "eos_token_id": eos_token_id,
-        "pad_token_id": pad_token_id,
+        "pad_token_id": None if pad_token_id == eos_token_id else pad_token_id,
     }
     if not config.use_moe:
         return Qwen3Config(**common)

@@ -179,7 +179,17 @@ class RunDirectory:
         atomic.write_json(self.path / "result.json", self.result | values)
 
     def log_metrics(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl.
+
+        Raises StageFailed for a loss or a gradient that is no number: the weights are none either.
+        """
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(record.get(name) or 0.0):
+                raise StageFailed(
+                    f"the training diverged: {name} is {record[name]} at step {record['step']}. "
+                    "Lower --learning_rate (pre-training: --max_lr), or look at the rows of that "
+                    "step; the same command goes on from the last checkpoint."
+                )
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 

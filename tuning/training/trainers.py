@@ -56,6 +56,7 @@ def arguments(
         "save_strategy": "steps",
         "save_steps": t.save_steps,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it shows the loss before in place of one that is nan
         "use_cpu": not cuda,
         "bf16": cuda,
         "gradient_checkpointing": cuda if checkpointing is None else checkpointing,

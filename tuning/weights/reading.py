@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuning.runs.errors import UserError
+from tuning.weights import kernels
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ def read(location: str, dtype: torch.dtype) -> PreTrainedModel:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    kernels.leave_out_cudnn_attention()
     model, info = pretrained(AutoModelForCausalLM, location, dtype=dtype, output_loading_info=True)
     if absent := sorted(info["missing_keys"]):
         raise UserError(
