@@ -1,4 +1,5 @@
-"""Seconds of user time that the light commands take, beside an empty Python and an import of torch.
+"""Seconds of user time that the light commands take, beside an empty Python and an import of torch,
+and the imports of a training with and without what it does not use.
 
 python benchmarks/startup.py
 """
@@ -38,6 +39,8 @@ EXPERIMENT = (
     "--do_inference",
     "--do_evaluation",
 )
+TRAINING = "import tuning.training.sft_training, trl.trainer.sft_trainer"
+LEAN = "from tuning.runs import lean_imports; lean_imports.install(); "
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "run_sweetspot_pipeline.py --help": [PIPELINE, "--help"],
@@ -46,6 +49,8 @@ COMMANDS = {
     "--dry_run of 3 forks, SLURM": [PIPELINE, *EXPERIMENT, "--dry_run", "--launcher", "slurm"],
     "tuning status of 3 forks": ["-m", "tuning.cli", "status"],
     "python -c 'import torch'": ["-c", "import torch"],
+    "imports of SFT, as the libraries have them": ["-c", TRAINING],
+    "imports of SFT, as a stage has them": ["-c", LEAN + TRAINING],
 }
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tuning.runs import disk, log, outcome
+from tuning.runs import disk, lean_imports, log, outcome
 from tuning.runs.errors import (
     EXIT_AGAIN,
     EXIT_DONE,
@@ -42,6 +42,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Call `main`, record its outcome for a supervisor, and exit with its code."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    lean_imports.install()
     _print_whatever()
     own_folder = Path(__file__).resolve().parent
     sys.path[:] = [path for path in sys.path if not _is(path, own_folder)]

@@ -32,7 +32,7 @@ from tuning.autotune.config import AutotuneRunConfig
 from tuning.autotune.space import Candidate
 from tuning.autotune.subject import of_trial
 from tuning.flags import plain, restore
-from tuning.runs import atomic, memory, ranks
+from tuning.runs import atomic, lean_imports, memory, ranks
 from tuning.runs.errors import cut
 from tuning.runs.rundir import RunDirectory
 
@@ -275,6 +275,7 @@ def request_json(request: Request) -> dict[str, Any]:
 if __name__ == "__main__":
     from tuning.entry import QUIET
 
+    lean_imports.install()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     sys.exit(main())
