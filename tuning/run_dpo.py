@@ -54,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.tune import tuned
     from tuning.phases.work import planned
-    from tuning.runs import interrupt
+    from tuning.runs import interrupt, ranks
     from tuning.runs.rundir import RunDirectory, locate
+    from tuning.training.config_training import require_shared
     from tuning.training.render import preference_command
     from tuning.training.start import start_of
     from tuning.weights.base import require_base
@@ -71,13 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     identity = config.identity(start.named(work.name), start.recorded)
     directory = RunDirectory(locate(site.models_dir(), identity.run_name, identity.hash))
     if options.do_training:
+        require_shared(config, ranks.world_size())
         with training_phase(identity, options) as training:
             directory = training.directory
             if not training.done:
                 train = method(config.pft_method).train_with()
                 with tuned("pft", config, directory, options, start) as run:
                     train(run, directory, start, list(training.report_to))
-    if work.evaluation:
+    if work.evaluation and ranks.is_first():
         if not directory.done("train"):
             raise not_trained(directory, preference_command(config))
         evaluate_run(work.evaluation, directory, options)
