@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tuning import config as site
 from tuning.engine.config import ComputeConfig
 from tuning.runs import ranks
-from tuning.schema import read_yaml
 
 CONFIG = site.CHECKOUT / "configs" / "accelerate_fsdp2.yaml"
 """What `accelerate launch` takes, and --parallel fsdp2 too."""
@@ -30,8 +31,21 @@ def arguments(compute: ComputeConfig) -> dict[str, Any]:
     """
     if ranks.world_size() == 1 or ranks.accelerate_shards() or compute.parallel != "fsdp2":
         return {}
-    given = {k.removeprefix("fsdp_"): v for k, v in read_yaml(CONFIG)["fsdp_config"].items()}
+    settings = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["fsdp_config"]
+    given = {name.removeprefix("fsdp_"): value for name, value in settings.items()}
     return {"fsdp": True, "fsdp_config": {_NAMES.get(k, k): v for k, v in given.items()}}
+
+
+def enable_on_cpu(trainer: Any) -> None:
+    """Have accelerate shard on CPUs too. It takes the settings of FSDP2 there, and uses DDP without
+    a word; its own code and torch's work on both.
+    """
+    accelerator, given = trainer.accelerator, trainer.args.fsdp_plugin_args
+    asked = given is not None or ranks.accelerate_shards()
+    if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**(given or {}))
+        accelerator.state.distributed_type = DistributedType.FSDP
+        trainer.is_fsdp_enabled = True
 
 
 def is_sharded(model: Any) -> bool:

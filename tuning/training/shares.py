@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Sequen
 
 from tuning.data.encoding import IGNORED
 from tuning.runs.ranks import rank, world_size
+from tuning.training import sharded
 from tuning.training.consumed import Consumed
 
 SHARE = "share"
@@ -104,6 +105,10 @@ class SharesSteps:
     share: float = 1.0
     """Of the micro-batch that is computed."""
     consumed: Consumed
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        sharded.enable_on_cpu(self)
 
     def _get_dataloader(
         self,
