@@ -203,6 +203,23 @@ def require_whole_micro_batches(compute: ComputeConfig, effective_batch: int) ->
         )
 
 
+def require_shared(run: Any, processes: int) -> None:
+    """Raise UserError unless so many processes can train a run with TRL: its effective batch is
+    micro-batch x processes x accumulation exactly. The engine shares any batch.
+    """
+    if run.trainer == "engine":
+        return
+    own = method_settings(run.pft_method) if run.kind == "pt" else []
+    for name in ("effective_batch_size", *(n for n in own if n == "kl_batch_size")):
+        value = getattr(run.training, name)
+        if value % processes:
+            raise UserError(
+                f"{name} {value} cannot be shared by {processes} processes: micro-batch x "
+                f"processes x accumulation has to be exactly the batch. Give --{name} a multiple "
+                f"of {processes}, or a number of processes that divides {value}."
+            )
+
+
 def largest_divisor(number: int, at_most: int) -> int:
     """The largest divisor of `number` that is not above `at_most`."""
     return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)

@@ -39,7 +39,6 @@ from tuning.training.config import (
     TrainingArgumentsConfig,
     check_engine,
     compute_config,
-    method_settings,
     refuse_unused,
     require_whole_micro_batches,
     used,
@@ -349,24 +348,6 @@ def columns_of(pft_method: str, task: str) -> tuple[str, ...]:
     """The columns of the preference pool that a method reads."""
     method = methods.method(pft_method)
     return method.reads(tasks.task(task).columns if method.rewarded else ())
-
-
-def require_shared(config: SFTRunConfig | PTRunConfig, processes: int) -> None:
-    """Raise UserError unless so many processes can train a run with TRL: its effective batch is
-    micro-batch x processes x accumulation exactly. The engine shares any batch.
-    """
-    if config.trainer == "engine" or processes == 1:
-        return
-    shared = {"effective_batch_size": config.training.effective_batch_size}
-    if isinstance(config, PTRunConfig) and "kl_batch_size" in method_settings(config.pft_method):
-        shared["kl_batch_size"] = config.training.kl_batch_size
-    for name, value in shared.items():
-        if value % processes:
-            raise UserError(
-                f"{name} {value} cannot be shared by {processes} processes: micro-batch x "
-                f"processes x accumulation has to be exactly the batch. Give --{name} a multiple "
-                f"of {processes}, or a number of processes that divides {value}."
-            )
 
 
 def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:

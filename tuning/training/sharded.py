@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -44,7 +45,8 @@ def enable_on_cpu(trainer: Any) -> None:
     asked = given is not None or ranks.accelerate_shards()
     if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**(given or {}))
-        accelerator.state.distributed_type = DistributedType.FSDP
+        for state in (accelerator.state, PartialState()):
+            state.distributed_type = DistributedType.FSDP
         trainer.is_fsdp_enabled = True
 
 
