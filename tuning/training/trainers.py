@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from tuning.engine import ranks
 from tuning.runs.errors import Interrupted
+from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory
 from tuning.training import sharded
 from tuning.training.checkpoints import Resume, RunCallback
@@ -111,6 +112,9 @@ def run(trainer: Any, callback: RunCallback, resume: Resume, *, finished: bool =
         return
     if resume.checkpoint and trainer.is_fsdp_enabled:
         trainer._load_from_checkpoint(str(resume.checkpoint))  # before it is sharded
+    if ranks.world_size() > 1:
+        spread = "fsdp2" if trainer.is_fsdp_enabled else "ddp"
+        logger.info(f"{ranks.world_size()} processes share each step ({spread})")
     try:
         trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
     finally:
