@@ -201,6 +201,7 @@ def _run_here(plan: Plan, options: Launch) -> int:
     """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
     from tuning.launchers import footprint, prefetch
     from tuning.launchers.local import LocalLauncher
+    from tuning.phases.work import require_shares
     from tuning.report.build import write_report
 
     folder = site.reports_dir() / plan.experiment
@@ -212,6 +213,7 @@ def _run_here(plan: Plan, options: Launch) -> int:
         wandb=options.wandb,
         environ=prefetch.needless(plan),
     )
+    require_shares(plan.stages, launcher.processes_of)
     save_plan(folder, plan)
     print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)
     found = footprint.estimate(plan, site.home(), parallel=launcher.slots)
@@ -235,9 +237,11 @@ def _submit(plan: Plan, options: Launch) -> int:
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
     from tuning.manage.succession import require_successor
+    from tuning.phases.work import require_shares
     from tuning.runs.lock import Lock
 
     cluster, slurm = Cluster(options.resources, kinds=options.kinds), Slurm()
+    require_shares(plan.stages, lambda stage: cluster.of(stage).processes)
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
         raise UserError(
             f"TUNING_HOME '{site.home()}' contains {' '.join(map(repr, odd))}, which job "

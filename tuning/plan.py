@@ -56,7 +56,9 @@ class Stage:
     script: str = ""
     """The entry point that runs it: a file in tuning/."""
     joinable: bool = False
-    """Whether several ranks can train it together."""
+    """Whether it is trained by as many ranks as there are GPUs, unless it is told otherwise, and on
+    several nodes: by the engine. TRL takes several ranks of one node, where they are asked for.
+    """
     parent: str | None = None
     """The stage whose artifact this one continues or belongs to."""
     sweetspot: str | None = None
@@ -87,6 +89,11 @@ class Stage:
     def tunes(self) -> bool:
         """Whether it is tuned before it trains."""
         return self.autotune is not None and "train" in self.phases
+
+    @property
+    def shareable(self) -> bool:
+        """Whether several ranks can train it together."""
+        return self.joinable or "train" in self.phases
 
     @property
     def kind(self) -> str:

@@ -52,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
     from tuning.phases.evaluate import check_evaluation, evaluate_run
     from tuning.phases.train import not_trained, training_phase
-    from tuning.phases.tune import tuned
+    from tuning.phases.tune import tune_only, tuned, tunes_only
     from tuning.phases.work import planned
-    from tuning.runs import interrupt
+    from tuning.runs import interrupt, ranks
     from tuning.runs.rundir import RunDirectory, locate
+    from tuning.training.config import require_shared
     from tuning.training.render import preference_command
     from tuning.training.start import start_of
     from tuning.weights.base import require_base
@@ -70,14 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupt.install()
     identity = config.identity(start.named(work.name), start.recorded)
     directory = RunDirectory(locate(site.models_dir(), identity.run_name, identity.hash))
+    if processes := tunes_only():
+        if options.do_training:
+            require_shared(config, processes)
+            tune_only("pft", config, identity, options, processes, start)
+        return 0
     if options.do_training:
+        require_shared(config, ranks.world_size())
         with training_phase(identity, options) as training:
             directory = training.directory
             if not training.done:
                 train = method(config.pft_method).train_with()
                 with tuned("pft", config, directory, options, start) as run:
                     train(run, directory, start, list(training.report_to))
-    if work.evaluation:
+    if work.evaluation and ranks.is_first():
         if not directory.done("train"):
             raise not_trained(directory, preference_command(config))
         evaluate_run(work.evaluation, directory, options)

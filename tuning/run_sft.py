@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.phases.work import planned
     from tuning.runs import interrupt, ranks
     from tuning.runs.rundir import RunDirectory, locate
+    from tuning.training.config import require_shared
     from tuning.training.render import sft_command
     from tuning.weights.base import require_base
 
@@ -63,12 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupt.install()
     if processes := tunes_only():
         if options.do_training:
+            require_shared(config, processes)
             tune_only("sft", config, config.identity(work.name), options, processes)
         return 0
     directory = RunDirectory(locate(site.models_dir(), work.name, config.hash))
     if options.do_training:
-        joinable = config.trainer == "engine"
-        with training_phase(config.identity(work.name), options, joinable=joinable) as training:
+        require_shared(config, ranks.world_size())
+        with training_phase(config.identity(work.name), options) as training:
             directory = training.directory
             if not training.done:
                 with tuned("sft", config, training.directory, options) as run:

@@ -124,7 +124,8 @@ class Subject:
     @property
     def _fixed_micro_batch(self) -> int | None:
         if self.method == "kto":
-            return max(1, int(self.run.training.kl_batch_size) // 2)
+            rows = int(self.run.training.kl_batch_size) // self.config.processes
+            return max(1, rows // 2)
         return self.run.compute.micro_batch_size if self.method == "pretrain_fixed" else None
 
     @property

@@ -209,18 +209,16 @@ def _trainer(request: Request) -> Callable[[RunDirectory], None]:
     config = request.config
     steps = request.steps + WARM_UP_COMPILED + 1
     run = of_trial(config, Candidate(**request.candidate), request.files, request.rows, steps)
+    from tuning.engine.ranks import join
+
+    join()
     if config.serves == "pretrain":
         from tuning.engine.pretraining import pretrain
-        from tuning.engine.ranks import join
 
-        join()
         return lambda directory: pretrain(run, directory)
     if config.serves == "sft":
         if run.trainer == "engine":
-            from tuning.engine.ranks import join
             from tuning.training.engine_sft import train
-
-            join()
         else:
             from tuning.training.sft_training import train
         return lambda directory: train(run, directory, [])

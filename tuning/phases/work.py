@@ -9,7 +9,7 @@ again; a stage whose configs no longer hash to what was planned is refused.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tuning.flags import Parser, restore
 from tuning.phases.options import Options, add_wandb, wandb_mode
 from tuning.plan import Stage, read_stage
 from tuning.runs.errors import StageFailed, UserError
+from tuning.training.config import require_shared
 from tuning.training.config_training import RUN_CONFIGS
 
 STAGE_FLAG = "--stage"
@@ -84,6 +85,13 @@ def run_of(stage: Stage) -> Any:
     config = restore(RUN_CONFIGS[stage.kind], stage.run)
     _require_hash(stage, config.hash, stage.hash)
     return config
+
+
+def require_shares(stages: Iterable[Stage], processes_of: Callable[[Stage], int]) -> None:
+    """Raise UserError for a training with TRL that its processes cannot share."""
+    for stage in stages:
+        if "train" in stage.phases and not stage.joinable and (n := processes_of(stage)) > 1:
+            require_shared(run_of(stage), n)
 
 
 def evaluation_of(stage: Stage) -> EvaluationRunConfig:

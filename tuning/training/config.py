@@ -41,6 +41,10 @@ PACKED_TOKENS = 8192
 """Tokens of a forward pass in SFT on the engine, unless --max_tokens_per_gpu is given."""
 
 
+ON_TRL = ("ddp", "fsdp2")
+"""Ways of --parallel that TRL has, through accelerate."""
+
+
 def _on_trl(part: Any, run: Any) -> bool:
     return bool(run.trainer == "trl")
 
@@ -133,7 +137,7 @@ def _names(*parts: type) -> frozenset[str]:
 
 
 _METHOD_SETTINGS = _by_method(DPOTrainingConfig)
-_ON_TRL = _names(LoraConfig) | {"micro_batch_size", "gradient_checkpointing"}
+_ON_TRL = _names(LoraConfig) | {"micro_batch_size", "gradient_checkpointing", "parallel"}
 _ON_ENGINE = _names(OSFTConfig, ComputeConfig) - {"micro_batch_size"}
 _REFUSED = {
     "trl": "is for --trainer engine; the trainer is trl",
@@ -178,6 +182,12 @@ def compute_config(trainer: str, values: Mapping[str, Any], effective_batch: int
     compute = build(ComputeConfig, values)
     if trainer == "engine":
         return replace(compute, max_tokens_per_gpu=compute.max_tokens_per_gpu or PACKED_TOKENS)
+    if values.get("parallel") is None:
+        compute = replace(compute, parallel="ddp")
+    elif compute.parallel not in ON_TRL:
+        raise UserError(
+            f"parallel {compute.parallel} is for --trainer engine; TRL takes {' or '.join(ON_TRL)}."
+        )
     given = compute.micro_batch_size
     default = largest_divisor(effective_batch, MICRO_BATCH)
     micro = min(given, effective_batch) if given else default
@@ -191,6 +201,23 @@ def require_whole_micro_batches(compute: ComputeConfig, effective_batch: int) ->
         raise UserError(
             f"micro_batch_size {micro} does not divide effective_batch_size {effective_batch}."
         )
+
+
+def require_shared(run: Any, processes: int) -> None:
+    """Raise UserError unless so many processes can train a run with TRL: its effective batch is
+    micro-batch x processes x accumulation exactly. The engine shares any batch.
+    """
+    if run.trainer == "engine":
+        return
+    own = method_settings(run.pft_method) if run.kind == "pt" else []
+    for name in ("effective_batch_size", *(n for n in own if n == "kl_batch_size")):
+        value = getattr(run.training, name)
+        if value % processes:
+            raise UserError(
+                f"{name} {value} cannot be shared by {processes} processes: micro-batch x "
+                f"processes x accumulation has to be exactly the batch. Give --{name} a multiple "
+                f"of {processes}, or a number of processes that divides {value}."
+            )
 
 
 def largest_divisor(number: int, at_most: int) -> int:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tuning.engine import ranks
 from tuning.sweetspots.monitor import Monitor, Probe
+from tuning.training import sharded
 from tuning.weights.loading import write
 
 
 class PerplexityStoppingCallback(TrainerCallback):
-    """Measures before the first step and every `eval_steps`; stops after the last rule."""
+    """Measures before the first step and every `eval_steps`; stops after the last rule. All ranks
+    measure, and rank 0 saves.
+    """
 
     def __init__(self, monitor: Monitor, probe: Probe) -> None:
         self.monitor = monitor
@@ -32,6 +37,9 @@ class PerplexityStoppingCallback(TrainerCallback):
 
     def _measure(self, step: int, steps: int, model: Any) -> None:
         self.monitor.begin(step, steps)
-        fired = self.monitor.observe(step, self.probe.measure(model))
-        for rule in self.monitor.missing(fired):
-            self.monitor.save(rule, step, lambda folder: write(model, folder))
+        measured = ranks.from_first(self.probe.measure(model))
+        fired = self.monitor.observe(step, measured)
+        for rule in ranks.from_first(self.monitor.missing(fired)):
+            state = sharded.whole_state(model)
+            if ranks.rank() == 0:
+                self.monitor.save(rule, step, partial(write, model, state=state))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 
 from tuning.runs.rundir import RunDirectory
 from tuning.training import trainers
@@ -51,9 +51,10 @@ def prepare(config: PTRunConfig, directory: RunDirectory, start: Start) -> Prepa
     )
 
 
-def _policy(config: PTRunConfig, artifact: Artifact) -> tuple[Any, Any]:
+def _policy(config: PTRunConfig, artifact: Artifact, device: str | None = None) -> tuple[Any, Any]:
     """(model, config of a new adapter or None where the parent's is trained further)."""
-    model = loading.open_model(artifact, trainable=not config.training.merge_parent)
+    trainable = not config.training.merge_parent
+    model = loading.open_model(artifact, trainable=trainable, device=device)
     if not loading.is_adapter(model) or config.training.merge_parent:
         loading.require_modules(model, config.lora)
     if not loading.is_adapter(model):
@@ -77,7 +78,6 @@ def run(
     trainer.add_callback(callback)
     trainer.directory, trainer.consumed = directory, consumed
     trainers.run(trainer, callback, prepared.resume)
-    merge = config.artifact_form == "full"
     trainers.finish(
         trainer,
         prepared.tokenizer,
@@ -85,5 +85,21 @@ def run(
         directory,
         callback,
         start.train_size,
-        prepare=lambda model: model.merge_and_unload() if merge else model,
+        prepare=lambda model, state: _artifact(model, state, prepared, config, start),
     )
+
+
+def _artifact(
+    model: Any, state: dict[str, Any] | None, prepared: Prepared, config: PTRunConfig, start: Start
+) -> tuple[Any, Any]:
+    """What the run leaves: the model, merged where it leaves whole weights, and the whole state of
+    one that is sharded. Shards are not merged: the model is opened once more, on the CPU.
+    """
+    if config.artifact_form != "full":
+        return model, state
+    if state is not None:
+        artifact = artifact_of(config.model, start.parent, start.checkpoint)
+        policy, _ = _policy(config, artifact, device="cpu")
+        model = get_peft_model(policy, prepared.peft_config)
+        assert not model.load_state_dict(state, strict=False).unexpected_keys
+    return model.merge_and_unload(), None

@@ -21,11 +21,12 @@ from tuning.training.config_training import SFTRunConfig
 from tuning.training.consumed import Consumed, CountsRows, Key, ids_of, key_of
 from tuning.training.perplexity_callback import PerplexityStoppingCallback
 from tuning.training.pools import sft_pools
+from tuning.training.shares import SharesSteps
 from tuning.weights import loading
 from tuning.weights.artifact import Artifact, artifact_of
 
 
-class _Trainer(CountsRows, WholeCheckpoints, SFTTrainer):
+class _Trainer(SharesSteps, CountsRows, WholeCheckpoints, SFTTrainer):
     """TRL's trainer with checkpoints that are whole, which counts what it is trained on."""
 
     def rows_in(self, inputs: Any) -> list[Key]:

@@ -170,16 +170,23 @@ def require_modules(model: Any, lora: LoraConfig) -> None:
             choose(f"module in {setting}:", name.rpartition(".")[2], sorted(there - {""}))
 
 
-def save(model: Any, tokenizer: Any, target: Path) -> None:
+def save(
+    model: Any, tokenizer: Any, target: Path, state: dict[str, torch.Tensor] | None = None
+) -> None:
     """Write the trained adapter, or whole weights, and the tokenizer: whole or not at all."""
     with whole_directory(target) as folder:
-        write(model, folder)
+        write(model, folder, state)
         tokenizer.save_pretrained(folder)
 
 
-def write(model: Any, folder: Path) -> None:
-    """The weights of a run without frozen copies of its parent."""
+def write(model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """The weights of a run without frozen copies of its parent; `state`: the whole ones of a model
+    that is sharded.
+    """
+    more = {} if state is None else {"state_dict": state}
     if is_adapter(model):
-        model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+        model.save_pretrained(
+            folder, selected_adapters=["default"], save_embedding_layers=False, **more
+        )
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **more)
