@@ -215,16 +215,15 @@ def _trainer(request: Request) -> Callable[[RunDirectory], None]:
 
         join()
         return lambda directory: pretrain(run, directory)
+    from tuning.training.backend import trainer_of
+
+    train = trainer_of(run)
     if config.serves == "sft":
         if run.trainer == "engine":
             from tuning.engine.ranks import join
-            from tuning.training.engine_sft import train
 
             join()
-        else:
-            from tuning.training.sft_training import train
         return lambda directory: train(run, directory, [])
-    from tuning.methods import method
     from tuning.training.start import Start
 
     start = Start(
@@ -232,8 +231,7 @@ def _trainer(request: Request) -> Callable[[RunDirectory], None]:
         checkpoint=Path(config.checkpoint) if config.checkpoint else None,
         train_size=request.rows,
     )
-    trains = method(run.pft_method).train_with()
-    return lambda directory: trains(run, directory, start, [])
+    return lambda directory: train(run, directory, start, [])
 
 
 def _end_with(parent: int) -> None:
