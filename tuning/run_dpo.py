@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
-from tuning.methods import METHODS, method
+from tuning.methods import METHODS
 from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.phases.work import planned
     from tuning.runs import interrupt, ranks
     from tuning.runs.rundir import RunDirectory, locate
+    from tuning.training import backend
     from tuning.training.config import require_shared
     from tuning.training.render import preference_command
     from tuning.training.start import start_of
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     work = planned(argv, "pft") or described(parser().parse_args(argv))
     config, options = work.run, work.options
+    if options.do_training:
+        backend.require(config.model)
     require_base(config.model)
     if work.evaluation:
         check_evaluation(work.evaluation, work.options)
@@ -81,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with training_phase(identity, options) as training:
             directory = training.directory
             if not training.done:
-                train = method(config.pft_method).train_with()
                 with tuned("pft", config, directory, options, start) as run:
+                    train = backend.trainer_of(run)
                     train(run, directory, start, list(training.report_to))
     if work.evaluation and ranks.is_first():
         if not directory.done("train"):

@@ -22,8 +22,6 @@ from tuning.flags import Parser, add_flags, given
 
 if TYPE_CHECKING:
     from tuning.phases.work import Work
-    from tuning.runs.training import Training
-    from tuning.training.config_training import SFTRunConfig
 
 
 def parser() -> Parser:
@@ -49,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.phases.work import planned
     from tuning.runs import interrupt, ranks
     from tuning.runs.rundir import RunDirectory, locate
+    from tuning.training import backend
     from tuning.training.config import require_shared
     from tuning.training.render import sft_command
     from tuning.weights.base import require_base
@@ -59,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_evaluation(work.evaluation, work.options)
     if options.do_training:
         config.loss.own_function()
+        backend.require(config.model)
     require_base(config.model)
     site.require_writable_home()
     interrupt.install()
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             directory = training.directory
             if not training.done:
                 with tuned("sft", config, training.directory, options) as run:
-                    _train(run, training)
+                    backend.trainer_of(run)(run, directory, list(training.report_to))
     if work.evaluation and ranks.is_first():
         if not directory.done("train"):
             raise not_trained(directory, sft_command(config))
@@ -111,14 +111,6 @@ def described(args: argparse.Namespace) -> Work:
         else None
     )
     return Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
-
-
-def _train(config: SFTRunConfig, training: Training) -> None:
-    if config.trainer == "engine":
-        from tuning.training.engine_sft import train
-    else:
-        from tuning.training.sft_training import train
-    train(config, training.directory, list(training.report_to))
 
 
 if __name__ == "__main__":

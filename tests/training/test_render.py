@@ -126,7 +126,7 @@ def test_preference_runs(method, start, seed):
         lambda v: preference_config(
             **DATA, pft_method=method, train_size=size, parent=parent, values=v
         ),
-        PT_PARTS, seed, skip={"chat_template", "dtype"} if parent else set(),
+        PT_PARTS, seed, skip={"chat_template", "dtype", "load_in_4bit"} if parent else set(),
     )  # fmt: skip
     args = run_dpo.parser().parse_args(flags(render.preference_words(config)))
     assert run_dpo.described(args).run == config

@@ -216,13 +216,11 @@ def _trainer(request: Request) -> Callable[[RunDirectory], None]:
         from tuning.engine.pretraining import pretrain
 
         return lambda directory: pretrain(run, directory)
+    from tuning.training.backend import trainer_of
+
+    train = trainer_of(run)
     if config.serves == "sft":
-        if run.trainer == "engine":
-            from tuning.training.engine_sft import train
-        else:
-            from tuning.training.sft_training import train
         return lambda directory: train(run, directory, [])
-    from tuning.methods import method
     from tuning.training.start import Start
 
     start = Start(
@@ -230,8 +228,7 @@ def _trainer(request: Request) -> Callable[[RunDirectory], None]:
         checkpoint=Path(config.checkpoint) if config.checkpoint else None,
         train_size=request.rows,
     )
-    trains = method(run.pft_method).train_with()
-    return lambda directory: trains(run, directory, start, [])
+    return lambda directory: train(run, directory, start, [])
 
 
 def _end_with(parent: int) -> None:

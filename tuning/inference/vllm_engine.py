@@ -316,8 +316,10 @@ def _checked(artifact: Artifact) -> Artifact:
 
 def served(artifact: Artifact, *, merge: bool) -> Artifact:
     """The artifact as vLLM gets it: the adapter merged into its base if asked for, or if vLLM would
-    refuse it.
+    refuse it, and a base in 4 bits as the weights that it stands for.
     """
+    if artifact.load_in_4bit:
+        return merged(artifact)
     if artifact.adapter is None:
         return artifact
     config = read_object(artifact.adapter / "adapter_config.json") or {}

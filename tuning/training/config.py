@@ -49,6 +49,11 @@ def _on_trl(part: Any, run: Any) -> bool:
     return bool(run.trainer == "trl")
 
 
+def _trains_an_adapter(part: Any, run: Any) -> bool:
+    """Where all weights are trained, a parent's adapter is merged in any case."""
+    return run is part or not run.lora.full
+
+
 def _only(*methods: str) -> dict[str, Any]:
     """A setting of these preference methods, without effect on the others."""
     return {"hashed": lambda part, run: run.pft_method in methods, "methods": methods}
@@ -110,7 +115,7 @@ class DPOTrainingConfig(TrainingArgumentsConfig):
     """Weight of the language-model loss on the chosen answers beside the DPO loss (dpo)."""
     kl_batch_size: int = setting(8, **_only("kto"))
     """Rows over which the KL term is estimated; the micro-batch of this method, even (kto)."""
-    merge_parent: bool = False
+    merge_parent: bool = setting(False, hashed=_trains_an_adapter)
     """Merge the parent's adapter into the base and train a new one over it."""
     num_generations: int = setting(8, **_only("grpo"))
     """Completions sampled per prompt (grpo)."""
@@ -166,13 +171,25 @@ def unused(trainer: str) -> frozenset[str]:
 
 def refuse_unused(trainer: str, given: Iterable[str]) -> None:
     """Raise UserError for a setting, asked for by name, that the trainer does not use."""
-    for name in sorted(unused(trainer) & set(given)):
+    given = set(given)
+    for name in sorted(unused(trainer) & given):
         why = _REFUSED.get(trainer, f"is for SFT with --trainer engine; {trainer} trains with TRL")
         if trainer in METHODS and name == "micro_batch_size":
             why = f"is not used by {trainer}: its micro-batch is part of its result"
         elif trainer in METHODS and name in _METHOD_SETTINGS:
             why = f"is not used by {trainer}; it is for {', '.join(_METHOD_SETTINGS[name])}"
         raise UserError(f"{name} {why}.")
+
+
+def refuse_adapter(given: Iterable[str]) -> None:
+    """Raise UserError for a setting of an adapter, asked for by name, where all weights are
+    trained.
+    """
+    adapter = _names(LoraConfig) - {"full"} | {"merge_parent"}
+    for name in sorted(adapter & set(given)):
+        raise UserError(
+            f"{name} is for an adapter, and --full trains all weights; leave one of them out."
+        )
 
 
 def compute_config(trainer: str, values: Mapping[str, Any], effective_batch: int) -> ComputeConfig:
@@ -225,12 +242,28 @@ def largest_divisor(number: int, at_most: int) -> int:
     return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
 
 
+def require_frozen(model: ModelLoadConfig, *, full: bool, merged: bool = False) -> None:
+    """Raise UserError where weights that are held in 4 bits would be trained or merged."""
+    if model.load_in_4bit and (full or merged):
+        name, instead = ("full", "an adapter") if full else ("merge_parent", "the parent's adapter")
+        raise UserError(
+            f"{name} cannot be had with --load_in_4bit, whose weights stay as they are; train "
+            f"{instead} (--{name} false), or leave out --load_in_4bit."
+        )
+
+
 def optimizer_name(optimizer: str, *, cuda: bool) -> str:
     """An optimizer of transformers; auto is adamw_8bit on CUDA, if bitsandbytes is installed."""
     if optimizer != "auto":
         return optimizer
     eight_bit = cuda and importlib.util.find_spec("bitsandbytes") is not None
     return "adamw_8bit" if eight_bit else "adamw_torch"
+
+
+def state_bytes(optimizer: str, *, cuda: bool) -> int:
+    """Bytes of an optimizer's state, a trained parameter: two moments of four bytes, or of one."""
+    name = optimizer_name(optimizer, cuda=cuda)
+    return 0 if name in ("sgd", "adafactor") else 2 if "8bit" in name else 8
 
 
 def check_engine(
@@ -240,6 +273,11 @@ def check_engine(
     fits = (compute.max_tokens_per_gpu or 0) >= model.max_seq_length
     longest = f"max_seq_length, {model.max_seq_length}, or more: every example fits one pass"
     require(compute, "max_tokens_per_gpu", fits, longest)
+    if model.load_in_4bit or model.backend_train == "unsloth":
+        name = "load_in_4bit" if model.load_in_4bit else "backend_train unsloth"
+        raise UserError(
+            f"{name} is for --trainer trl; the engine opens a model itself and trains all weights."
+        )
     if training.optimizer not in ENGINE_OPTIMIZERS:
         raise UserError(
             f"optimizer is {training.optimizer}; the engine trains with AdamW: with --trainer "

@@ -39,7 +39,9 @@ from tuning.training.config import (
     TrainingArgumentsConfig,
     check_engine,
     compute_config,
+    refuse_adapter,
     refuse_unused,
+    require_frozen,
     require_whole_micro_batches,
     used,
 )
@@ -90,6 +92,7 @@ class SFTRunConfig(RunConfig):
         if self.trainer == "engine":
             check_engine(self.compute, self.model, self.training)
         else:
+            require_frozen(self.model, full=self.lora.full)
             require_whole_micro_batches(self.compute, self.training.effective_batch_size)
 
     @property
@@ -111,8 +114,8 @@ class SFTRunConfig(RunConfig):
 
     @property
     def artifact_form(self) -> str:
-        """The engine trains, and leaves, full weights."""
-        return "full" if self.trainer == "engine" else "adapter"
+        """The engine trains, and leaves, full weights; TRL where that is asked for."""
+        return "full" if self.trainer == "engine" or self.lora.full else "adapter"
 
     @property
     def run_name(self) -> str:
@@ -160,6 +163,7 @@ class PTRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         methods.method(self.pft_method).check(self.training)
+        require_frozen(self.model, full=self.lora.full, merged=self.training.merge_parent)
         if "micro_batch_size" in used(self.pft_method):
             require_whole_micro_batches(self.compute, self.training.effective_batch_size)
 
@@ -176,14 +180,16 @@ class PTRunConfig(RunConfig):
 
     @property
     def artifact_form(self) -> str:
-        """A run that merged its parent leaves full weights, any other an adapter."""
-        return "full" if self.training.merge_parent else "adapter"
+        """A run that trained all weights, or merged its parent, leaves full weights, any other an
+        adapter.
+        """
+        return "full" if self.lora.full or self.training.merge_parent else "adapter"
 
     @property
     def continues_adapter(self) -> bool:
-        """Whether the parent's adapter is trained further, and not a new one."""
+        """Whether the parent's adapter is trained further, and not a new one or all weights."""
         has_adapter = self.parent is not None and self.parent.lora is not None
-        return has_adapter and not self.training.merge_parent
+        return has_adapter and self.artifact_form == "adapter"
 
     @property
     def is_fork(self) -> bool:
@@ -249,14 +255,17 @@ def sft_config(
     values = dict(values or {})
     chosen = _model_settings(model, ("sft",), SFT_PARTS) | values
     trainer = chosen.get("trainer", "trl")
+    lora = build(LoraConfig, chosen)
     refuse_unused(trainer, values)
+    if lora.full:
+        refuse_adapter(values)
     task = site.collections().task(task)
     training, loss = build(TrainingArgumentsConfig, chosen), build(LossConfig, chosen)
     made = SFTRunConfig(
         model=_model(model, chosen),
         dataset=dataset_config(dataset, task, "sft", train_size),
         task=task,
-        lora=build(LoraConfig, chosen),
+        lora=lora,
         training=training,
         loss=replace(loss, loss=loss_name(loss.loss)),
         perplexity=_sorted(build(PerplexityConfig, chosen)),
@@ -309,7 +318,9 @@ def preference_config(
     refuse_unused(method, values or {})
     chosen = _model_settings(model, ("pft", method), PT_PARTS) | dict(values or {})
     lora, training = build(LoraConfig, chosen), build(DPOTrainingConfig, chosen)
-    if parent is not None and parent.lora is not None and not training.merge_parent:
+    if lora.full:
+        refuse_adapter(values or {})
+    elif parent is not None and parent.lora is not None and not training.merge_parent:
         lora = parent.lora
     data = dataset_config(dataset, task, "pt", train_size)
     _require_rows(data, method, task, training)
@@ -353,6 +364,7 @@ def columns_of(pft_method: str, task: str) -> tuple[str, ...]:
 def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:
     """A base model with the defaults of SFT, for evaluating it as it is."""
     chosen = _model_settings(model, ("sft",), SFT_PARTS) | dict(values or {})
+    chosen.pop("backend_train", None)
     return _model(model, chosen)
 
 

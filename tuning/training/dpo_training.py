@@ -75,6 +75,7 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
     pairs = preference_pairs(config, prepared.tokenizer, start.train_size)
     trainer = _Trainer(
         model=prepared.model,
+        ref_model=prepared.reference(config),
         args=DPOConfig(
             **trainers.arguments(config, directory, report_to, prepared.steps, prepared.batch),
             beta=config.training.beta,

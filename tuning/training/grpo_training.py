@@ -149,4 +149,8 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
         processing_class=prepared.tokenizer,
         peft_config=prepared.peft_config,
     )
+    if (
+        trainer.ref_model is not None
+    ):  # which TRL has read from the base, whatever was merged into it
+        trainer.ref_model.load_state_dict(trainer.model.state_dict())
     preference.run(trainer, prepared, config, directory, start, consumed)

@@ -62,6 +62,7 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
     rows = with_neighbours(rows, config.training.seed, micro)
     trainer = _Trainer(
         model=prepared.model,
+        ref_model=prepared.reference(config),
         args=KTOConfig(**arguments, beta=config.training.beta, max_length=None),
         train_dataset=Dataset.from_list(rows),
         processing_class=prepared.tokenizer,

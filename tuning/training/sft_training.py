@@ -1,4 +1,6 @@
-"""Supervised fine-tuning with TRL: response-only loss, a LoRA adapter, sweetspots on the way."""
+"""Supervised fine-tuning with TRL: response-only loss, a LoRA adapter or all weights, sweetspots on
+the way.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from trl import SFTConfig, SFTTrainer
 
 from tuning.data.encoding import IGNORED, Encoded
@@ -16,6 +18,7 @@ from tuning.evaluation.perplexity import PerplexityProbe
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.monitor import Monitor
 from tuning.training import trainers
+from tuning.training.backend import open_policy
 from tuning.training.checkpoints import RunCallback, WholeCheckpoints, resume_point
 from tuning.training.config_training import SFTRunConfig
 from tuning.training.consumed import Consumed, CountsRows, Key, ids_of, key_of
@@ -51,7 +54,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     callback = RunCallback(directory, resume, consumed, stateful=rules)
     perplexity = PerplexityStoppingCallback(monitor, PerplexityProbe(pool))
     trainer = _Trainer(
-        model=_adapted(config, base),
+        model=_opened(config, base),
         args=SFTConfig(
             **trainers.arguments(config, directory, report_to, config.steps, batch),
             max_length=None,
@@ -98,14 +101,13 @@ def _loss(config: SFTRunConfig) -> Callable[..., torch.Tensor] | None:
     return compute
 
 
-def _adapted(config: SFTRunConfig, base: Artifact) -> PeftModel:
-    """The base model with a new adapter, initialised from the run's seed."""
+def _opened(config: SFTRunConfig, base: Artifact) -> Any:
+    """The base model, with a new adapter that is initialised from the run's seed, or as it is where
+    all weights are trained.
+    """
     trainers.seeded(config)
-    model: Any = loading.open_model(base)
-    loading.require_modules(model, config.lora)
-    adapted = get_peft_model(model, loading.peft_config(config.lora))
-    assert isinstance(adapted, PeftModel)
-    return adapted
+    model, adapter = open_policy(config, base)
+    return model if adapter is None else get_peft_model(model, adapter)
 
 
 def _labelled(row: Encoded) -> dict[str, list[int]]:
