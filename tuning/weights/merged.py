@@ -40,7 +40,7 @@ def merged(artifact: Artifact) -> Artifact:
     with Lock(folder).holding(check=interrupt.check):
         if not made.is_dir():
             logger.info(f"merging '{artifact.adapter}' into its base")
-            _make(artifact, made)
+            merge(artifact, made)
         os.utime(made)
     _prune(folder.parent)
     return replace(artifact, base=str(made), adapter=None)
@@ -65,7 +65,10 @@ def _identity(artifact: Artifact) -> str:
     )
 
 
-def _make(artifact: Artifact, target: Path) -> None:
+def merge(artifact: Artifact, target: Path) -> None:
+    """Write the whole weights of an adapter over its base: merged in float32, on the CPU, in the
+    precision that the artifact is loaded in.
+    """
     from peft import PeftModel
 
     from tuning.weights import loading
