@@ -43,7 +43,7 @@ from tuning.training.config import (
     require_whole_micro_batches,
     used,
 )
-from tuning.training.rules import pass_at_k_rules, perplexity_rules, with_rules_of
+from tuning.training.sweetspot_rules import pass_at_k_rules, perplexity_rules, with_rules_of
 from tuning.weights.config import LoraConfig, ModelLoadConfig
 from tuning.weights.files import checked_hash
 

@@ -80,7 +80,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         report_to=report_to,
     )
     peak = loop.peak_flops(spread, settings.precision)
-    with reporter, closing(sweetspots.beside):
+    with reporter, closing(sweetspots):
         state = loop.train(
             spread,
             batches,
@@ -131,10 +131,7 @@ def _saved(directory: RunDirectory) -> dict[str, Any]:
 
 
 class _Sweetspots:
-    """Called between steps: measure perplexity and pass@k, apply the rules, save sweetspots.
-
-    For pass@k the model is written to a folder, and an engine beside the training answers with it.
-    """
+    """Called between steps: measure perplexity and pass@k, apply the rules, save sweetspots."""
 
     def __init__(
         self,
@@ -151,10 +148,7 @@ class _Sweetspots:
         self.steps = config.steps
         self.tokenizer = tokenizer
         self.dtype = dtype
-        rows = problems(config) if monitors.pass_at_k else []
-        self.pass_at_k = PassAtKProbe(rows, config.task, config.pass_at_k, config.hash)
-        keep = config.pass_at_k.use_persistent_vllm
-        self.beside = Beside(base, self.pass_at_k.sampling, directory.path / BESIDE, keep=keep)
+        self.pass_at_k = _PassAtK(config, base, directory) if monitors.pass_at_k else None
 
     def after_step(self, state: TrainingState) -> bool:
         """Measure what it is time for; True after the last rule has fired. The time counts as
@@ -176,10 +170,11 @@ class _Sweetspots:
         def write(folder: Path) -> None:
             write_model(state.spread, folder, self.dtype, self.tokenizer)
 
-        if monitor is self.monitors.perplexity:
-            measured = self.perplexity.measure().measurement
+        if monitor is self.monitors.pass_at_k:
+            assert self.pass_at_k is not None
+            measured = self.pass_at_k.measure(write)
         else:
-            measured = self._pass_at_k(write)
+            measured = self.perplexity.measure().measurement
         fired = monitor.observe(state.step, measured)
         for rule in ranks.from_first(monitor.missing(fired)):
             if _first():
@@ -187,13 +182,28 @@ class _Sweetspots:
             else:
                 write(monitor.target(rule))
 
-    def _pass_at_k(self, write: Callable[[Path], None]) -> Measurement:
-        """What rank 0 measures; all ranks must call this."""
+    def close(self) -> None:
+        """End what answered."""
+        if self.pass_at_k is not None:
+            self.pass_at_k.beside.close()
+
+
+class _PassAtK:
+    """pass@k of the model as it is written to a folder: an engine beside the training answers."""
+
+    def __init__(self, config: SFTRunConfig, base: Artifact, directory: RunDirectory) -> None:
+        part = config.pass_at_k
+        self.probe = PassAtKProbe(problems(config), config.task, part, config.hash)
+        keep = part.use_persistent_vllm
+        self.beside = Beside(base, self.probe.sampling, directory.path / BESIDE, keep=keep)
+
+    def measure(self, write: Callable[[Path], None]) -> Measurement:
+        """What rank 0 measures; all ranks must call this, and write together."""
         if not _first():
             write(self.beside.folder)
             return ranks.from_first(None)
         with self.beside.generator(write) as generator:
-            return ranks.from_first(self.pass_at_k.measure(generator, to_the_end=True))
+            return ranks.from_first(self.probe.measure(generator, to_the_end=True))
 
 
 def _finish(
