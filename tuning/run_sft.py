@@ -1,4 +1,5 @@
-"""Supervised fine-tuning of a base model, with sweetspot checkpoints where thresholds are given.
+"""Supervised fine-tuning of a base model, with sweetspot checkpoints where perplexity thresholds or
+pass@k targets are given.
 
     python tuning/run_sft.py --model tiny --dataset arith --task math --train_size 2000 \\
         --do_training --do_inference --do_evaluation
@@ -41,7 +42,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    from tuning.phases.evaluate import check_evaluation, evaluate_run
+    from tuning.phases.evaluate import check_evaluation, check_pass_at_k, evaluate_run
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.tune import tune_only, tuned, tunes_only
     from tuning.phases.work import planned
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.do_training:
         config.loss.own_function()
         backend.require(config.model)
+        check_pass_at_k(config)
     require_base(config.model)
     site.require_writable_home()
     interrupt.install()

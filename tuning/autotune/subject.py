@@ -20,7 +20,7 @@ from tuning.engine.config import DataConfig, OutputConfig
 from tuning.engine.run_config import shape_of
 from tuning.methods import METHODS
 from tuning.runs import provenance
-from tuning.sweetspots.config import PerplexityConfig
+from tuning.sweetspots.config import PassAtKStoppingConfig, PerplexityConfig
 from tuning.training.config import largest_divisor, state_bytes
 from tuning.weights.config import in_half
 from tuning.weights.hub import snapshot_folder
@@ -330,6 +330,7 @@ def of_trial(
         changed["perplexity"] = PerplexityConfig(
             eval_steps=NEVER, validation_size=1, early_stop=False
         )
+        changed["pass_at_k"] = PassAtKStoppingConfig()
     return replace(run, **changed)
 
 

@@ -14,7 +14,7 @@ from tuning.engine.config import ComputeConfig, LossConfig
 from tuning.evaluation.config import PassAtKConfig
 from tuning.flags import Parser, add_flags, given
 from tuning.runs.names import require_name
-from tuning.sweetspots.config import PerplexityConfig
+from tuning.sweetspots.config import PassAtKStoppingConfig, PerplexityConfig
 from tuning.training.config import (
     DPOTrainingConfig,
     EngineSFTConfig,
@@ -27,7 +27,8 @@ from tuning.weights.config import LoraConfig, ModelLoadConfig
 MICRO = ("micro_batch_size",)
 """The setting that SFT and preference tuning both have, as --sft_* and --pft_*."""
 NOT_MICRO = tuple(f.name for f in fields(ComputeConfig) if f.name not in MICRO)
-RULES = ("perplexity_thresholds", "perplexity_patience", "early_stop")
+PASS_AT_K = tuple(f.name for f in fields(PassAtKStoppingConfig))
+RULES = ("perplexity_thresholds", "perplexity_patience", "early_stop", *PASS_AT_K)
 """Settings of sweetspots; only sweetspot experiments have them."""
 
 
@@ -78,6 +79,8 @@ def add_settings(parser: Parser, *, rules: bool) -> None:
     skip = ("early_stop",) if rules else RULES
     title = "sweetspots" if rules else "perplexity during SFT"
     add_flags(parser, PerplexityConfig, skip=skip, title=title)
+    if rules:
+        add_flags(parser, PassAtKStoppingConfig, title="sweetspots of pass@k")
     add_flags(parser, TrainingArgumentsConfig, prefix="sft_", title="SFT")
     add_flags(parser, LossConfig, prefix="sft_", title="the loss of SFT")
     add_flags(parser, LoraConfig, prefix="sft_", title="the adapter of SFT")
@@ -97,7 +100,7 @@ def add_settings(parser: Parser, *, rules: bool) -> None:
 def settings_given(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given on the command line, by the fields of Choices."""
     sft = given(args, (TrainingArgumentsConfig, LossConfig, LoraConfig, ComputeConfig), "sft_")
-    plain = given(args, (PerplexityConfig, EngineSFTConfig, ComputeConfig))
+    plain = given(args, (PerplexityConfig, PassAtKStoppingConfig, EngineSFTConfig, ComputeConfig))
     return {
         "model_values": given(args, (ModelLoadConfig,)),
         "sft_values": plain | sft,

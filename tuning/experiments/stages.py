@@ -91,6 +91,7 @@ class StageMaker:
             task=c.task,
             train_size=size,
             values={**c.model_values, **self.seed, **chosen, **(rules or {})},
+            cuda=c.cuda,
         )
 
     def preference_run(

@@ -35,7 +35,7 @@ def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Gene
     columns = task(config.task).columns
     path = directory.path / "responses.jsonl"
     done = _keep_whole_lines(path, len(rows), config.sampling.n_samples)
-    room = _room(generator, asked, config.sampling.max_new_tokens)
+    room = room_for(generator, asked, config.sampling.max_new_tokens, "test")
     with tqdm(initial=len(done), total=len(rows), desc="inference", mininterval=2.0) as bar:
         directory.progress("infer", len(done), len(rows))
         portions = generator.answers(asked, config.sampling, config.hash, frozenset(done))
@@ -71,20 +71,22 @@ def _asked(config: EvaluationRunConfig, rows: list[dict[str, Any]]) -> list[Mess
     return prompts
 
 
-def _room(generator: Generator, prompts: list[Messages], wanted: int) -> list[int]:
-    """Tokens that the context leaves for each answer; says how many prompts leave too few."""
+def room_for(generator: Generator, prompts: list[Messages], wanted: int, pool: str) -> list[int]:
+    """Tokens that the context leaves for each answer; says how many prompts of a pool leave too
+    few.
+    """
     room = generator.room(prompts)
     beyond = sum(left <= 0 for left in room)
     tight = sum(0 < left < wanted for left in room)
     if beyond:
         logger.warning(
-            f"{beyond} of {len(room)} test prompts are longer than the context of the model, by up "
-            f"to {-min(room)} tokens: the answers to them mean nothing"
+            f"{beyond} of {len(room)} {pool} prompts are longer than the context of the model, by "
+            f"up to {-min(room)} tokens: the answers to them mean nothing"
         )
     if tight:
         logger.warning(
-            f"{tight} of {len(room)} test prompts leave less than max_new_tokens ({wanted}) of the "
-            f"context of the model, one of them {min(left for left in room if left > 0)}"
+            f"{tight} of {len(room)} {pool} prompts leave less than max_new_tokens ({wanted}) of "
+            f"the context of the model, one of them {min(left for left in room if left > 0)}"
         )
     return room
 

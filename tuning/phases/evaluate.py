@@ -16,6 +16,7 @@ from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory, claim, locate
 from tuning.sweetspots.store import find_sweetspot
 from tuning.tasks.registry import task
+from tuning.training.config_training import SFTRunConfig
 from tuning.weights.artifact import Artifact, artifact_of
 from tuning.weights.config import ModelLoadConfig
 
@@ -52,6 +53,18 @@ def check_evaluation(config: EvaluationRunConfig, options: Options) -> None:
     task(config.task).fetch()
     if options.do_inference and (options.force or not is_answered(config)):
         GENERATORS[config.sampling.backend].require(config.sampling.tensor_parallel_size)
+
+
+def check_pass_at_k(config: SFTRunConfig) -> None:
+    """Raise UserError if the pass@k that a training stops at cannot be measured here."""
+    if config.pass_at_k.rules:
+        if config.trainer == "trl" and ranks.world_size() > 1:
+            raise UserError(
+                f"pass@k is measured while one process trains, and torchrun started "
+                f"{ranks.world_size()}; train with one, or give --trainer engine."
+            )
+        task(config.task).fetch()
+        GENERATORS[config.pass_at_k.pass_at_k_backend].require()
 
 
 def is_answered(config: EvaluationRunConfig) -> bool:

@@ -18,11 +18,12 @@ from tuning.report.figures import cost_figure, pass_at_k_figure, share_figure, w
 from tuning.report.formats import count, seconds, tokens
 from tuning.report.labels import Labels
 from tuning.report.palette import COLOURS, Palette
-from tuning.report.perplexity_figure import perplexity_figure
 from tuning.report.rows import Row, of_role
 from tuning.report.settings import settings
+from tuning.report.sft_figure import measures_of, sft_figure
 from tuning.report.tunings import Tuning
 from tuning.report.usage import Line
+from tuning.sweetspots.rules import PERPLEXITY
 
 _KINDS = {"budget": "Budget experiment", "grid": "Several experiments"}
 _SHARE = (
@@ -37,6 +38,11 @@ _BARS = "Bars are 95% intervals over prompts."
 _PERPLEXITY = (
     "Perplexity of the responses in the validation pool while SFT runs. {} A second pass over the "
     "same examples is not charged to the budget again."
+)
+_TARGETS = (
+    "{} of answers that are sampled to problems of the validation pool while SFT runs, with its "
+    "95% interval over problems. At each target a checkpoint was kept; a fork starts from it with "
+    "the examples that are left."
 )
 _FROM_SPOTS = (
     "At each threshold a checkpoint was kept; a fork starts from it with the examples that are "
@@ -156,10 +162,20 @@ def _figures(rows: Sequence[Row], labels: Labels, palette: Palette) -> list[Figu
     spots = of_role(rows, "sweetspot")
     unspent = of_role(rows, "sft", "sweetspot")
     rings = _RINGS if any(row.scores and row.total_budget for row in unspent) else ""
-    perplexity = _PERPLEXITY.format(_FROM_SPOTS if spots else _FROM_ENDS)
+    falls = [row for row in spots if row.rule and row.rule.measure == PERPLEXITY]
+    after = _FROM_SPOTS if falls else "" if spots else _FROM_ENDS
+    perplexity = " ".join(_PERPLEXITY.format(after).split())
     drawn = [
         ("How to spend the budget", share_figure(rows, labels, palette), _SHARE + rings + _BARS),
-        ("Perplexity during SFT", perplexity_figure(rows, labels, palette), perplexity),
+        ("Perplexity during SFT", sft_figure(rows, labels, palette), perplexity),
+        *(
+            (
+                f"{m.title} during SFT",
+                sft_figure(rows, labels, palette, m),
+                _TARGETS.format(m.title),
+            )
+            for m in measures_of(rows)
+        ),
         ("More than one attempt", pass_at_k_figure(rows, labels, palette), _PASS_AT_K),
     ]
     present = [(title, svg, caption) for title, svg, caption in drawn if svg]

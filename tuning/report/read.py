@@ -16,7 +16,7 @@ from tuning.report.rows import Cost, Row, Scores
 from tuning.runs import typed
 from tuning.runs.errors import Skipped, StageFailed, UserError
 from tuning.runs.rundir import RunDirectory
-from tuning.sweetspots.rules import parse
+from tuning.sweetspots.rules import PERPLEXITY, parse
 from tuning.sweetspots.store import Sweetspot, find_sweetspot
 
 States = Mapping[str, tuple[str, str]]
@@ -154,7 +154,7 @@ class _Reader:
             if self._model(stage) != self._model(base):
                 continue
             run = standing(self.plan, stage, self.home).run
-            first = next((p for p in _curve(run) if p["step"] == 0), {})
+            first = next((p for p in _curve(run, PERPLEXITY.title) if p["step"] == 0), {})
             value = _result(run).get("base_perplexity", first.get("perplexity"))
             if value is not None:
                 return float(value)
@@ -172,8 +172,14 @@ class _Reader:
             "sft_cost": _cost(result),
             "pft_cost": _NO_COST,
             "device": result.get("device"),
-            "curve": _curve(run),
+            "curves": self._curves(stage, run),
         }
+
+    def _curves(self, stage: Stage, run: RunDirectory | None) -> dict[str, Any]:
+        """The measurements of an SFT run: of perplexity, and of what its sweetspots are of."""
+        spots = (s.sweetspot for s in self.plan.stages if s.parent == stage.name and s.sweetspot)
+        titles = dict.fromkeys([PERPLEXITY.title, *(parse(s).measure.title for s in spots)])
+        return {title: _curve(run, title) for title in titles}
 
     def _sweetspot(self, stage: Stage, run: RunDirectory | None) -> dict[str, Any]:
         sft = standing(self.plan, self.plan.stage(stage.parent or ""), self.home).run
@@ -184,14 +190,18 @@ class _Reader:
             "seed": parent.seed if parent else None,
             "device": parent.device if parent else None,
             "pft_data": 0,
-            "lowest_perplexity": outcome.get("best"),
+            "best_measured": outcome.get("best"),
         }
         spot = _found(sft, stage.sweetspot)
         if sft is None or spot is None:
             return more
-        cost = _cost_at(sft, int(spot.metadata["global_step"]))
+        step, title = int(spot.metadata["global_step"]), parse(spot.label).measure.title
+        cost = _cost_at(sft, step)
+        curve = _curve(sft, PERPLEXITY.title)
+        there = (p[PERPLEXITY.title] for p in curve if p["step"] == step)
         return more | {
-            "perplexity": spot.metadata["perplexity"],
+            "measured": spot.metadata[title],
+            "perplexity": spot.metadata.get(PERPLEXITY.title) or next(there, None),
             "sft_data_used": spot.data_used,
             "cost": cost,
             "sft_cost": cost,
@@ -232,7 +242,7 @@ def _sft_part(stage: Stage, parent: Row | None) -> dict[str, Any]:
     return {
         "parent": parent.run_name if parent else stage.parent,
         "perplexity": parent.perplexity if parent else None,
-        "lowest_perplexity": parent.lowest_perplexity if parent else None,
+        "best_measured": parent.best_measured if parent else None,
         "sft_data_used": parent.sft_data_used if parent else None,
         "sft_cost": parent.sft_cost if parent else None,
     }
@@ -257,10 +267,11 @@ def _cost_at(run: RunDirectory, step: int) -> Cost | None:
     return Cost(tokens=int(upto[-1]["tokens"]), seconds=float(upto[-1]["seconds"]))
 
 
-def _curve(run: RunDirectory | None) -> tuple[dict[str, Any], ...]:
+def _curve(run: RunDirectory | None, title: str) -> tuple[dict[str, Any], ...]:
+    """The lines of a run's metrics that measure something."""
     if run is None:
         return ()
-    needed = ("perplexity", "data_points_seen")
+    needed = (title, "data_points_seen")
     return tuple(
         line
         for line in run.metrics()

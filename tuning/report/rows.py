@@ -5,7 +5,7 @@ How a row is called in tables and sentences depends on the other rows; see `labe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,8 +90,10 @@ class Row:
     """`run_name` of the row that this one starts from."""
     rule: Rule | None = None
     """Of a sweetspot, and of a fork that starts from one."""
-    lowest_perplexity: float | None = None
-    """Of an unreached sweetspot: the lowest perplexity that SFT measured."""
+    measured: float | None = None
+    """Of a sweetspot: what its measure was when it was reached."""
+    best_measured: float | None = None
+    """Of an unreached sweetspot: the best value of its measure."""
     perplexity: float | None = None
     """On the validation pool: of an SFT run at its end, of a sweetspot at its step, of the base
     before the first step. Preference tuning measures none: its row has that of its parent."""
@@ -115,8 +117,9 @@ class Row:
     config: dict[str, Any] | None = None
     """config.json of the run."""
     evaluation_config: dict[str, Any] | None = None
-    curve: tuple[dict[str, Any], ...] = field(default=(), repr=False)
-    """The perplexity measurements of an SFT run: step, perplexity, data_points_seen."""
+    curves: Mapping[str, tuple[dict[str, Any], ...]] = field(default_factory=dict, repr=False)
+    """The measurements of an SFT run by the title of the measure: step, data_points_seen, and under
+    the title the value, of pass@k with its interval (_low, _high)."""
 
     @property
     def total_data(self) -> int | None:

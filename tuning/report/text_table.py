@@ -9,6 +9,7 @@ from typing import Any
 
 from tuning.report.formats import UNKNOWN, count, interval, perplexity, share, shorten, tokens
 from tuning.report.rows import Row, largest_k, part_names
+from tuning.sweetspots.rules import brief
 
 COLUMNS = (
     "run_name",
@@ -62,7 +63,7 @@ def _values(row: Row) -> dict[str, Any]:
         "model": row.model,
         "total_budget": row.total_budget,
         "parent": row.parent,
-        "threshold": row.rule.setting if row.rule else None,
+        "threshold": brief(row.rule) if row.rule else None,
         "perplexity": row.perplexity,
         "sft_data_used": row.sft_data_used,
         "pft_data": row.pft_data,

@@ -22,15 +22,15 @@ from tuning.data.budget import total_steps
 from tuning.data.config import DatasetConfig, dataset_config
 from tuning.engine.config import ComputeConfig, LossConfig, loss_name
 from tuning.engine.run_config import PretrainRunConfig, pretrain_config
+from tuning.evaluation.prompts import require_problems
 from tuning.flags import build
 from tuning.plan import REMAINING
 from tuning.runs.errors import UserError
-from tuning.runs.identity import number
-from tuning.runs.rundir import SHORT
+from tuning.runs.rundir import SHORT, RunDirectory
 from tuning.schema import override
 from tuning.settings import RunConfig, require, setting
-from tuning.sweetspots.config import PerplexityConfig, parse_patience
-from tuning.sweetspots.monitor import Spending
+from tuning.sweetspots.config import PassAtKStoppingConfig, PerplexityConfig
+from tuning.sweetspots.monitor import Monitors, Spending
 from tuning.sweetspots.rules import Rule
 from tuning.tasks import registry as tasks
 from tuning.training.config import (
@@ -45,6 +45,7 @@ from tuning.training.config import (
     require_whole_micro_batches,
     used,
 )
+from tuning.training.sweetspot_rules import pass_at_k_rules, perplexity_rules, with_rules_of
 from tuning.weights.config import LoraConfig, ModelLoadConfig
 from tuning.weights.files import checked_hash
 
@@ -74,11 +75,15 @@ class SFTRunConfig(RunConfig):
     kind = "sft"
     model: ModelLoadConfig
     dataset: DatasetConfig
-    task: str = setting(hashed=False)
+    task: str = setting(hashed=lambda part, run: bool(run.pass_at_k.rules))
+    """It grades the answers of which pass@k is measured."""
     lora: LoraConfig = setting(hashed=lambda part, run: run.trainer == "trl")
     training: TrainingArgumentsConfig
     loss: LossConfig = setting(default_factory=LossConfig, before=LossConfig())
     perplexity: PerplexityConfig
+    pass_at_k: PassAtKStoppingConfig = setting(
+        default_factory=PassAtKStoppingConfig, before=PassAtKStoppingConfig()
+    )
     compute: ComputeConfig = setting(default_factory=ComputeConfig)
     engine: EngineSFTConfig = setting(
         default_factory=EngineSFTConfig, hashed=lambda part, run: run.trainer == "engine"
@@ -135,7 +140,11 @@ class SFTRunConfig(RunConfig):
     @property
     def rules(self) -> list[Rule]:
         """The rules of its sweetspots."""
-        return self.perplexity.rules
+        return [*self.perplexity.rules, *self.pass_at_k.rules]
+
+    def monitors(self, directory: RunDirectory) -> Monitors:
+        """What watches its rules while it trains in a directory."""
+        return Monitors(self.perplexity, self.pass_at_k, self.spending, directory, self.hash)
 
     @property
     def spending(self) -> Spending:
@@ -237,6 +246,7 @@ SFT_PARTS: tuple[type, ...] = (
     TrainingArgumentsConfig,
     LossConfig,
     PerplexityConfig,
+    PassAtKStoppingConfig,
     ComputeConfig,
     EngineSFTConfig,
 )
@@ -250,8 +260,12 @@ def sft_config(
     task: str,
     train_size: int,
     values: Mapping[str, Any] | None = None,
+    cuda: bool | None = None,
 ) -> SFTRunConfig:
-    """An SFT run: defaults, then collections.yaml, then `values` (flat names)."""
+    """An SFT run: defaults, then collections.yaml, then `values` (flat names).
+
+    `cuda`: whether it will train on CUDA; None: as this machine has it.
+    """
     values = dict(values or {})
     chosen = _model_settings(model, ("sft",), SFT_PARTS) | values
     trainer = chosen.get("trainer", "trl")
@@ -268,37 +282,25 @@ def sft_config(
         lora=lora,
         training=training,
         loss=replace(loss, loss=loss_name(loss.loss)),
-        perplexity=_sorted(build(PerplexityConfig, chosen)),
+        perplexity=perplexity_rules(chosen),
+        pass_at_k=pass_at_k_rules(chosen, values, cuda),
         compute=compute_config(trainer, chosen, training.effective_batch_size),
         engine=build(EngineSFTConfig, chosen),
     )
+    if made.pass_at_k.rules:
+        require_problems(made.dataset.entry, task, made.pass_at_k.pass_at_k_prompts)
     if not values:
         return made
     default = made.default()
-    ruled = replace(made, perplexity=_with_rules_of(default.perplexity, made.perplexity))
+    ruled = replace(
+        default,
+        perplexity=with_rules_of(made.perplexity, default.perplexity),
+        pass_at_k=with_rules_of(made.pass_at_k, default.pass_at_k),
+    )
     return replace(
         made,
         is_default=made.hashed == default.hashed,
-        is_default_but_rules=ruled.hashed == default.hashed,
-    )
-
-
-def _sorted(perplexity: PerplexityConfig) -> PerplexityConfig:
-    """The settings with their thresholds from high to low, as they are crossed, and each patience
-    rule written in one way.
-    """
-    thresholds = tuple(sorted(perplexity.perplexity_thresholds, reverse=True))
-    patience = tuple(
-        f"{n}:{number(d)}" for n, d in map(parse_patience, perplexity.perplexity_patience)
-    )
-    return replace(perplexity, perplexity_thresholds=thresholds, perplexity_patience=patience)
-
-
-def _with_rules_of(rules: PerplexityConfig, perplexity: PerplexityConfig) -> PerplexityConfig:
-    return replace(
-        perplexity,
-        perplexity_thresholds=rules.perplexity_thresholds,
-        perplexity_patience=rules.perplexity_patience,
+        is_default_but_rules=made.hashed == ruled.hashed,
     )
 
 

@@ -41,7 +41,7 @@ def pretrain_words(config: PretrainRunConfig) -> list[str]:
 def sft_words(config: SFTRunConfig) -> list[str]:
     """An SFT run, without its phases."""
     default = config.default()
-    names = ("model", "lora", "training", "loss", "perplexity", "compute", "engine")
+    names = ("model", "lora", "training", "loss", "perplexity", "pass_at_k", "compute", "engine")
     return [
         "run_sft.py",
         "--model",

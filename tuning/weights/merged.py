@@ -42,7 +42,7 @@ def merged(artifact: Artifact) -> Artifact:
     with Lock(folder).holding(check=interrupt.check):
         if not made.is_dir():
             logger.info(f"making a whole model of '{artifact.adapter or artifact.base}'")
-            _make(artifact, made)
+            merge(artifact, made)
         os.utime(made)
     _prune(folder.parent)
     return replace(artifact, base=str(made), adapter=None, load_in_4bit=False)
@@ -66,7 +66,10 @@ def _identity(artifact: Artifact) -> str:
     )
 
 
-def _make(artifact: Artifact, target: Path) -> None:
+def merge(artifact: Artifact, target: Path) -> None:
+    """Write the whole weights of an artifact, its adapter merged in float32, on the CPU, in the
+    precision that it is loaded in.
+    """
     from tuning.weights import loading
 
     base = replace(artifact, adapter=None)
