@@ -43,6 +43,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
+    from tuning.phases.before_after import BeforeAfter
     from tuning.phases.evaluate import check_evaluation, evaluate_run
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.tune import tune_only, tuned, tunes_only
@@ -65,10 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.do_training:
             tune_only("sft", config, config.identity(work.name), options, processes)
         return 0
+    identity = config.identity(work.name)
     directory = RunDirectory(locate(site.models_dir(), work.name, config.hash))
+    measures = BeforeAfter(config, config.train_size, options, work.evaluation)
     if options.do_training:
+        measures.before(directory)
         joinable = config.trainer == "engine"
-        with training_phase(config.identity(work.name), options, joinable=joinable) as training:
+        with training_phase(identity, options, joinable=joinable) as training:
             directory = training.directory
             if not training.done:
                 with tuned("sft", config, training.directory, options) as run:
@@ -77,17 +81,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not directory.done("train"):
             raise not_trained(directory, sft_command(config))
         evaluate_run(work.evaluation, directory, options)
+    measures.after(directory, identity)
     return 0
 
 
 def described(args: argparse.Namespace) -> Work:
     """The work that a command line describes."""
     from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
-    from tuning.phases.options import options_of
+    from tuning.phases.options import held_out_given, options_of
     from tuning.phases.work import Work
     from tuning.training.config_training import SFT_PARTS, sft_config
 
-    options = options_of(args)
+    options, held_out = options_of(args), held_out_given(args, args.evaluate_before)
     config = sft_config(
         model=args.model,
         dataset=args.dataset,
@@ -108,7 +113,8 @@ def described(args: argparse.Namespace) -> Work:
         if options.evaluates
         else None
     )
-    return Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
+    work = Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
+    return work if held_out is None else work.measured(held_out, config.perplexity.validation_size)
 
 
 def _train(config: SFTRunConfig, training: Training) -> None:

@@ -31,7 +31,7 @@ def parser() -> Parser:
     from tuning.autotune.config import add_autotune_switch
     from tuning.experiments.choices import add_settings
     from tuning.launch import add_launch_flags
-    from tuning.phases.options import add_data
+    from tuning.phases.options import add_before_after_switch, add_data
 
     made = Parser(prog="run_sweetspot_pipeline.py", description=__doc__)
     add_data(made)
@@ -50,6 +50,7 @@ def parser() -> Parser:
     )
     made.add_argument("--seed", type=int, help="seed of SFT and preference tuning")
     add_autotune_switch(made)
+    add_before_after_switch(made)
     add_settings(made, rules=True)
     return made
 
@@ -94,6 +95,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     from tuning.experiments.choices import settings_given
     from tuning.experiments.sweetspot import Wanted
     from tuning.launch import samples_on_cuda
+    from tuning.phases.options import held_out_given
 
     settings = settings_given(args)
     if args.no_early_stop:
@@ -113,6 +115,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         experiment=args.experiment,
         seed=args.seed,
         autotune=autotune_given(args, args.autotune),
+        held_out=held_out_given(args, args.evaluate_before),
         cuda=samples_on_cuda(args),
         **settings,
     )
