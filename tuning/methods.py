@@ -38,6 +38,9 @@ class Method:
     """Whether a step takes a whole batch, so that the last, smaller one of an epoch is dropped."""
     rewarded: bool = False
     """Whether the task grades what the model samples; the pool then has the task's columns too."""
+    beta: str = "beta"
+    """The setting that its implicit reward, beta * log(pi / reference), is scaled by; where that is
+    zero, beta is 1."""
     trainer: str
     """`module:function`; see `train_with`."""
     check: Callable[[Any], None]
@@ -104,6 +107,7 @@ METHODS = {
             name="grpo",
             columns=("prompt",),
             rewarded=True,
+            beta="grpo_beta",
             whole_batches=True,
             check=_check_grpo,
             trainer="tuning.training.grpo_training:train",

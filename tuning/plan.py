@@ -46,7 +46,7 @@ class Stage:
     evaluation: dict[str, Any] | None = None
     """The config of the evaluation, as JSON values."""
     phases: tuple[str, ...] = ()
-    """Those of train, infer and evaluate to run; empty: the stage is only a row of the report."""
+    """Those of train, infer, evaluate and measure to run; empty: it is only a row of the report."""
     artifact: str = ""
     """Name of the artifact evaluated by a stage that trains nothing; part of its output path."""
     task: str = ""
@@ -71,6 +71,8 @@ class Stage:
     """Whether it runs alone, on all cores."""
     autotune: dict[str, Any] | None = None
     """How to tune its training before it begins, as JSON values; None: not at all."""
+    before_after: dict[str, Any] | None = None
+    """What to measure before and after its training, as JSON values; None: nothing."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Stage:
@@ -102,12 +104,13 @@ class Stage:
 
     @property
     def key(self) -> str:
-        """Hash over all fields of the stage, as 12 hexadecimal digits; without tuning, the same as
-        before there was any.
+        """Hash over all fields of the stage, as 12 hexadecimal digits; what was added later
+        counts where it is given.
         """
         values = asdict(self)
-        if self.autotune is None:
-            del values["autotune"]
+        for later in ("autotune", "before_after"):
+            if values[later] is None:
+                del values[later]
         return digest(values)[:12]
 
     @property
@@ -273,7 +276,7 @@ def sweetspot_ready(plan: Plan, stage: Stage, home: Path) -> bool:
 
 
 def _done(phase: str, run: RunDirectory | None, evaluation: RunDirectory | None) -> bool:
-    directory = run if phase == "train" else evaluation
+    directory = run if phase in ("train", "measure") else evaluation
     return directory is not None and directory.done(phase)
 
 

@@ -50,6 +50,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
+    from tuning.phases.before_after import BeforeAfter
     from tuning.phases.evaluate import check_evaluation, evaluate_run
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.tune import tune_only, tuned, tunes_only
@@ -79,8 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             require_shared(config, processes)
             tune_only("pft", config, identity, options, processes, start)
         return 0
+    measures = BeforeAfter(config, start.train_size, options, work.evaluation)
     if options.do_training:
         require_shared(config, ranks.world_size())
+        measures.before(directory)
         with training_phase(identity, options) as training:
             directory = training.directory
             if not training.done:
@@ -91,17 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not directory.done("train"):
             raise not_trained(directory, preference_command(config))
         evaluate_run(work.evaluation, directory, options)
+    measures.after(directory, identity)
     return 0
 
 
 def described(args: argparse.Namespace) -> Work:
     """The work that a command line describes."""
     from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
-    from tuning.phases.options import options_of
+    from tuning.phases.options import held_out_given, options_of
     from tuning.phases.work import Work
-    from tuning.training.config_training import PT_PARTS, preference_config
+    from tuning.training.config_training import PT_PARTS, preference_config, validation_size
 
-    options = options_of(args)
+    options, held_out = options_of(args), held_out_given(args, args.evaluate_before)
     _check_start(args)
     config = preference_config(
         model=args.model,
@@ -125,7 +129,8 @@ def described(args: argparse.Namespace) -> Work:
         if options.evaluates
         else None
     )
-    return Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
+    work = Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
+    return work if held_out is None else work.measured(held_out, validation_size(args.model))
 
 
 def _check_start(args: argparse.Namespace) -> None:

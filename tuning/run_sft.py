@@ -42,6 +42,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
+    from tuning.phases.before_after import BeforeAfter
     from tuning.phases.evaluate import check_evaluation, check_pass_at_k, evaluate_run
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.tune import tune_only, tuned, tunes_only
@@ -69,10 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             require_shared(config, processes)
             tune_only("sft", config, config.identity(work.name), options, processes)
         return 0
+    identity = config.identity(work.name)
     directory = RunDirectory(locate(site.models_dir(), work.name, config.hash))
+    measures = BeforeAfter(config, config.train_size, options, work.evaluation)
     if options.do_training:
         require_shared(config, ranks.world_size())
-        with training_phase(config.identity(work.name), options) as training:
+        measures.before(directory)
+        with training_phase(identity, options) as training:
             directory = training.directory
             if not training.done:
                 with tuned("sft", config, training.directory, options) as run:
@@ -81,17 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not directory.done("train"):
             raise not_trained(directory, sft_command(config))
         evaluate_run(work.evaluation, directory, options)
+    measures.after(directory, identity)
     return 0
 
 
 def described(args: argparse.Namespace) -> Work:
     """The work that a command line describes."""
     from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
-    from tuning.phases.options import options_of
+    from tuning.phases.options import held_out_given, options_of
     from tuning.phases.work import Work
     from tuning.training.config_training import SFT_PARTS, sft_config
 
-    options = options_of(args)
+    options, held_out = options_of(args), held_out_given(args, args.evaluate_before)
     config = sft_config(
         model=args.model,
         dataset=args.dataset,
@@ -112,7 +117,8 @@ def described(args: argparse.Namespace) -> Work:
         if options.evaluates
         else None
     )
-    return Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
+    work = Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
+    return work if held_out is None else work.measured(held_out, config.perplexity.validation_size)
 
 
 if __name__ == "__main__":

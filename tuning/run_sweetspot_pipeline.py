@@ -41,7 +41,7 @@ def parser(name: str = "run_sweetspot_pipeline.py", description: str | None = __
     from tuning.autotune.config import add_autotune_switch
     from tuning.experiments.choices import add_settings
     from tuning.launch import add_launch_flags
-    from tuning.phases.options import add_data
+    from tuning.phases.options import add_before_after_switch, add_data
 
     made = Parser(prog=name, description=description)
     add_data(made)
@@ -60,6 +60,7 @@ def parser(name: str = "run_sweetspot_pipeline.py", description: str | None = __
     )
     made.add_argument("--seed", type=int, help="seed of SFT and preference tuning")
     add_autotune_switch(made)
+    add_before_after_switch(made)
     add_settings(made, rules=True)
     return made
 
@@ -119,6 +120,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     from tuning.experiments.choices import settings_given
     from tuning.experiments.sweetspot import Wanted
     from tuning.launch import samples_on_cuda
+    from tuning.phases.options import held_out_given
 
     settings = settings_given(args)
     if args.no_early_stop:
@@ -138,6 +140,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         experiment=args.experiment,
         seed=args.seed,
         autotune=autotune_given(args, args.autotune),
+        held_out=held_out_given(args, args.evaluate_before),
         cuda=samples_on_cuda(args),
         **settings,
     )

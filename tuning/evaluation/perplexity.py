@@ -56,7 +56,15 @@ class PerplexityProbe:
 
 
 def measure(model: Model, pool: Sequence[Encoded], *, batch_size: int = 64) -> Perplexity:
-    """The perplexity of the responses in `pool` under `model`; dropout is off while it measures.
+    """The perplexity of the responses in `pool` under `model`; dropout is off while it measures."""
+    return from_sums(*sums(model, pool, batch_size=batch_size))
+
+
+def sums(
+    model: Model, pool: Sequence[Encoded], *, batch_size: int = 64
+) -> tuple[list[float], list[int]]:
+    """The summed negative log-likelihood of each response in `pool` in nats, and its tokens; both
+    in the order of the pool.
 
     A batch has at most `batch_size` rows, and fewer where their logits would be more than LOGITS.
     """
@@ -64,20 +72,20 @@ def measure(model: Model, pool: Sequence[Encoded], *, batch_size: int = 64) -> P
 
     was_training = model.training
     model.eval()
-    losses: list[float] = []
-    counts: list[int] = []
+    losses, counts, done = [0.0] * len(pool), [0] * len(pool), 0
     order = sorted(range(len(pool)), key=lambda i: len(pool[i].prompt) + len(pool[i].response))
     vocabulary = model.config.get_text_config().vocab_size
     with torch.no_grad():
         while order:
-            tell_part("perplexity", len(losses), len(pool))
-            rows = [pool[i] for i in order[: _fitting(pool, order, batch_size, vocabulary)]]
-            nll, tokens = _batch(model, rows)
-            losses += nll.tolist()
-            counts += tokens.tolist()
-            del order[: len(rows)]
+            tell_part("perplexity", done, len(pool))
+            batch = order[: _fitting(pool, order, batch_size, vocabulary)]
+            nll, tokens = _batch(model, [pool[i] for i in batch])
+            for place, loss, count in zip(batch, nll.tolist(), tokens.tolist(), strict=True):
+                losses[place], counts[place] = loss, count
+            done += len(batch)
+            del order[: len(batch)]
     model.train(was_training)
-    return from_sums(losses, counts)
+    return losses, counts
 
 
 def _fitting(pool: Sequence[Encoded], order: Sequence[int], most: int, vocabulary: int) -> int:

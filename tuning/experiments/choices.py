@@ -11,8 +11,10 @@ from typing import Any
 
 from tuning.autotune.config import AutotuneConfig, add_autotune_flags
 from tuning.engine.config import ComputeConfig, LossConfig
+from tuning.evaluation.before_after import HeldOutConfig
 from tuning.evaluation.config import PassAtKConfig
 from tuning.flags import Parser, add_flags, given
+from tuning.phases.options import add_before_after_flags
 from tuning.runs.names import require_name
 from tuning.sweetspots.config import PassAtKStoppingConfig, PerplexityConfig
 from tuning.training.config import (
@@ -48,6 +50,8 @@ class Choices:
     evaluation_values: Mapping[str, Any] = field(default_factory=dict)
     autotune: AutotuneConfig | None = None
     """How to tune what is trained; None: not at all."""
+    held_out: HeldOutConfig | None = None
+    """What to measure before and after each training; None: nothing."""
     cuda: bool | None = None
     """Whether models will be sampled on CUDA; None: as this machine has it."""
 
@@ -95,6 +99,7 @@ def add_settings(parser: Parser, *, rules: bool) -> None:
     add_flags(parser, ModelLoadConfig, title="the model")
     add_flags(parser, PassAtKConfig, title="inference and evaluation")
     add_autotune_flags(parser, switch=False)
+    add_before_after_flags(parser, switch=False)
 
 
 def settings_given(args: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tuning.plan import REMAINING, Plan, Stage
 from tuning.runs.errors import UserError
 from tuning.runs.identity import digest
 
-PHASES = ("train", "infer", "evaluate")
+PHASES = ("train", "infer", "evaluate", "measure")
 _SCALARS = ("dataset", "task", "prompts", "samples", "temperature")
 
 
@@ -36,6 +36,7 @@ def unite(first: Stage, second: Stage) -> Stage:
         role=second.role if first.role == "sft" else first.role,
         phases=phases,
         autotune=first.autotune or second.autotune,
+        before_after=first.before_after or second.before_after,
         parents=tuple(dict.fromkeys((*first.parents, *second.parents))),
         total_data=first.total_data if first.total_data is not None else second.total_data,
     )

@@ -21,6 +21,7 @@ from tuning.experiments.budget import Budget, exact_ratio
 from tuning.experiments.choices import settings_given
 from tuning.flags import truth
 from tuning.methods import METHODS
+from tuning.phases.options import held_out_given
 from tuning.runs.errors import UserError, nearest
 
 
@@ -67,7 +68,12 @@ _AUTOTUNE = _Choice(
     help="before each training, find its fastest safe micro-batch and the like",
     several=False,
 )
-_FLAGS = (*_NEEDED, _SIZES, _SEED, *_PHASES, _AUTOTUNE)
+_BEFORE = _Choice(
+    flag="evaluate_before",
+    help="measure before and after each training: score, perplexity, implicit reward",
+    several=False,
+)
+_FLAGS = (*_NEEDED, _SIZES, _SEED, *_PHASES, _AUTOTUNE, _BEFORE)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +87,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             metavar=choice.variable,
         )
     group = parser.add_argument_group("what to do, y or n (default: n)")
-    for choice in (*_PHASES, _AUTOTUNE):
+    for choice in (*_PHASES, _AUTOTUNE, _BEFORE):
         group.add_argument(
             f"--{choice.flag}", nargs="?", const="y", metavar="y|n", help=choice.help
         )
@@ -161,7 +167,8 @@ class _Inputs:
     def phases(self) -> dict[str, Any]:
         """The phases to run, as fields of Budget."""
         search = autotune_given(self.args, self._truth(_AUTOTUNE))
-        return {choice.flag: self._truth(choice) for choice in _PHASES} | {"autotune": search}
+        more = {"autotune": search, "held_out": held_out_given(self.args, self._truth(_BEFORE))}
+        return {choice.flag: self._truth(choice) for choice in _PHASES} | more
 
     def _truth(self, choice: _Choice) -> bool:
         word = next(iter(self.words(choice)), "n")
@@ -193,7 +200,7 @@ def ask(
     for it where it is not set. UserError if the input ends.
     """
     inputs = _Inputs(argparse.Namespace(), os.environ if environ is None else environ)
-    search = inputs.phases()["autotune"]
+    given_phases = inputs.phases()
     sizes = inputs.numbers(_SIZES, 1)
     collections, door = site.collections(), _Questions(read, say)
     task = door.choose("Select task:", collections.tasks, collections.aliases)
@@ -216,7 +223,8 @@ def ask(
         base_models=(model,),
         pft_methods=(method,),
         train_sizes=sizes or (DEFAULT_SIZE,),
-        autotune=search,
+        autotune=given_phases["autotune"],
+        held_out=given_phases["held_out"],
         **phases,
     )
 

@@ -10,7 +10,7 @@ from tuning.evaluation.generators import GENERATORS
 from tuning.evaluation.prompts import require_test_pool
 from tuning.phases.options import Options
 from tuning.phases.train import use_devices
-from tuning.runs import disk, interrupt
+from tuning.runs import disk, interrupt, ranks
 from tuning.runs.errors import UserError
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory, claim, locate

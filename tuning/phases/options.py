@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuning.autotune.config import AutotuneConfig, add_autotune_flags, autotune_given
-from tuning.flags import Parser
+from tuning.evaluation.before_after import BeforeAfterConfig, HeldOutConfig
+from tuning.flags import Parser, add_flags, build, command_line, given
 from tuning.runs.errors import UserError, choose
 
 WANDB_MODES = ("off", "offline", "online")
@@ -27,6 +28,8 @@ class Options:
     """The run directory; None: TUNING_HOME/models/{run_name}."""
     autotune: AutotuneConfig | None = None
     """How to tune a new run before it trains; None: not at all."""
+    before_after: BeforeAfterConfig | None = None
+    """What to measure before and after training; None: nothing."""
 
     @property
     def evaluates(self) -> bool:
@@ -57,6 +60,42 @@ def add_options(parser: Parser, *, training: bool = True) -> None:
     if training:
         add_wandb(group)
         add_autotune_flags(parser)
+        add_before_after_flags(parser)
+
+
+def add_before_after_flags(parser: argparse.ArgumentParser, *, switch: bool = True) -> None:
+    """--evaluate_before, unless the command has it already, and what is measured."""
+    if switch:
+        add_before_after_switch(parser)
+    add_flags(parser, HeldOutConfig)
+
+
+def add_before_after_switch(parser: argparse._ActionsContainer) -> None:
+    """--evaluate_before."""
+    parser.add_argument(
+        "--evaluate_before",
+        action="store_true",
+        help="before and after training, measure perplexity, of preference tuning the implicit "
+        "reward on held-out pairs, and, with --do_inference --do_evaluation, the task score",
+    )
+
+
+def held_out_given(args: argparse.Namespace, on: bool) -> HeldOutConfig | None:
+    """What a command line says of measuring before and after; None if it is not `on`.
+
+    UserError for settings of it where it is not.
+    """
+    values = given(args, (HeldOutConfig,))
+    if on:
+        return build(HeldOutConfig, values)
+    if values:
+        raise UserError(f"--{next(iter(values))} is for --evaluate_before; add it.")
+    return None
+
+
+def held_out_words(held_out: HeldOutConfig) -> list[str]:
+    """The flags that lead to it."""
+    return ["--evaluate_before", *command_line([(held_out, HeldOutConfig())])]
 
 
 def add_claim_flags(group: argparse._ActionsContainer) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuning.autotune.config import AutotuneConfig
+from tuning.evaluation.before_after import BeforeAfterConfig, HeldOutConfig
 from tuning.evaluation.config import EvaluationRunConfig
 from tuning.flags import Parser, restore
 from tuning.phases.options import Options, add_wandb, wandb_mode
@@ -37,6 +38,15 @@ class Work:
     """The planned name of the run directory."""
     evaluation: EvaluationRunConfig | None = None
     """None if nothing is evaluated."""
+
+    def measured(self, held_out: HeldOutConfig, validation_size: int) -> Work:
+        """The same work, with measuring before and after the training."""
+        from tuning.phases.before_after import before_after_config
+
+        scored = self.options.do_inference and self.options.do_evaluation
+        sampling = self.evaluation.sampling if self.evaluation and scored else None
+        config = before_after_config(self.run, held_out, sampling, validation_size)
+        return replace(self, options=replace(self.options, before_after=config))
 
 
 def planned(argv: Sequence[str] | None = None, kind: str | None = None) -> Work | None:
@@ -66,6 +76,7 @@ def planned(argv: Sequence[str] | None = None, kind: str | None = None) -> Work 
         wait=not args.no_wait,
         wandb=wandb_mode(args.wandb),
         autotune=restore(AutotuneConfig, stage.autotune or {}) if stage.tunes else None,
+        before_after=restore(BeforeAfterConfig, stage.before_after) if stage.before_after else None,
     )
     return Work(
         options=options,

@@ -370,6 +370,12 @@ def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLo
     return _model(model, chosen)
 
 
+def validation_size(model: str, values: Mapping[str, Any] | None = None) -> int:
+    """The rows of the validation pool on which SFT of a model measures its perplexity."""
+    chosen = _model_settings(model, ("sft",), SFT_PARTS) | dict(values or {})
+    return build(PerplexityConfig, chosen).validation_size
+
+
 def _model_settings(model: str, stages: Sequence[str], parts: Sequence[type]) -> dict[str, Any]:
     entry = site.collections().model(model)
     chosen: dict[str, Any] = {}
