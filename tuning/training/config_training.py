@@ -43,6 +43,7 @@ from tuning.training.config import (
     require_whole_micro_batches,
     used,
 )
+from tuning.training.naming import shown, with_seed
 from tuning.weights.config import LoraConfig, ModelLoadConfig
 from tuning.weights.files import checked_hash
 
@@ -83,6 +84,8 @@ class SFTRunConfig(RunConfig):
     )
     is_default: bool = setting(True, hashed=False)
     """Whether all that its name does not show is the model's default."""
+    named_seed: int | None = setting(None, hashed=False)
+    """The seed in its name; None if it is the model's default."""
     is_default_but_rules: bool = setting(True, hashed=False)
     """The same, the sweetspot rules aside."""
 
@@ -116,8 +119,11 @@ class SFTRunConfig(RunConfig):
 
     @property
     def run_name(self) -> str:
-        """`{model}_sft-{dataset}-{n}`, followed by `-{hash8}` unless all else is the default."""
-        name = f"{self.model.label}_sft-{self.dataset.dataset}-{self.train_size}"
+        """`{model}_sft-{dataset}-{n}`, with `_seed-{seed}` if that is not the default, followed by
+        `-{hash8}` unless all else is.
+        """
+        data = f"{self.dataset.dataset}-{self.train_size}"
+        name = with_seed(f"{self.model.label}_sft-{data}", self.named_seed)
         return name if self.is_default else f"{name}-{self.hash[:SHORT]}"
 
     def default(self) -> SFTRunConfig:
@@ -157,6 +163,8 @@ class PTRunConfig(RunConfig):
     parent: Parent | None = None
     is_default: bool = setting(True, hashed=False)
     """Whether all that its name does not show is the model's default."""
+    named_seed: int | None = setting(None, hashed=False)
+    """The seed in its name; None if it is the model's default."""
 
     def __post_init__(self) -> None:
         methods.method(self.pft_method).check(self.training)
@@ -205,6 +213,7 @@ class PTRunConfig(RunConfig):
             start = self.parent.run_name if self.parent else self.model.label
             method = "" if self.pft_method == "dpo" else f"_{self.pft_method}"
             name, plain = f"{start}_pt-{data}{method}", self.is_default
+        name = with_seed(name, self.named_seed)
         return name if plain else f"{name}-{self.hash[:SHORT]}"
 
     def default(self) -> PTRunConfig:
@@ -267,11 +276,8 @@ def sft_config(
         return made
     default = made.default()
     ruled = replace(made, perplexity=_with_rules_of(default.perplexity, made.perplexity))
-    return replace(
-        made,
-        is_default=made.hashed == default.hashed,
-        is_default_but_rules=ruled.hashed == default.hashed,
-    )
+    strictly = ruled.hashed == default.hashed
+    return replace(made, is_default_but_rules=strictly, **shown(made, default))
 
 
 def _sorted(perplexity: PerplexityConfig) -> PerplexityConfig:
@@ -323,7 +329,7 @@ def preference_config(
         compute=compute_config(method, chosen, training.effective_batch_size),
         parent=parent,
     )
-    return made if not values else replace(made, is_default=made.hashed == made.default().hashed)
+    return made if not values else replace(made, **shown(made, made.default()))
 
 
 def _require_rows(data: DatasetConfig, method: str, task: str, training: DPOTrainingConfig) -> None:
