@@ -16,6 +16,7 @@ from tuning.report.comparisons import about, compare
 from tuning.report.labels import Labels
 from tuning.report.read import gather
 from tuning.report.rows import Row, budgets
+from tuning.report.seeds import united
 from tuning.report.text_table import BUDGET_COLUMNS
 from tuning.runs.rundir import RunDirectory
 
@@ -171,7 +172,7 @@ def test_the_headline_is_that_of_the_first_budget_and_the_others_follow(home: Pa
 
 def test_the_seeds_of_a_split_are_one_way_with_all_their_answers(home: Path) -> None:
     rows = written(fake_budget(home, **GRID))
-    found = budgets(rows)
+    found = budgets(united(rows))
     assert {key: len(ways) for key, ways in found.items()} == {
         (model, size): 5 for model in ("tiny", "llama3-8B") for size in (500, 2000)
     }
@@ -181,7 +182,7 @@ def test_the_seeds_of_a_split_are_one_way_with_all_their_answers(home: Path) -> 
     estimates = [row.scores.first[0] for row in seeds if row.scores]
     assert way.scores.first[0] == pytest.approx(sum(estimates) / 2, abs=1e-5)
     write_report(fake_budget(home, **GRID).plan, home)
-    assert "Every split was trained with seeds 1, 2," in html(home)
+    assert "Every way was trained with seeds 1 and 2," in html(home)
 
 
 @pytest.mark.parametrize(

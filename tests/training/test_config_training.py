@@ -105,6 +105,7 @@ def test_a_seed_is_part_of_the_name_and_a_hash_follows_only_for_the_rest():
     of_another = fork(of=sft(size=400, seed=7))
     assert of_another.run_name == suffixed(fork().run_name, of_another)
 
+
 def test_what_a_parent_does_not_show_stands_behind_the_names_of_its_children():
     other = sft(learning_rate=1e-3)
     forked = fork(of=sft(learning_rate=1e-3, perplexity_thresholds=(2.0,)))

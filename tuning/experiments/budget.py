@@ -53,6 +53,8 @@ class Budget(Choices):
     """Train the SFT runs that preference tuning starts from; otherwise they must exist."""
     seeds: tuple[int, ...] = ()
     """Seeds of SFT and preference tuning; empty: the default seed."""
+    n_seeds: int | None = None
+    """In place of `seeds`: so many, from the default seed of each model upwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,8 @@ class _Planner:
         self.stages: dict[str, Stage] = {}
         self.model_of: dict[str, str] = {}
         self.sft_runs: dict[str, SFTRunConfig] = {}
+        self.unshared = 0
+        """Trainings if every model were made by itself."""
 
     @cached_property
     def _makers(self) -> dict[str, StageMaker]:
@@ -145,12 +149,25 @@ class _Planner:
                 for seeded in self._seeded(maker):
                     self._split(seeded, base, split)
         name = self.budget.experiment or self._default_name()
+        self.notes += self._sharing()
         if self.budget.do_training:
             self._require_parents()
             self._require_answers()
         else:
             self._leave_out()
         return Plan(experiment=name, stages=tuple(self.stages.values()), about=self._about())
+
+    def _sharing(self) -> list[str]:
+        """What is saved by training a run once that several models need."""
+        runs = [stage for stage in self.stages.values() if stage.role not in ("pretrain", "base")]
+        saved = self.unshared - len(runs)
+        if saved < 1:
+            return []
+        sft = sum(stage.pft_method is None for stage in runs)
+        return [
+            f"{len(runs)} trainings, {sft} of SFT and {len(runs) - sft} of preference tuning, make "
+            f"what would be {self.unshared} without shared runs: {saved} are saved"
+        ]
 
     def _add(self, maker: StageMaker, stage: Stage) -> None:
         existing = self.stages.get(stage.name)
@@ -168,14 +185,23 @@ class _Planner:
         return name
 
     def _seeded(self, maker: StageMaker) -> Iterator[StageMaker]:
-        for seed in dict.fromkeys(self.budget.seeds):
+        for seed in self._seeds_of(maker):
             yield replace(maker, seed={"seed": seed})
-        if not self.budget.seeds:
+        if not self.budget.seeds and not self.budget.n_seeds:
             yield maker
+
+    def _seeds_of(self, maker: StageMaker) -> list[int]:
+        """The seeds of a model that were asked for; none if it is to have its default."""
+        if self.budget.n_seeds is None:
+            return list(dict.fromkeys(self.budget.seeds))
+        first = maker.sft_run(1).training.seed
+        return list(range(first, first + self.budget.n_seeds))
 
     def _split(self, make: StageMaker, base: str | None, split: Split) -> None:
         """Add the runs of one split with one seed."""
         train = self.budget.do_training
+        each = 2 if split.n_sft and split.n_pt else 1
+        self.unshared += each * max(1, len(self.methods))
         if not split.n_pt:
             config = make.sft_run(split.size)
             alone = make.sft_stage(
@@ -222,7 +248,9 @@ class _Planner:
             "train_sizes": list(dict.fromkeys(b.train_sizes)),
             "sft_ratios": list(dict.fromkeys(plain(split.ratio) for split in self.splits)),
             "methods": self.methods,
-            "seeds": list(dict.fromkeys(b.seeds)),
+            "seeds": list(
+                dict.fromkeys(seed for maker in makers for seed in self._seeds_of(maker))
+            ),
             "k_values": _common([list(s.k_values) for s in samplings]),
             "prompts": _common([s.prompts for s in samplings]),
             "samples": _common([s.n_samples for s in samplings]),
@@ -326,6 +354,8 @@ def _check(budget: Budget, splits: Sequence[Split]) -> None:
             "nothing to do: enable training, inference or evaluation (DO_TRAINING=y, "
             "DO_INFERENCE=y, DO_EVALUATION=y, or --do_training, --do_inference, --do_evaluation)."
         )
+    if budget.seeds and budget.n_seeds is not None:
+        raise UserError("seed and seeds are both given; name the seeds, or say how many.")
     for size in budget.train_sizes:
         if size < 1:
             raise UserError(f"train_sizes is {size}; a budget is 1 example or more.")

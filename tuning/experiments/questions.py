@@ -56,6 +56,13 @@ _SEED = _Choice(
     help="seeds of SFT and preference tuning (default: the model's)",
     by_variable=False,
 )
+_SEEDS = _Choice(
+    flag="seeds",
+    help="how many seeds, from the model's default upwards; scores then have intervals over "
+    "prompts and seeds",
+    several=False,
+    by_variable=False,
+)
 _PHASES = (
     _Choice(flag="do_training", help="train", several=False),
     _Choice(flag="do_inference", help="sample answers of every model", several=False),
@@ -67,13 +74,13 @@ _AUTOTUNE = _Choice(
     help="before each training, find its fastest safe micro-batch and the like",
     several=False,
 )
-_FLAGS = (*_NEEDED, _SIZES, _SEED, *_PHASES, _AUTOTUNE)
+_FLAGS = (*_NEEDED, _SIZES, _SEED, _SEEDS, *_PHASES, _AUTOTUNE)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a budget experiment; without defaults, so that unset ones show as None."""
     group = parser.add_argument_group("the budget; several values make a grid")
-    for choice in (*_NEEDED, _SIZES, _SEED):
+    for choice in (*_NEEDED, _SIZES, _SEED, _SEEDS):
         group.add_argument(
             f"--{choice.flag}",
             nargs="+" if choice.several else None,
@@ -114,6 +121,7 @@ def wanted(args: argparse.Namespace, environ: Mapping[str, str]) -> Budget:
         pft_methods=values["pft_method"],
         train_sizes=sizes or (DEFAULT_SIZE,),
         seeds=seeds,
+        n_seeds=next(iter(inputs.numbers(_SEEDS, 1)), None),
         experiment=getattr(args, "experiment", None),
         **phases,
         **settings_given(args),

@@ -33,6 +33,7 @@ def write_report(
     from tuning.report.labels import Labels
     from tuning.report.page import page
     from tuning.report.read import gather
+    from tuning.report.seeds import united
     from tuning.report.text_table import BUDGET_COLUMNS, COLUMNS, csv_text, terminal_table
     from tuning.report.tunings import tunings
     from tuning.report.usage import usage
@@ -42,11 +43,12 @@ def write_report(
     several = plan.about.get("kind") in ("budget", "grid")
     columns = BUDGET_COLUMNS if several else COLUMNS
     atomic.write_text(folder / "results.csv", csv_text(rows, columns))
-    labels, comparisons = Labels.of(rows), compare(rows)
-    summary = answer(rows, comparisons, labels)
+    ways = united(rows)
+    labels, comparisons = Labels.of(ways), compare(ways)
+    summary = answer(ways, comparisons, labels)
     used = usage(folder)
     tuned = tunings(plan, home)
-    html = page(plan.experiment, plan.about, rows, comparisons, summary, labels, used, tuned)
+    html = page(plan.experiment, plan.about, ways, comparisons, summary, labels, used, tuned, rows)
     atomic.write_text(folder / "report.html", html)
     text = textwrap.fill(f"{summary.title}. {summary.text}", WIDTH)
-    return f"{terminal_table(rows)}\n\n{text}\n\nreport: {folder / 'report.html'}"
+    return f"{terminal_table(ways)}\n\n{text}\n\nreport: {folder / 'report.html'}"

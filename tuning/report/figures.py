@@ -64,7 +64,8 @@ def _score(row: Row) -> str:
 def _share(row: Row) -> float:
     """The part of the budget spent on SFT: as planned, or of a sweetspot as used."""
     used = row.sft_share if row.sft_share is not None else row.sft_data_used
-    return (used or 0) / (row.total_budget or 1)
+    price = row.prices[0] if row.prices else 1
+    return (used or 0) * price / (row.total_budget or 1)
 
 
 def share_figure(rows: Sequence[Row], labels: Labels, palette: Palette) -> str | None:

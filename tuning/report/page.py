@@ -16,10 +16,13 @@ from tuning.report.comparisons import Comparison
 from tuning.report.diagram import chain
 from tuning.report.figures import cost_figure, pass_at_k_figure, share_figure, with_cost
 from tuning.report.formats import count, seconds, tokens
+from tuning.report.grid import best_splits, needed
+from tuning.report.grid_figures import budget_figure, is_grid, ratio_figure
 from tuning.report.labels import Labels
 from tuning.report.palette import COLOURS, Palette
 from tuning.report.perplexity_figure import perplexity_figure
 from tuning.report.rows import Row, of_role
+from tuning.report.seeds import Trust, trust
 from tuning.report.settings import settings
 from tuning.report.tunings import Tuning
 from tuning.report.usage import Line
@@ -34,6 +37,14 @@ _RINGS = (
     "preference tuning added. "
 )
 _BARS = "Bars are 95% intervals over prompts."
+_BARS_OF_SEEDS = "Points are means over seeds, bars 95% intervals over prompts and seeds together."
+_RATIO = "The score of each way to spend a budget, a line for each budget. "
+_BUDGET = (
+    "The same scores over the budget, a line for each share of SFT: read across for the budget "
+    "that a score takes, and up for the best split of a budget. "
+)
+MOST_COMPARISONS = 24
+"""More than these are folded away."""
 _PERPLEXITY = (
     "Perplexity of the responses in the validation pool while SFT runs. {} A second pass over the "
     "same examples is not charged to the budget again."
@@ -82,8 +93,9 @@ def page(
     labels: Labels,
     usage: Sequence[Line] = (),
     tunings: Sequence[Tuning] = (),
+    runs: Sequence[Row] = (),
 ) -> str:
-    """The HTML of the report."""
+    """The HTML of the report; `runs` are the rows before seeds were united."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     palette = Palette(rows)
@@ -112,8 +124,30 @@ def page(
         usage=usage,
         tunings=tunings,
         caveats=caveats(rows, comparisons, about, labels),
+        best=best_splits(rows, labels),
+        needed=needed(rows, labels),
+        trusts=_trusts(rows, labels),
+        every=_every(runs, rows),
+        folded=MOST_COMPARISONS,
         settings=settings(rows, labels),
     )
+
+
+def _trusts(rows: Sequence[Row], labels: Labels) -> list[tuple[str, Trust]]:
+    """What is known of single seeds: of all budgets, and of each if there are several."""
+    found = []
+    for each in trust(rows):
+        model, size = each.budget or (None, None)
+        name = labels.sized(size) if each.budget else "all models"
+        found.append((f"{model}: {name}" if model and labels.models else name, each))
+    return found
+
+
+def _every(runs: Sequence[Row], rows: Sequence[Row]) -> Any:
+    """The results of every run, where the page shows several seeds as one."""
+    if len(runs) <= len(rows):
+        return None
+    return html_tables.results(runs, Labels.of(runs), Palette(runs))
 
 
 def _facts(about: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -157,8 +191,14 @@ def _figures(rows: Sequence[Row], labels: Labels, palette: Palette) -> list[Figu
     unspent = of_role(rows, "sft", "sweetspot")
     rings = _RINGS if any(row.scores and row.total_budget for row in unspent) else ""
     perplexity = _PERPLEXITY.format(_FROM_SPOTS if spots else _FROM_ENDS)
+    bars = _BARS_OF_SEEDS if any(row.seeds for row in rows) else _BARS
+    share = ("How to spend the budget", share_figure(rows, labels, palette), _SHARE + rings + bars)
+    if is_grid(rows):
+        ratio = ratio_figure(rows, labels, palette)
+        share = ("How to spend the budget", ratio, _RATIO + bars)
     drawn = [
-        ("How to spend the budget", share_figure(rows, labels, palette), _SHARE + rings + _BARS),
+        share,
+        ("What a larger budget buys", budget_figure(rows, labels), _BUDGET + bars),
         ("Perplexity during SFT", perplexity_figure(rows, labels, palette), perplexity),
         ("More than one attempt", pass_at_k_figure(rows, labels, palette), _PASS_AT_K),
     ]
