@@ -145,7 +145,7 @@ def main() -> None:
         plan, notes, seconds = planned()
         line("stages", str(len(plan.stages)))
         line("planned, s", f"{seconds:.2f}")
-        print("\n".join(note for note in notes if "shared" in note))
+        print("\n".join(note for note in notes if "saved" in note))
         provenance.collect = functools.cache(provenance.collect)
         Fake(home=folder, plan=plan, scores=simulated(plan)).write()
         start = time.perf_counter()

@@ -80,6 +80,7 @@ def test_csv_tells_models_and_budgets_apart(home: Path) -> None:
     write_report(made.plan, home)
     rows = csv_rows(home)
     assert tuple(rows[0]) == (*BUDGET_COLUMNS, "format")
+    assert {row["sft_ratio"] for row in rows if row["total_budget"]} == {"0.0", "0.5", "1.0"}
     assert [row["config_hash"] for row in rows] == [
         stage.hash for stage in made.plan.stages if stage.role != "pretrain"
     ]

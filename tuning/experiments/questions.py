@@ -17,8 +17,9 @@ from typing import Any
 
 from tuning import config as site
 from tuning.autotune.config import autotune_given
-from tuning.experiments.budget import Budget, exact_ratio
+from tuning.experiments.budget import Budget
 from tuning.experiments.choices import settings_given
+from tuning.experiments.split import exact_cost, exact_ratio
 from tuning.flags import truth
 from tuning.methods import METHODS
 from tuning.runs.errors import UserError, nearest
@@ -50,6 +51,21 @@ _SIZES = _Choice(
     flag="train_sizes",
     help=f"budgets in examples, SFT and preference together (default: {DEFAULT_SIZE})",
 )
+_COSTS = (
+    _Choice(
+        flag="sft_cost",
+        help="what the annotation of an SFT example costs; train_sizes are then budgets in that "
+        "unit, and each ratio is the share of the cost that SFT takes (default: 1)",
+        several=False,
+        by_variable=False,
+    ),
+    _Choice(
+        flag="pft_cost",
+        help="what the annotation of a preference example costs (default: 1)",
+        several=False,
+        by_variable=False,
+    ),
+)
 _ASK_SIZES = f"Training examples, SFT and preference together (default {DEFAULT_SIZE}): "
 _SEED = _Choice(
     flag="seed",
@@ -74,13 +90,14 @@ _AUTOTUNE = _Choice(
     help="before each training, find its fastest safe micro-batch and the like",
     several=False,
 )
-_FLAGS = (*_NEEDED, _SIZES, _SEED, _SEEDS, *_PHASES, _AUTOTUNE)
+_BUDGET = (*_NEEDED, _SIZES, *_COSTS, _SEED, _SEEDS)
+_FLAGS = (*_BUDGET, *_PHASES, _AUTOTUNE)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a budget experiment; without defaults, so that unset ones show as None."""
     group = parser.add_argument_group("the budget; several values make a grid")
-    for choice in (*_NEEDED, _SIZES, _SEED, _SEEDS):
+    for choice in _BUDGET:
         group.add_argument(
             f"--{choice.flag}",
             nargs="+" if choice.several else None,
@@ -120,6 +137,7 @@ def wanted(args: argparse.Namespace, environ: Mapping[str, str]) -> Budget:
         base_models=values["base_model"],
         pft_methods=values["pft_method"],
         train_sizes=sizes or (DEFAULT_SIZE,),
+        **inputs.costs(),
         seeds=seeds,
         n_seeds=next(iter(inputs.numbers(_SEEDS, 1)), None),
         experiment=getattr(args, "experiment", None),
@@ -154,6 +172,11 @@ class _Inputs:
         """The SFT ratios, from 0 to 1."""
         choice = next(choice for choice in _NEEDED if choice.flag == "sft_ratio")
         return tuple(exact_ratio(word, self.name(choice)) for word in self.words(choice))
+
+    def costs(self) -> dict[str, Any]:
+        """The costs of examples that were given, as fields of Budget."""
+        given = {choice: self.words(choice) for choice in _COSTS}
+        return {c.flag: exact_cost(words[0], self.name(c)) for c, words in given.items() if words}
 
     def numbers(self, choice: _Choice, least: int) -> tuple[int, ...]:
         """Whole numbers of at least `least`."""

@@ -121,8 +121,9 @@ def _price(rows: Sequence[Row]) -> str:
     assert sft.cost is not None and sft.sft_data_used
     each = sft.cost.tokens / sft.sft_data_used
     pair = median(row.cost.tokens / row.pft_data for row in pairs if row.cost and row.pft_data)
+    counted = "annotation" if sft.prices else "examples"
     return (
-        f"The budget counts examples, and they differ in price: here an SFT example took "
+        f"The budget counts {counted}, and training differs in price: here an SFT example took "
         f"{each:,.0f} training tokens and a preference example {pair:,.0f}, all passes over them "
         "counted. By tokens or seconds another model may be the best buy."
     )

@@ -336,6 +336,8 @@ def cost_figure(rows: Sequence[Row], labels: Labels, palette: Palette) -> str | 
         _Panel(title="training tokens", parts=lambda row: _parts(row, "tokens"), words=tokens),
         _Panel(title=f"seconds on {device}", parts=lambda r: _parts(r, "seconds"), words=seconds),
     ]
+    if any(row.prices for row in final):
+        panels[:0] = [_Panel(title="annotation cost", parts=_annotation, words="{:,.4g}".format)]
     height = 0.9 + 0.34 * len(final)
     with drawing("cost", "Examples, tokens and seconds of every model", height) as made:
         for number, panel in enumerate(panels):
@@ -348,6 +350,12 @@ def cost_figure(rows: Sequence[Row], labels: Labels, palette: Palette) -> str | 
 
 def _examples(row: Row) -> tuple[float, float]:
     return float(row.sft_data_used or 0), float(row.pft_data or 0)
+
+
+def _annotation(row: Row) -> tuple[float, float]:
+    sft, pft = row.prices or (0.0, 0.0)
+    first, second = _examples(row)
+    return first * sft, second * pft
 
 
 def _parts(row: Row, what: str) -> tuple[float, float]:

@@ -47,11 +47,8 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """`25% SFT, then DPO`"""
-        method = (self.method or "").upper()
-        if self.ratio >= 1 or not method:
-            return "SFT alone"
-        return f"{share(self.ratio)} SFT, then {method}" if self.ratio else f"{method} alone"
+        """`25% SFT + DPO`"""
+        return _recipe(self.ratio, self.method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +69,7 @@ def _best(key: Budget, ways: Sequence[Row], labels: Labels) -> Best:
     ranking = Ranking.of(ways, labels)
     best = ranking.best
     assert best.scores is not None
-    ties = [f"{_ratio(row)} {row.method or 'SFT'}".strip() for row in ranking.ties]
+    ties = [_way(row) for row in ranking.ties]
     whole = best.sft_cost + best.pft_cost if best.sft_cost and best.pft_cost else None
     return Best(
         model=str(key[0]) if labels.models else "",
@@ -91,8 +88,18 @@ def cost_of(row: Row) -> str:
     return UNKNOWN if row.annotation_cost is None else f"{row.annotation_cost:,.6g}"
 
 
-def _ratio(row: Row) -> str:
-    return share(row.sft_ratio) if row.sft_ratio is not None and 0 < row.sft_ratio < 1 else ""
+def _way(row: Row) -> str:
+    """`25% SFT, then DPO`; of a fork, how it is split."""
+    if row.sft_ratio is None:
+        return split(row)
+    return _recipe(row.sft_ratio, row.pft_method)
+
+
+def _recipe(ratio: float, method: str | None) -> str:
+    if ratio >= 1 or not method:
+        return "SFT alone"
+    name = method.upper()
+    return f"{share(ratio)} SFT + {name}" if ratio else f"{name} alone"
 
 
 def recipes(rows: Sequence[Row]) -> list[Recipe]:

@@ -43,8 +43,8 @@ _BUDGET = (
     "The same scores over the budget, a line for each share of SFT: read across for the budget "
     "that a score takes, and up for the best split of a budget. "
 )
-MOST_COMPARISONS = 24
-"""More than these are folded away."""
+MOST_ROWS, MOST_COMPARISONS = 48, 24
+"""Longer tables are folded away, behind the figures."""
 _PERPLEXITY = (
     "Perplexity of the responses in the validation pool while SFT runs. {} A second pass over the "
     "same examples is not charged to the budget again."
@@ -59,7 +59,7 @@ _PASS_AT_K = (
     "curves meet as k grows, training made right answers more likely rather than new ones possible."
 )
 _COST = (
-    "The same budget in three currencies: examples, the tokens that the trainer counted, and "
+    "The same budget in several currencies: examples, the tokens that the trainer counted, and "
     "seconds of training. Blue is SFT, the other colour preference tuning. Runs that shared the "
     "machine slowed each other down, so seconds are rough."
 )
@@ -129,6 +129,7 @@ def page(
         trusts=_trusts(rows, labels),
         every=_every(runs, rows),
         folded=MOST_COMPARISONS,
+        long=len(rows) > MOST_ROWS,
         settings=settings(rows, labels),
     )
 
@@ -153,14 +154,17 @@ def _every(runs: Sequence[Row], rows: Sequence[Row]) -> Any:
 def _facts(about: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """What the experiment was made from, as far as it is known."""
     scores = next((row.scores for row in rows if row.scores), None)
+    priced = "sft_cost" in about
     shares = [f"{100 * float(ratio):g}%" for ratio in about.get("sft_ratios", ())]
     facts = [
         ("model", _listed(about.get("models"))),
         ("dataset", _listed(about.get("dataset"))),
         ("task", _listed(about.get("task"))),
-        ("budget", _examples(about.get("train_sizes"))),
+        ("budget", _examples(about.get("train_sizes"), "of cost" if priced else "examples")),
         ("for SFT", _listed(shares)),
         ("SFT may use", _examples(about.get("sft_data"))),
+        ("an SFT example costs", _listed(about.get("sft_cost"))),
+        ("a preference example costs", _listed(about.get("pft_cost"))),
         ("seeds", _listed(about.get("seeds"))),
         ("tested on", f"{scores.prompts:,} prompts × {scores.samples} answers" if scores else ""),
     ]
@@ -171,8 +175,8 @@ def _listed(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
-def _examples(sizes: Sequence[int] | None) -> str:
-    return f"{', '.join(map(count, sizes))} examples" if sizes else ""
+def _examples(sizes: Sequence[int] | None, unit: str = "examples") -> str:
+    return f"{', '.join(map(count, sizes))} {unit}" if sizes else ""
 
 
 def _chain(rows: Sequence[Row], labels: Labels, palette: Palette) -> Figure | None:

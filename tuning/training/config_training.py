@@ -21,7 +21,7 @@ from tuning.data import train_dataset
 from tuning.data.budget import total_steps
 from tuning.data.config import DatasetConfig, dataset_config
 from tuning.engine.config import ComputeConfig, LossConfig, loss_name
-from tuning.engine.run_config import PretrainRunConfig, pretrain_config
+from tuning.engine.run_config import PretrainRunConfig, pretrain_hash
 from tuning.flags import build
 from tuning.plan import REMAINING
 from tuning.runs.errors import UserError
@@ -396,5 +396,5 @@ def _model(name: str, chosen: Mapping[str, Any]) -> ModelLoadConfig:
 def _base_hash(entry: site.ModelEntry) -> str | None:
     """The hash of the run that makes a base model, or of the files of a local one."""
     if entry.from_run:
-        return pretrain_config(entry.from_run).hash
+        return pretrain_hash(entry.from_run)
     return checked_hash(Path(entry.path)) if entry.path else None
