@@ -17,8 +17,9 @@ from typing import Any
 
 from tuning import config as site
 from tuning.autotune.config import autotune_given
-from tuning.experiments.budget import Budget, exact_ratio
+from tuning.experiments.budget import Budget
 from tuning.experiments.choices import settings_given
+from tuning.experiments.split import exact_cost, exact_ratio
 from tuning.flags import truth
 from tuning.methods import METHODS
 from tuning.phases.options import held_out_given
@@ -51,10 +52,32 @@ _SIZES = _Choice(
     flag="train_sizes",
     help=f"budgets in examples, SFT and preference together (default: {DEFAULT_SIZE})",
 )
+_COSTS = (
+    _Choice(
+        flag="sft_cost",
+        help="what the annotation of an SFT example costs; train_sizes are then budgets in that "
+        "unit, and each ratio is the share of the cost that SFT takes (default: 1)",
+        several=False,
+        by_variable=False,
+    ),
+    _Choice(
+        flag="pft_cost",
+        help="what the annotation of a preference example costs (default: 1)",
+        several=False,
+        by_variable=False,
+    ),
+)
 _ASK_SIZES = f"Training examples, SFT and preference together (default {DEFAULT_SIZE}): "
 _SEED = _Choice(
     flag="seed",
     help="seeds of SFT and preference tuning (default: the model's)",
+    by_variable=False,
+)
+_SEEDS = _Choice(
+    flag="seeds",
+    help="how many seeds, from the model's default upwards; scores then have intervals over "
+    "prompts and seeds",
+    several=False,
     by_variable=False,
 )
 _PHASES = (
@@ -73,13 +96,14 @@ _BEFORE = _Choice(
     help="measure before and after each training: score, perplexity, implicit reward",
     several=False,
 )
-_FLAGS = (*_NEEDED, _SIZES, _SEED, *_PHASES, _AUTOTUNE, _BEFORE)
+_BUDGET = (*_NEEDED, _SIZES, *_COSTS, _SEED, _SEEDS)
+_FLAGS = (*_BUDGET, *_PHASES, _AUTOTUNE, _BEFORE)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a budget experiment; without defaults, so that unset ones show as None."""
     group = parser.add_argument_group("the budget; several values make a grid")
-    for choice in (*_NEEDED, _SIZES, _SEED):
+    for choice in _BUDGET:
         group.add_argument(
             f"--{choice.flag}",
             nargs="+" if choice.several else None,
@@ -119,7 +143,9 @@ def wanted(args: argparse.Namespace, environ: Mapping[str, str]) -> Budget:
         base_models=values["base_model"],
         pft_methods=values["pft_method"],
         train_sizes=sizes or (DEFAULT_SIZE,),
+        **inputs.costs(),
         seeds=seeds,
+        n_seeds=next(iter(inputs.numbers(_SEEDS, 1)), None),
         experiment=getattr(args, "experiment", None),
         **phases,
         **settings_given(args),
@@ -152,6 +178,11 @@ class _Inputs:
         """The SFT ratios, from 0 to 1."""
         choice = next(choice for choice in _NEEDED if choice.flag == "sft_ratio")
         return tuple(exact_ratio(word, self.name(choice)) for word in self.words(choice))
+
+    def costs(self) -> dict[str, Any]:
+        """The costs of examples that were given, as fields of Budget."""
+        given = {choice: self.words(choice) for choice in _COSTS}
+        return {c.flag: exact_cost(words[0], self.name(c)) for c, words in given.items() if words}
 
     def numbers(self, choice: _Choice, least: int) -> tuple[int, ...]:
         """Whole numbers of at least `least`."""

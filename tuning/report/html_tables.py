@@ -187,6 +187,8 @@ class Price:
     """A line of the costs: of SFT, of preference tuning and of both."""
 
     name: Name
+    annotation: str
+    """The cost of annotating the examples; "" where they have no price."""
     counts: tuple[str, ...]
     tokens: tuple[str, ...]
     seconds: tuple[str, ...]
@@ -199,8 +201,10 @@ def costs(rows: Sequence[Row], labels: Labels, palette: Palette) -> list[Price]:
         if row.sft_cost is None or row.pft_cost is None:
             continue
         parts = (row.sft_cost, row.pft_cost, row.sft_cost + row.pft_cost)
+        price = row.annotation_cost
         line = Price(
             name=_name(row, labels, palette),
+            annotation="" if price is None else f"{price:,.6g}",
             counts=_counts(row),
             tokens=tuple(tokens(part.tokens) for part in parts),
             seconds=tuple(seconds(part.seconds) for part in parts),

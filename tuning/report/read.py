@@ -15,6 +15,7 @@ from tuning.plan import Plan, Stage, Standing, standing
 from tuning.report.rows import Cost, Row, Scores
 from tuning.runs import typed
 from tuning.runs.errors import Skipped, StageFailed, UserError
+from tuning.runs.identity import digest
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.rules import PERPLEXITY, parse
 from tuning.sweetspots.store import Sweetspot, find_sweetspot
@@ -69,10 +70,13 @@ class _Reader:
             "config_hash": stage.hash,
             "model": self._model(stage),
             "sft_share": self._share(stage),
+            "sft_ratio": self._ratio(stage),
+            "prices": self._prices,
             "pft_method": stage.pft_method,
             "rule": parse(stage.sweetspot) if stage.sweetspot else None,
             "scores": scores,
             "seed": stage.seed,
+            "variant": digest(_seedless(stage.run)),
             "train_size": found.train_size or stage.train_size,
             "total_budget": self._budget(stage),
             "config": found.run.config if found.run else None,
@@ -105,6 +109,23 @@ class _Reader:
         if stage.role == "pt":
             return self.plan.stage(stage.parent or "").train_size
         return {"reference_sft": stage.train_size, "reference_pt": 0}.get(stage.role)
+
+    def _ratio(self, stage: Stage) -> float | None:
+        """The share of the budget planned for SFT: the nearest of those that were asked for."""
+        taken, budget = self._share(stage), self._budget(stage)
+        asked = self.plan.about.get("sft_ratios", ())
+        if taken is None or not budget or not asked:
+            return None
+        exact = taken * (self._prices or (1.0, 1.0))[0] / budget
+        return min(map(float, asked), key=lambda ratio: abs(ratio - exact))
+
+    @property
+    def _prices(self) -> tuple[float, float] | None:
+        """What an example costs, where budgets are costs."""
+        about = self.plan.about
+        if "sft_cost" not in about and "pft_cost" not in about:
+            return None
+        return float(about["sft_cost"]), float(about["pft_cost"])
 
     def _budget(self, stage: Stage) -> int | None:
         """The examples of the whole budget.
@@ -235,6 +256,17 @@ class _Reader:
             "pft_cost": _cost(result),
             "device": result.get("device"),
         }
+
+
+_OF_A_SEED = ("seed", "named_seed", "is_default", "is_default_but_rules", "parent")
+"""Keys of a run's config that may differ between seeds of the same settings."""
+
+
+def _seedless(config: Any) -> Any:
+    """A run's config without what its seed and its parent change."""
+    if not isinstance(config, Mapping):
+        return config
+    return {key: _seedless(value) for key, value in config.items() if key not in _OF_A_SEED}
 
 
 def _sft_part(stage: Stage, parent: Row | None) -> dict[str, Any]:

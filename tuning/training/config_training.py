@@ -21,7 +21,7 @@ from tuning.data import train_dataset
 from tuning.data.budget import total_steps
 from tuning.data.config import DatasetConfig, dataset_config
 from tuning.engine.config import ComputeConfig, LossConfig, loss_name
-from tuning.engine.run_config import PretrainRunConfig, pretrain_config
+from tuning.engine.run_config import PretrainRunConfig, pretrain_hash
 from tuning.evaluation.prompts import require_problems
 from tuning.flags import build
 from tuning.plan import REMAINING
@@ -45,6 +45,7 @@ from tuning.training.config import (
     require_whole_micro_batches,
     used,
 )
+from tuning.training.naming import shown, with_seed
 from tuning.training.sweetspot_rules import pass_at_k_rules, perplexity_rules, with_rules_of
 from tuning.weights.config import LoraConfig, ModelLoadConfig
 from tuning.weights.files import checked_hash
@@ -90,6 +91,8 @@ class SFTRunConfig(RunConfig):
     )
     is_default: bool = setting(True, hashed=False)
     """Whether all that its name does not show is the model's default."""
+    named_seed: int | None = setting(None, hashed=False)
+    """The seed in its name; None if it is the model's default."""
     is_default_but_rules: bool = setting(True, hashed=False)
     """The same, the sweetspot rules aside."""
 
@@ -124,8 +127,11 @@ class SFTRunConfig(RunConfig):
 
     @property
     def run_name(self) -> str:
-        """`{model}_sft-{dataset}-{n}`, followed by `-{hash8}` unless all else is the default."""
-        name = f"{self.model.label}_sft-{self.dataset.dataset}-{self.train_size}"
+        """`{model}_sft-{dataset}-{n}`, with `_seed-{seed}` if that is not the default, followed by
+        `-{hash8}` unless all else is.
+        """
+        data = f"{self.dataset.dataset}-{self.train_size}"
+        name = with_seed(f"{self.model.label}_sft-{data}", self.named_seed)
         return name if self.is_default else f"{name}-{self.hash[:SHORT]}"
 
     def default(self) -> SFTRunConfig:
@@ -169,6 +175,8 @@ class PTRunConfig(RunConfig):
     parent: Parent | None = None
     is_default: bool = setting(True, hashed=False)
     """Whether all that its name does not show is the model's default."""
+    named_seed: int | None = setting(None, hashed=False)
+    """The seed in its name; None if it is the model's default."""
 
     def __post_init__(self) -> None:
         methods.method(self.pft_method).check(self.training)
@@ -220,6 +228,7 @@ class PTRunConfig(RunConfig):
             start = self.parent.run_name if self.parent else self.model.label
             method = "" if self.pft_method == "dpo" else f"_{self.pft_method}"
             name, plain = f"{start}_pt-{data}{method}", self.is_default
+        name = with_seed(name, self.named_seed)
         return name if plain else f"{name}-{self.hash[:SHORT]}"
 
     def default(self) -> PTRunConfig:
@@ -297,11 +306,8 @@ def sft_config(
         perplexity=with_rules_of(made.perplexity, default.perplexity),
         pass_at_k=with_rules_of(made.pass_at_k, default.pass_at_k),
     )
-    return replace(
-        made,
-        is_default=made.hashed == default.hashed,
-        is_default_but_rules=made.hashed == ruled.hashed,
-    )
+    strictly = made.hashed == ruled.hashed
+    return replace(made, is_default_but_rules=strictly, **shown(made, default))
 
 
 def preference_config(
@@ -336,7 +342,7 @@ def preference_config(
         compute=compute_config(method, chosen, training.effective_batch_size),
         parent=parent,
     )
-    return made if not values else replace(made, is_default=made.hashed == made.default().hashed)
+    return made if not values else replace(made, **shown(made, made.default()))
 
 
 def _require_rows(data: DatasetConfig, method: str, task: str, training: DPOTrainingConfig) -> None:
@@ -410,5 +416,5 @@ def _model(name: str, chosen: Mapping[str, Any]) -> ModelLoadConfig:
 def _base_hash(entry: site.ModelEntry) -> str | None:
     """The hash of the run that makes a base model, or of the files of a local one."""
     if entry.from_run:
-        return pretrain_config(entry.from_run).hash
+        return pretrain_hash(entry.from_run)
     return checked_hash(Path(entry.path)) if entry.path else None
