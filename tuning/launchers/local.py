@@ -60,7 +60,8 @@ class LocalLauncher:
     """Runs a plan; `launch()` returns the state and the reason of every stage.
 
     `processes`: of each stage that several processes can train together; one per GPU by default.
-    `environ`: variables of stages that are not set here.
+    `environ`: variables of stages that are not set here. `failed`: stages that failed or are
+    blocked already, and are not tried again.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class LocalLauncher:
         wait: bool = True,
         wandb: str = "off",
         environ: Mapping[str, str] | None = None,
+        failed: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         self.plan = plan
         self.wait = wait
@@ -82,7 +84,7 @@ class LocalLauncher:
         self.environ = environ or {}
         self.folder = site.reports_dir() / plan.experiment
         self.display = Display(plan)
-        self.states: dict[str, tuple[str, str]] = {}
+        self.states: dict[str, tuple[str, str]] = dict(failed or {})
         self.running: list[Running] = []
         self.stopping = False
         self._furthest = -1

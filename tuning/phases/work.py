@@ -65,6 +65,7 @@ def planned(argv: Sequence[str] | None = None, kind: str | None = None) -> Work 
         wait=not args.no_wait,
         wandb=wandb_mode(args.wandb),
         autotune=restore(AutotuneConfig, stage.autotune or {}) if stage.tunes else None,
+        first_prompts=stage.first_prompts,
     )
     return Work(
         options=options,

@@ -33,6 +33,7 @@ def write_report(
     from tuning.report.labels import Labels
     from tuning.report.page import page
     from tuning.report.read import gather
+    from tuning.report.search import searched
     from tuning.report.text_table import BUDGET_COLUMNS, COLUMNS, csv_text, terminal_table
     from tuning.report.tunings import tunings
     from tuning.report.usage import usage
@@ -46,7 +47,11 @@ def write_report(
     summary = answer(rows, comparisons, labels)
     used = usage(folder)
     tuned = tunings(plan, home)
-    html = page(plan.experiment, plan.about, rows, comparisons, summary, labels, used, tuned)
+    found = searched(plan, home)
+    html = page(
+        plan.experiment, plan.about, rows, comparisons, summary, labels, used, tuned, search=found
+    )
     atomic.write_text(folder / "report.html", html)
     text = textwrap.fill(f"{summary.title}. {summary.text}", WIDTH)
+    text += f"\n\n{textwrap.fill(found.text, WIDTH)}" if found else ""
     return f"{terminal_table(rows)}\n\n{text}\n\nreport: {folder / 'report.html'}"

@@ -20,6 +20,7 @@ from tuning.report.labels import Labels
 from tuning.report.palette import COLOURS, Palette
 from tuning.report.perplexity_figure import perplexity_figure
 from tuning.report.rows import Row, of_role
+from tuning.report.search import Searched
 from tuning.report.settings import settings
 from tuning.report.tunings import Tuning
 from tuning.report.usage import Line
@@ -82,6 +83,8 @@ def page(
     labels: Labels,
     usage: Sequence[Line] = (),
     tunings: Sequence[Tuning] = (),
+    *,
+    search: Searched | None = None,
 ) -> str:
     """The HTML of the report."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -111,6 +114,7 @@ def page(
         pretraining=_pretraining(rows),
         usage=usage,
         tunings=tunings,
+        search=search,
         caveats=caveats(rows, comparisons, about, labels),
         settings=settings(rows, labels),
     )
