@@ -73,6 +73,10 @@ class Stage:
     """How to tune its training before it begins, as JSON values; None: not at all."""
     before_after: dict[str, Any] | None = None
     """What to measure before and after its training, as JSON values; None: nothing."""
+    first_prompts: int | None = None
+    """Evaluate on so many of the test prompts, the first; None: on all. A later stage of the same
+    evaluation does the rest.
+    """
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Stage:
@@ -108,7 +112,7 @@ class Stage:
         counts where it is given.
         """
         values = asdict(self)
-        for later in ("autotune", "before_after"):
+        for later in ("autotune", "before_after", "first_prompts"):
             if values[later] is None:
                 del values[later]
         return digest(values)[:12]
@@ -120,6 +124,8 @@ class Stage:
         """
         of = {"train": self.hash}
         evaluation = f"{self.hash}:{self.evaluation_hash}"
+        if self.first_prompts is not None:
+            evaluation += f":{self.first_prompts}"
         return tuple(f"{phase}:{of.get(phase, evaluation)}" for phase in self.phases)
 
 
@@ -256,9 +262,16 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
         evaluation = RunDirectory(
             locate(root, artifact + stage.evaluation_suffix, stage.evaluation_hash)
         )
-    done = all(_done(phase, run, evaluation) for phase in stage.phases)
+    done = all(_done(phase, run, evaluation, stage.first_prompts) for phase in stage.phases)
+    reason = ""
+    if done and stage.first_prompts is not None and not (evaluation and evaluation.done("infer")):
+        reason = f"evaluated on the first {stage.first_prompts} prompts"
     return Standing(
-        state="done" if done else "pending", run=run, evaluation=evaluation, train_size=size
+        state="done" if done else "pending",
+        reason=reason,
+        run=run,
+        evaluation=evaluation,
+        train_size=size,
     )
 
 
@@ -275,9 +288,20 @@ def sweetspot_ready(plan: Plan, stage: Stage, home: Path) -> bool:
     return True
 
 
-def _done(phase: str, run: RunDirectory | None, evaluation: RunDirectory | None) -> bool:
-    directory = run if phase in ("train", "measure") else evaluation
-    return directory is not None and directory.done(phase)
+def first_share(prompts: int) -> str:
+    """The phase of an evaluation on the first prompts alone."""
+    return f"first-{prompts}"
+
+
+def _done(
+    phase: str, run: RunDirectory | None, evaluation: RunDirectory | None, first: int | None
+) -> bool:
+    of_run = phase in ("train", "measure")
+    directory = run if of_run else evaluation
+    if directory is None:
+        return False
+    part = not of_run and first is not None and directory.done(first_share(first))
+    return part or directory.done(phase)
 
 
 def descendants(stages: Iterable[Stage], name: str) -> set[str]:

@@ -24,6 +24,8 @@ def command(stage: Stage) -> list[str]:
     if stage.kind == "pretrain":
         return [*pretrain_words(run_of(stage)), *_tuning(stage)]
     phases = [flag for phase, flag in _PHASES.items() if phase in stage.phases]
+    if stage.first_prompts is not None:
+        phases += ["--first_prompts", str(stage.first_prompts)]
     if stage.run is None:
         script, *flags = evaluation_words(evaluation_of(stage))
         return [script, *flags, *phases]

@@ -61,8 +61,8 @@ class LocalLauncher:
     """Runs a plan; `launch()` returns the state and the reason of every stage.
 
     `processes`: of each stage that is trained; by default, one per GPU with the engine, and one
-    with TRL.
-    `environ`: variables of stages that are not set here.
+    with TRL. `environ`: variables of stages that are not set here. `failed`: stages that failed or
+    are blocked already, and are not tried again.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class LocalLauncher:
         wait: bool = True,
         wandb: str = "off",
         environ: Mapping[str, str] | None = None,
+        failed: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         self.plan = plan
         self.wait = wait
@@ -85,7 +86,7 @@ class LocalLauncher:
         self.environ = environ or {}
         self.folder = site.reports_dir() / plan.experiment
         self.display = Display(plan)
-        self.states: dict[str, tuple[str, str]] = {}
+        self.states: dict[str, tuple[str, str]] = dict(failed or {})
         self.running: list[Running] = []
         self.stopping = False
         self._furthest = -1

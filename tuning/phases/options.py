@@ -30,6 +30,8 @@ class Options:
     """How to tune a new run before it trains; None: not at all."""
     before_after: BeforeAfterConfig | None = None
     """What to measure before and after training; None: nothing."""
+    first_prompts: int | None = None
+    """Evaluate on the first so many test prompts only; None: on all."""
 
     @property
     def evaluates(self) -> bool:
@@ -56,6 +58,13 @@ def add_options(parser: Parser, *, training: bool = True) -> None:
         "--do_inference", action="store_true", help="sample answers to the test prompts"
     )
     group.add_argument("--do_evaluation", action="store_true", help="score the sampled answers")
+    group.add_argument(
+        "--first_prompts",
+        type=int,
+        metavar="N",
+        help="sample and score the first N test prompts only; the same command without it does "
+        "the rest",
+    )
     add_claim_flags(group)
     if training:
         add_wandb(group)
@@ -133,7 +142,13 @@ def options_of(args: argparse.Namespace) -> Options:
         force=args.force,
         wandb=wandb_mode(getattr(args, "wandb", "off")),
         autotune=autotune_given(args, getattr(args, "autotune", False)),
+        first_prompts=args.first_prompts,
     )
+    first = chosen.first_prompts
+    if first is not None and (first < 1 or not (chosen.do_inference and chosen.do_evaluation)):
+        raise UserError(
+            f"first_prompts is {first}; it must be at least 1, with --do_inference --do_evaluation."
+        )
     if not (chosen.do_training or chosen.evaluates):
         flags = "--do_training, --do_inference and --do_evaluation"
         raise UserError(f"nothing to do: give one or more of {flags}.")

@@ -77,6 +77,7 @@ def planned(argv: Sequence[str] | None = None, kind: str | None = None) -> Work 
         wandb=wandb_mode(args.wandb),
         autotune=restore(AutotuneConfig, stage.autotune or {}) if stage.tunes else None,
         before_after=restore(BeforeAfterConfig, stage.before_after) if stage.before_after else None,
+        first_prompts=stage.first_prompts,
     )
     return Work(
         options=options,

@@ -34,6 +34,7 @@ def write_report(
     from tuning.report.labels import Labels
     from tuning.report.page import page
     from tuning.report.read import gather
+    from tuning.report.search import searched
     from tuning.report.seeds import united
     from tuning.report.text_table import (
         BUDGET_COLUMNS,
@@ -57,7 +58,20 @@ def write_report(
     summary = answer(ways, comparisons, labels)
     used = usage(folder)
     tuned = tunings(plan, home)
-    html = page(plan.experiment, plan.about, ways, comparisons, summary, labels, used, tuned, rows)
+    found = searched(plan, home)
+    html = page(
+        plan.experiment,
+        plan.about,
+        ways,
+        comparisons,
+        summary,
+        labels,
+        used,
+        tuned,
+        runs=rows,
+        search=found,
+    )
     atomic.write_text(folder / "report.html", html)
     text = textwrap.fill(f"{summary.title}. {summary.text}", WIDTH)
+    text += f"\n\n{textwrap.fill(found.text, WIDTH)}" if found else ""
     return f"{terminal_table(ways)}\n\n{text}\n\nreport: {folder / 'report.html'}"

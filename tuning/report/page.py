@@ -21,6 +21,7 @@ from tuning.report.grid_figures import budget_figure, is_grid, ratio_figure
 from tuning.report.labels import Labels
 from tuning.report.palette import COLOURS, Palette
 from tuning.report.rows import Row, of_role
+from tuning.report.search import Searched
 from tuning.report.seeds import Trust, trust
 from tuning.report.settings import settings
 from tuning.report.sft_figure import measures_of, sft_figure
@@ -99,7 +100,9 @@ def page(
     labels: Labels,
     usage: Sequence[Line] = (),
     tunings: Sequence[Tuning] = (),
+    *,
     runs: Sequence[Row] = (),
+    search: Searched | None = None,
 ) -> str:
     """The HTML of the report; `runs` are the rows before seeds were united."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -129,6 +132,7 @@ def page(
         pretraining=_pretraining(rows),
         usage=usage,
         tunings=tunings,
+        search=search,
         caveats=caveats(rows, comparisons, about, labels),
         best=best_splits(rows, labels),
         needed=needed(rows, labels),
