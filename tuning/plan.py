@@ -250,8 +250,8 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
             if stage.role == "fork":
                 size = spot.left_of(stage.total_data or 0)
                 name = settled_name(name, size)
-        except Skipped as reason:
-            return Standing(state="skipped", reason=str(reason), cause=reason.cause)
+        except Skipped as skipped:
+            return Standing(state="skipped", reason=str(skipped), cause=skipped.cause)
         except (StageFailed, UserError):
             return Standing(state="pending")
     run = RunDirectory(locate(home / "models", name, stage.hash)) if stage.trains else None
