@@ -1,5 +1,5 @@
-"""TRL in two processes gives what it gives in one, by DDP and by FSDP2: the same rows a step, losses
-and ends, checkpoints that are whole; all written and reported once.
+"""TRL in two processes gives what it gives in one, by DDP and by FSDP2: the same rows a step, the
+same losses and ends, checkpoints that are whole; all written and reported once.
 
 Losses and norms agree within 1e-5 (fp32): two processes add the same terms in another order, and no
 run here has more than 20 steps in which AdamW could make more of that. What is sampled is the same.

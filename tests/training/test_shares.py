@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_every_step_has_the_rows_of_one_process(rows, step, most, processes):
     ("run", "processes", "message"),
     [
         (lambda: sft(effective_batch_size=16, micro_batch_size=8), 3,
-         "effective_batch_size 16 cannot be shared by 3 processes: .* Give --effective_batch_size"),
+         "effective_batch_size 16 cannot be shared by 3 processes: .* Give one that is a multiple"),
         (lambda: pt("kto", kl_batch_size=2), 4, "kl_batch_size 2 cannot be shared by 4 processes"),
     ],
 )  # fmt: skip
@@ -103,3 +104,33 @@ def test_fsdp2_is_what_its_file_says(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert sharded.arguments(ComputeConfig(parallel="fsdp2")) == {}, "accelerate launch has it"
+
+
+def test_what_is_drawn_depends_on_the_step_alone(monkeypatch):
+    """Whatever the number of processes, and as often as the model says."""
+    import torch
+
+    from tuning.training.grpo_training import _Draws
+
+    args = SimpleNamespace(device="cpu", temperature=2.0)
+    scores = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+
+    def drawn(rank: int, of: int, step: str = "7:1") -> list[int]:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(of))
+        count = len(scores) // of
+        own = scores[rank * count : (rank + 1) * count]
+        draws = _Draws(step, count, args)
+        found = [draws(torch.empty(0), own) for _ in range(20)]
+        assert all((one == 0).sum() == count for one in found), "one token is possible"
+        return [token for one in found for token in one.argmax(dim=1).tolist()]
+
+    whole = torch.tensor(drawn(0, 1)).reshape(20, 6)
+    parts = [torch.tensor(drawn(rank, 3)).reshape(20, 2) for rank in range(3)]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+    assert drawn(0, 1) == drawn(0, 1) != drawn(0, 1, "7:2")
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    many = _Draws("7:1", 20_000, args)(torch.empty(0), scores[:1].expand(20_000, 5))
+    shares = (many == 0).float().mean(dim=0)
+    assert torch.allclose(shares, torch.softmax(scores[0] / 2.0, dim=0), atol=0.015)

@@ -100,7 +100,7 @@ class EngineSFTConfig(OSFTConfig):
     """The trainer of SFT, and the settings that only the engine has."""
 
     trainer: Literal["trl", "engine"] = "trl"
-    """trl trains an adapter, on one device; engine trains all weights, on any number of devices."""
+    """trl trains an adapter, engine all weights; either in several processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,8 +232,8 @@ def require_shared(run: Any, processes: int) -> None:
         if value % processes:
             raise UserError(
                 f"{name} {value} cannot be shared by {processes} processes: micro-batch x "
-                f"processes x accumulation has to be exactly the batch. Give --{name} a multiple "
-                f"of {processes}, or a number of processes that divides {value}."
+                f"processes x accumulation has to be exactly the batch. Give one that is a "
+                f"multiple of {processes}, or a number of processes that divides {value}."
             )
 
 
