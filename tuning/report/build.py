@@ -30,8 +30,10 @@ def write_report(
     """
     from tuning.report.answer import answer
     from tuning.report.comparisons import compare
+    from tuning.report.generations import side_by_side
     from tuning.report.labels import Labels
     from tuning.report.page import page
+    from tuning.report.palette import Palette
     from tuning.report.read import gather
     from tuning.report.text_table import BUDGET_COLUMNS, COLUMNS, csv_text, terminal_table
     from tuning.report.tunings import tunings
@@ -46,7 +48,10 @@ def write_report(
     summary = answer(rows, comparisons, labels)
     used = usage(folder)
     tuned = tunings(plan, home)
-    html = page(plan.experiment, plan.about, rows, comparisons, summary, labels, used, tuned)
+    answers = side_by_side(plan, home, rows, labels, Palette(rows))
+    html = page(
+        plan.experiment, plan.about, rows, comparisons, summary, labels, used, tuned, answers
+    )
     atomic.write_text(folder / "report.html", html)
     text = textwrap.fill(f"{summary.title}. {summary.text}", WIDTH)
     return f"{terminal_table(rows)}\n\n{text}\n\nreport: {folder / 'report.html'}"

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuning.report import html_tables
+from tuning.report import before_after, html_tables
 from tuning.report.answer import Answer
 from tuning.report.caveats import caveats
 from tuning.report.comparisons import Comparison
 from tuning.report.diagram import chain
 from tuning.report.figures import cost_figure, pass_at_k_figure, share_figure, with_cost
 from tuning.report.formats import count, seconds, tokens
+from tuning.report.generations import Generations
 from tuning.report.labels import Labels
 from tuning.report.palette import COLOURS, Palette
 from tuning.report.perplexity_figure import perplexity_figure
@@ -82,6 +83,7 @@ def page(
     labels: Labels,
     usage: Sequence[Line] = (),
     tunings: Sequence[Tuning] = (),
+    generations: Generations | None = None,
 ) -> str:
     """The HTML of the report."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -111,6 +113,8 @@ def page(
         pretraining=_pretraining(rows),
         usage=usage,
         tunings=tunings,
+        before_after=before_after.table(rows, labels, palette),
+        generations=generations,
         caveats=caveats(rows, comparisons, about, labels),
         settings=settings(rows, labels),
     )

@@ -5,7 +5,7 @@ How a row is called in tables and sentences depends on the other rows; see `labe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,6 +115,8 @@ class Row:
     config: dict[str, Any] | None = None
     """config.json of the run."""
     evaluation_config: dict[str, Any] | None = None
+    before_after: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What the training of this run changed, as before_after.json has it; None: not measured."""
     curve: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """The perplexity measurements of an SFT run: step, perplexity, data_points_seen."""
 
