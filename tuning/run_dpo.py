@@ -22,6 +22,7 @@ from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
     from tuning.phases.work import Work
+    from tuning.runs.rundir import RunDirectory
     from tuning.training.config_training import Parent
 
 
@@ -50,11 +51,20 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
+    from tuning.phases.work import planned
+
+    carry_out(planned(argv, "pft") or described(parser().parse_args(argv)))
+    return 0
+
+
+def carry_out(work: Work) -> RunDirectory:
+    """Train, sample and score, as far as that is asked for and not done yet; returns the directory
+    of the run.
+    """
     from tuning.phases.before_after import BeforeAfter
     from tuning.phases.evaluate import check_evaluation, evaluate_run
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.tune import tune_only, tuned, tunes_only
-    from tuning.phases.work import planned
     from tuning.runs import interrupt, ranks
     from tuning.runs.rundir import RunDirectory, locate
     from tuning.training import backend
@@ -63,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.training.start import start_of
     from tuning.weights.base import require_base
 
-    work = planned(argv, "pft") or described(parser().parse_args(argv))
     config, options = work.run, work.options
     if options.do_training:
         backend.require(config.model)
@@ -79,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.do_training:
             require_shared(config, processes)
             tune_only("pft", config, identity, options, processes, start)
-        return 0
+        return directory
     measures = BeforeAfter(config, start.train_size, options, work.evaluation)
     if options.do_training:
         require_shared(config, ranks.world_size())
@@ -95,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise not_trained(directory, preference_command(config))
         evaluate_run(work.evaluation, directory, options)
     measures.after(directory, identity)
-    return 0
+    return directory
 
 
 def described(args: argparse.Namespace) -> Work:

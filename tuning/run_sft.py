@@ -23,6 +23,7 @@ from tuning.flags import Parser, add_flags, given
 
 if TYPE_CHECKING:
     from tuning.phases.work import Work
+    from tuning.runs.rundir import RunDirectory
 
 
 def parser() -> Parser:
@@ -42,11 +43,20 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
+    from tuning.phases.work import planned
+
+    carry_out(planned(argv, "sft") or described(parser().parse_args(argv)))
+    return 0
+
+
+def carry_out(work: Work) -> RunDirectory:
+    """Train, sample and score, as far as that is asked for and not done yet; returns the directory
+    of the run.
+    """
     from tuning.phases.before_after import BeforeAfter
     from tuning.phases.evaluate import check_evaluation, check_pass_at_k, evaluate_run
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.tune import tune_only, tuned, tunes_only
-    from tuning.phases.work import planned
     from tuning.runs import interrupt, ranks
     from tuning.runs.rundir import RunDirectory, locate
     from tuning.training import backend
@@ -54,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tuning.training.render import sft_command
     from tuning.weights.base import require_base
 
-    work = planned(argv, "sft") or described(parser().parse_args(argv))
     config, options = work.run, work.options
     if work.evaluation:
         check_evaluation(work.evaluation, work.options)
@@ -65,13 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_base(config.model)
     site.require_writable_home()
     interrupt.install()
+    identity = config.identity(work.name)
+    directory = RunDirectory(locate(site.models_dir(), work.name, config.hash))
     if processes := tunes_only():
         if options.do_training:
             require_shared(config, processes)
-            tune_only("sft", config, config.identity(work.name), options, processes)
-        return 0
-    identity = config.identity(work.name)
-    directory = RunDirectory(locate(site.models_dir(), work.name, config.hash))
+            tune_only("sft", config, identity, options, processes)
+        return directory
     measures = BeforeAfter(config, config.train_size, options, work.evaluation)
     if options.do_training:
         require_shared(config, ranks.world_size())
@@ -86,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise not_trained(directory, sft_command(config))
         evaluate_run(work.evaluation, directory, options)
     measures.after(directory, identity)
-    return 0
+    return directory
 
 
 def described(args: argparse.Namespace) -> Work:

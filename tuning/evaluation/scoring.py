@@ -59,7 +59,7 @@ def measured(
     grades: Sequence[Sequence[Grade]], k_values: Sequence[int] = (), *, ranked: bool = False
 ) -> dict[str, Any]:
     """What the grades of all prompts say, each of which has as many answers: pass@k, further
-    measures, right answers a prompt.
+    measures, right answers a prompt, and `marks`: of each answer to a prompt a 1 if it is right.
 
     `ranked`: the answers stand best first, as those of a beam search; then pass@k is the share of
     prompts with a right one among the k best, `first_right` has its rank for each prompt, and the
@@ -78,6 +78,7 @@ def measured(
         "samples": samples,
         "pass_at_k": {str(k): at(k) for k in sorted({1, *k_values})},
         "correct": correct,
+        "marks": ["".join(str(int(one.right)) for one in of_prompt) for of_prompt in grades],
         **({"first_right": first} if ranked else {}),
         "parts": _parts([each[:1] for each in grades] if ranked else grades),
     }

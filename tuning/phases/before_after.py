@@ -175,6 +175,11 @@ class BeforeAfter:
         ):
             found = self._compared(held, config, wait=wait)
             atomic.write_json(held.path / FILE, found | {"measured": measured})
+        if config.pairs and found["after"]["reward"] is None:
+            logger.warning(
+                f"{directory.name} was trained on every pair of '{config.pairs.dataset}': none is "
+                "held out, and the implicit reward is not measured"
+            )
         logger.info(f"{directory.name}: {summary(found)}")
 
     def _compared(
@@ -244,11 +249,6 @@ class BeforeAfter:
             if size:
                 part = named | {"pool": "preference", "first": first, "size": size}
                 parts.append(LikelihoodRunConfig(**part, data=data))
-            else:
-                logger.warning(
-                    f"no pair of '{data.dataset}' is held out: all {there} are trained on, and the "
-                    "implicit reward is not measured"
-                )
         return parts
 
 
@@ -343,3 +343,26 @@ def summary(found: Mapping[str, Any]) -> str:
         if found["before"][key] and found["after"][key]
     ]
     return ", ".join(told) or "nothing could be measured"
+
+
+def table(directory: RunDirectory) -> str:
+    """What the training of a run changed, for people, with 95% intervals; "" where that was not
+    measured.
+    """
+    found = _file(directory)
+    heads = [f"{side}: {found[side]['model']}" for side in _SIDES] if found else []
+    lines = [["", *heads]] if heads else []
+    for key, name in _NAMES.items():
+        cells = [_interval(found[side][key]) if found else "" for side in _SIDES]
+        if any(cells):
+            lines.append([name, *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ((f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+_SIDES = ("before", "after")
+
+
+def _interval(found: Mapping[str, float] | None) -> str:
+    return f"{found['estimate']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" if found else ""

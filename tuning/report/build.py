@@ -31,8 +31,10 @@ def write_report(
     """
     from tuning.report.answer import answer
     from tuning.report.comparisons import compare
+    from tuning.report.generations import side_by_side
     from tuning.report.labels import Labels
     from tuning.report.page import page
+    from tuning.report.palette import Palette
     from tuning.report.read import gather
     from tuning.report.search import searched
     from tuning.report.seeds import united
@@ -58,6 +60,7 @@ def write_report(
     summary = answer(ways, comparisons, labels)
     used = usage(folder)
     tuned = tunings(plan, home)
+    answers = side_by_side(plan, home, rows, Labels.of(rows), Palette(rows))
     found = searched(plan, home)
     html = page(
         plan.experiment,
@@ -68,6 +71,7 @@ def write_report(
         labels,
         used,
         tuned,
+        answers,
         runs=rows,
         search=found,
     )

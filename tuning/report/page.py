@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuning.report import html_tables
+from tuning.report import before_after, html_tables
 from tuning.report.answer import Answer
 from tuning.report.caveats import caveats
 from tuning.report.comparisons import Comparison
 from tuning.report.diagram import chain
 from tuning.report.figures import cost_figure, pass_at_k_figure, share_figure, with_cost
 from tuning.report.formats import count, seconds, tokens
+from tuning.report.generations import Generations
 from tuning.report.grid import best_splits, needed
 from tuning.report.grid_figures import budget_figure, is_grid, ratio_figure
 from tuning.report.labels import Labels
@@ -100,6 +101,7 @@ def page(
     labels: Labels,
     usage: Sequence[Line] = (),
     tunings: Sequence[Tuning] = (),
+    generations: Generations | None = None,
     *,
     runs: Sequence[Row] = (),
     search: Searched | None = None,
@@ -133,6 +135,8 @@ def page(
         usage=usage,
         tunings=tunings,
         search=search,
+        before_after=before_after.table(rows, labels, palette),
+        generations=generations,
         caveats=caveats(rows, comparisons, about, labels),
         best=best_splits(rows, labels),
         needed=needed(rows, labels),

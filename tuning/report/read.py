@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning.plan import Plan, Stage, Standing, standing
+from tuning.report.before_after import measured
 from tuning.report.rows import Cost, Row, Scores
 from tuning.runs import typed
 from tuning.runs.errors import Skipped, StageFailed, UserError
@@ -81,6 +82,7 @@ class _Reader:
             "total_budget": self._budget(stage),
             "config": found.run.config if found.run else None,
             "evaluation_config": evaluation_config,
+            "before_after": measured(found.run),
         }
 
     def _state(self, stage: Stage, found: Standing) -> tuple[str, str]:

@@ -137,6 +137,8 @@ class Row:
     config: dict[str, Any] | None = None
     """config.json of the run."""
     evaluation_config: dict[str, Any] | None = None
+    before_after: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What the training of this run changed, as before_after.json has it; None: not measured."""
     curves: Mapping[str, tuple[dict[str, Any], ...]] = field(default_factory=dict, repr=False)
     """The measurements of an SFT run by the title of the measure: step, data_points_seen, and under
     the title the value, of pass@k with its interval (_low, _high)."""

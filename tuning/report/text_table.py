@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from tuning.report import before_after
 from tuning.report.formats import UNKNOWN, count, interval, perplexity, share, shorten, tokens
 from tuning.report.rows import Row, largest_k, part_names
 from tuning.sweetspots.rules import brief
@@ -55,16 +56,19 @@ NOTE_WIDTH = 56
 
 
 def csv_text(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
-    """results.csv, with a last column for each further measure of the task; unknown values are
-    empty.
+    """results.csv, with a last column for each further measure of the task, and those of what each
+    training changed, where it was measured; unknown values are empty.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     parts = part_names(rows)
-    writer.writerow([*columns, *parts])
-    for row in rows:
+    changes = before_after.columns(rows)
+    writer.writerow([*columns, *parts, *changes])
+    for number, row in enumerate(rows):
         values = _values(row) | {name: _part(row, name) for name in parts}
-        writer.writerow([_plain(values[column]) for column in (*columns, *parts)])
+        changed = [values_of[number] for values_of in changes.values()]
+        told = [*(values[column] for column in (*columns, *parts)), *changed]
+        writer.writerow([_plain(value) for value in told])
     return buffer.getvalue()
 
 
