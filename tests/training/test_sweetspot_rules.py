@@ -104,8 +104,8 @@ def test_problems_that_cannot_be_graded_are_refused_with_the_row(home: Path):
     for name, content in pools.items():
         text = "".join(json.dumps(row) + "\n" for row in content)
         (home.parent / f"{name}.jsonl").write_text(text)
-    assert sft("mine", **TARGETS, pass_at_k_prompts=1).rules
-    with pytest.raises(UserError, match=r"va\.jsonl, line 2 lacks answer; pass@k during SFT needs"):
+    assert sft("mine").train_size == 2
+    with pytest.raises(UserError, match=r"va\.jsonl:2 lacks answer; pass@k during SFT needs"):
         sft("mine", **TARGETS)
 
 
