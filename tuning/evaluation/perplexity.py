@@ -60,24 +60,45 @@ def measure(model: Model, pool: Sequence[Encoded], *, batch_size: int = 64) -> P
 
     A batch has at most `batch_size` rows, and fewer where their logits would be more than LOGITS.
     """
+    return from_sums(*sums(model, pool, batch_size=batch_size))
+
+
+def sums(
+    model: Model, pool: Sequence[Encoded], *, batch_size: int = 64, at: int = 0, of: int = 1
+) -> tuple[list[float], list[int]]:
+    """Each sample's summed negative log-likelihood, and its response tokens, in no order: of every
+    `of`th batch of the pool, from number `at`. All of these parts call the model equally often, as
+    ranks must that hold a part of its weights each.
+    """
     import torch
 
     was_training = model.training
     model.eval()
     losses: list[float] = []
     counts: list[int] = []
-    order = sorted(range(len(pool)), key=lambda i: len(pool[i].prompt) + len(pool[i].response))
-    vocabulary = model.config.get_text_config().vocab_size
+    batches = _batches(pool, batch_size, model.config.get_text_config().vocab_size)
+    own = batches[at::of]
+    idle = -(-len(batches) // of) - len(own)
     with torch.no_grad():
-        while order:
-            tell_part("perplexity", len(losses), len(pool))
-            rows = [pool[i] for i in order[: _fitting(pool, order, batch_size, vocabulary)]]
+        for rows in own:
+            tell_part("perplexity", len(losses) * of, len(pool))
             nll, tokens = _batch(model, rows)
             losses += nll.tolist()
             counts += tokens.tolist()
-            del order[: len(rows)]
+        for rows in batches[:idle]:
+            _batch(model, rows)
     model.train(was_training)
-    return from_sums(losses, counts)
+    return losses, counts
+
+
+def _batches(pool: Sequence[Encoded], batch_size: int, vocabulary: int) -> list[list[Encoded]]:
+    """The pool by length, in batches."""
+    order = sorted(range(len(pool)), key=lambda i: len(pool[i].prompt) + len(pool[i].response))
+    found = []
+    while order:
+        found.append([pool[i] for i in order[: _fitting(pool, order, batch_size, vocabulary)]])
+        del order[: len(found[-1])]
+    return found
 
 
 def _fitting(pool: Sequence[Encoded], order: Sequence[int], most: int, vocabulary: int) -> int:

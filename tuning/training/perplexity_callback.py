@@ -8,14 +8,26 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuning.engine import ranks
-from tuning.sweetspots.monitor import Monitor, Probe
+from tuning.evaluation.perplexity import PerplexityProbe, from_sums, sums
+from tuning.sweetspots.monitor import Measurement, Monitor, Probe
 from tuning.training import sharded
 from tuning.weights.loading import write
 
 
+class SharedPerplexity(PerplexityProbe):
+    """Measures the perplexity of a pool, of which each rank takes its part of the batches."""
+
+    def measure(self, model: Any) -> Measurement:
+        """The perplexity of the whole pool, the same on all ranks."""
+        parts = ranks.gather(sums(model, self.pool, at=ranks.rank(), of=ranks.world_size()))
+        losses = [loss for part, _ in parts for loss in part]
+        counts = [count for _, part in parts for count in part]
+        return from_sums(losses, counts).measurement
+
+
 class PerplexityStoppingCallback(TrainerCallback):
     """Measures before the first step and every `eval_steps`; stops after the last rule. All ranks
-    measure, and rank 0 saves.
+    measure, with the same result, and rank 0 saves.
     """
 
     def __init__(self, monitor: Monitor, probe: Probe) -> None:
@@ -37,8 +49,7 @@ class PerplexityStoppingCallback(TrainerCallback):
 
     def _measure(self, step: int, steps: int, model: Any) -> None:
         self.monitor.begin(step, steps)
-        measured = ranks.from_first(self.probe.measure(model))
-        fired = self.monitor.observe(step, measured)
+        fired = self.monitor.observe(step, self.probe.measure(model))
         for rule in ranks.from_first(self.monitor.missing(fired)):
             state = sharded.whole_state(model)
             if ranks.rank() == 0:

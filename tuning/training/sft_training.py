@@ -12,14 +12,13 @@ from trl import SFTConfig, SFTTrainer
 
 from tuning.data.encoding import IGNORED, Encoded
 from tuning.engine.losses import loss_function
-from tuning.evaluation.perplexity import PerplexityProbe
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.monitor import Monitor
 from tuning.training import trainers
 from tuning.training.checkpoints import RunCallback, WholeCheckpoints, resume_point
 from tuning.training.config_training import SFTRunConfig
 from tuning.training.consumed import Consumed, CountsRows, Key, ids_of, key_of
-from tuning.training.perplexity_callback import PerplexityStoppingCallback
+from tuning.training.perplexity_callback import PerplexityStoppingCallback, SharedPerplexity
 from tuning.training.pools import sft_pools
 from tuning.training.shares import SharesSteps
 from tuning.weights import loading
@@ -49,7 +48,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         rules.load(resume.state)
     consumed = Consumed((key_of(row.ids) for row in rows), batch)
     callback = RunCallback(directory, resume, consumed, stateful=rules)
-    perplexity = PerplexityStoppingCallback(monitor, PerplexityProbe(pool))
+    perplexity = PerplexityStoppingCallback(monitor, SharedPerplexity(pool))
     trainer = _Trainer(
         model=_adapted(config, base),
         args=SFTConfig(
