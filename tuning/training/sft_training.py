@@ -16,7 +16,6 @@ from trl import SFTConfig, SFTTrainer
 
 from tuning.data.encoding import IGNORED, Encoded
 from tuning.engine.losses import loss_function
-from tuning.evaluation.perplexity import PerplexityProbe
 from tuning.inference.beside import BESIDE, Beside
 from tuning.inference.hf_engine import HFGenerator
 from tuning.inference.probe import PassAtKProbe
@@ -29,7 +28,11 @@ from tuning.training.config_training import SFTRunConfig
 from tuning.training.consumed import Consumed, CountsRows, Key, ids_of, key_of
 from tuning.training.pools import problems, sft_pools
 from tuning.training.shares import SharesSteps
-from tuning.training.stopping_callbacks import PassAtKStoppingCallback, PerplexityStoppingCallback
+from tuning.training.stopping_callbacks import (
+    PassAtKStoppingCallback,
+    PerplexityStoppingCallback,
+    SharedPerplexity,
+)
 from tuning.weights import loading
 from tuning.weights.artifact import Artifact, artifact_of
 
@@ -56,7 +59,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         monitors.load(resume.state)
     consumed = Consumed((key_of(row.ids) for row in rows), batch)
     callback = RunCallback(directory, resume, consumed, stateful=monitors)
-    perplexity = PerplexityStoppingCallback(monitors, PerplexityProbe(pool))
+    perplexity = PerplexityStoppingCallback(monitors, SharedPerplexity(pool))
     with _pass_at_k(config, monitors, base, tokenizer, directory) as pass_at_k:
         trainer = _Trainer(
             model=_opened(config, base),

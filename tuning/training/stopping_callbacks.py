@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuning.engine import ranks
+from tuning.evaluation.perplexity import PerplexityProbe, from_sums, in_order, part_of_sums
 from tuning.inference.generator import Generator
 from tuning.inference.probe import PassAtKProbe
 from tuning.runs.errors import Interrupted
@@ -53,15 +54,24 @@ class _Stopping(TrainerCallback):
 
     def observe(self, step: int, steps: int, model: Any) -> None:
         """Measure after `step` of `steps` optimizer steps, and save the sweetspots that it reaches;
-        Interrupted as `measure` does. All ranks measure, and rank 0 saves.
+        Interrupted as `measure` does. All ranks measure, with the same result, and rank 0 saves.
         """
         self.monitor.begin(step, steps)
-        measured = ranks.from_first(self.measure(model, last=step >= steps))
-        fired = self.monitor.observe(step, measured)
+        fired = self.monitor.observe(step, self.measure(model, last=step >= steps))
         for rule in ranks.from_first(self.monitor.missing(fired)):
             state = sharded.whole_state(model)
             if ranks.rank() == 0:
                 self.monitor.save(rule, step, partial(write, model, state=state))
+
+
+class SharedPerplexity(PerplexityProbe):
+    """Measures the perplexity of a pool, of which each rank takes its part of the batches."""
+
+    def measure(self, model: Any) -> Measurement:
+        """The perplexity of the whole pool, the same on all ranks."""
+        own = part_of_sums(model, self.pool, at=ranks.rank(), of=ranks.world_size())
+        found = {place: one for part in ranks.gather(own) for place, one in part.items()}
+        return from_sums(*in_order(found)).measurement
 
 
 class PerplexityStoppingCallback(_Stopping):
