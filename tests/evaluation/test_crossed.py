@@ -55,8 +55,8 @@ def test_intervals_cover_other_prompts_and_other_seeds(seeds, between):
         apart += [
             e.low <= t - truths[0] <= e.high for e, t in zip(differences, truths[1:], strict=True)
         ]
-    assert 0.925 <= np.mean(hits) <= 0.995
-    assert 0.925 <= np.mean(apart) <= 0.995
+    assert np.mean(hits) >= 0.925
+    assert np.mean(apart) >= 0.925
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -67,6 +67,14 @@ def test_a_table_alone_is_covered_with_its_own_variance(seeds):
         (found,) = crossed(list(world.tables([0], [0.5], seeds, 150)))
         hits.append(found.low <= truth <= found.high)
     assert 0.93 <= np.mean(hits) <= 0.995
+
+
+def test_where_seeds_do_not_differ_intervals_are_little_wider_than_those_of_prompts():
+    world = World(9)
+    tables = list(world.tables(np.linspace(-3, 2, 12), [0.0] * 12, 3, 150))
+    wide = [found.high - found.low for found in crossed(tables)]
+    alone = [mean_interval(table.mean(axis=0)) for table in tables]
+    assert sum(wide) < 1.25 * sum(found.high - found.low for found in alone)
 
 
 def test_prompts_alone_are_too_sure_where_seeds_differ():

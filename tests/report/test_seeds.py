@@ -16,6 +16,7 @@ from tuning.experiments.merge import merged
 from tuning.experiments.sweetspot import sweetspot_plan
 from tuning.report.answer import answer
 from tuning.report.build import write_report
+from tuning.report.caveats import caveats
 from tuning.report.comparisons import about, compare, weighed
 from tuning.report.grid import best_splits, budget_for, needed, recipes, targets
 from tuning.report.labels import Labels
@@ -74,6 +75,8 @@ def test_a_seed_without_a_result_leaves_the_others() -> None:
     rows = [scored(1, 0.0), scored(2, 0.0), replace(scored(3, 0.0), scores=None, state="failed")]
     (way,) = united(rows)
     assert way.seeds == (1, 2) and way.state == "done"
+    assert way.note.startswith("seed 3: ")
+    assert "not of all seeds" in " ".join(caveats([way], [], {}, Labels.of([way])))
 
 
 def test_the_spread_of_the_seeds_is_estimated_without_the_noise_of_prompts() -> None:

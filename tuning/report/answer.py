@@ -7,7 +7,7 @@ belongs to the first budget; others have a card each, or are left to the table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -94,6 +94,9 @@ def answer(rows: Sequence[Row], comparisons: Sequence[Comparison], labels: Label
     if not found:
         title, text = _without_choice(rows, comparisons, labels)
         return Answer(title=title, text=text, findings=findings)
+    if len(found) > 2 and len({model for model, _ in found}) == 1:
+        title, text = _over_budgets(found, labels)
+        return Answer(title=title, text=text, findings=findings)
     (model, size), ways = next(iter(found.items()))
     ranking = Ranking.of(ways, labels)
     title, text = _title(ranking, size), _decision(ranking, rows, size)
@@ -107,6 +110,34 @@ def answer(rows: Sequence[Row], comparisons: Sequence[Comparison], labels: Label
     return Answer(
         title=title, text=text, findings=(*(cards if len(cards) <= CARDS else ()), *findings)
     )
+
+
+def _over_budgets(found: Mapping[Budget, Sequence[Row]], labels: Labels) -> tuple[str, str]:
+    """The title and the text for several budgets of one model: what is best for the smallest and
+    the largest, and for how many it is clear.
+    """
+    ordered = sorted(found.items(), key=lambda entry: entry[0][1] or 0)
+    rankings = [(size, Ranking.of(ways, labels)) for (_, size), ways in ordered]
+    (small, first), (large, last) = rankings[0], rankings[-1]
+    title = (
+        f"Best for {labels.sized(small)}: {_share(first.best)}; for {count(large)}: "
+        f"{_share(last.best)}"
+    )
+    if first.ties and last.ties:
+        title += "; neither is clear"
+    texts = [
+        f"Of {len(ranking.compared) + 1} ways to spend {labels.sized(size)}, "
+        f"{ranking.labels.prose(ranking.best)} scored highest: pass@1 {_interval(ranking.best)} on "
+        f"{_prompts(ranking.best)}."
+        for size, ranking in (rankings[0], rankings[-1])
+    ]
+    clear = sum(not ranking.ties and ranking.settled for _, ranking in rankings)
+    texts.append(
+        f"The best is told from all other ways for {clear} of {len(rankings)} budgets, corrected "
+        "for all pairs of ways; the table below has every budget and the ways that are not told "
+        "apart."
+    )
+    return title, " ".join(texts)
 
 
 def _title(ranking: Ranking, size: int | None) -> str:
@@ -174,7 +205,8 @@ def _share(row: Row) -> str:
         return f"SFT to {row.rule.words}"
     price = row.prices[0] if row.prices else 1
     share = 100 * (row.sft_share or 0) * price / (row.total_budget or 1)
-    return f"{share:.3g}% SFT" if 0 < share < 100 else f"all {row.method or 'SFT'}"
+    then = f", then {row.method}" if row.method else ""
+    return f"{share:.3g}% SFT{then}" if 0 < share < 100 else f"all {row.method or 'SFT'}"
 
 
 def _without_choice(

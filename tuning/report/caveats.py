@@ -172,7 +172,7 @@ def _context(rows: Sequence[Row], labels: Labels) -> str:
 
 
 def _missing(rows: Sequence[Row], labels: Labels) -> str:
-    missing = [row for row in rows if row.missing]
+    missing = [row for row in rows if row.missing or (row.seeds and row.note)]
     if not missing:
         return ""
     by_note: dict[str, list[str]] = {}
@@ -180,4 +180,7 @@ def _missing(rows: Sequence[Row], labels: Labels) -> str:
         by_note.setdefault(row.note, []).append(labels.label(row))
     reasons = "; ".join(f"{', '.join(names)}: {note}" for note, names in by_note.items())
     which = "One row has" if len(missing) == 1 else f"{count(len(missing))} rows have"
-    return f"{which} no result. {reasons}."
+    lacking = (
+        "no result" if all(row.missing for row in missing) else "no result, or not of all seeds"
+    )
+    return f"{which} {lacking}. {reasons}."

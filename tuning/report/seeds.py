@@ -72,7 +72,7 @@ def _united(rows: Sequence[Row], score: Crossed | None) -> Row:
         seed=None,
         seeds=tuple(row.seed for row in scored if row.seed is not None),
         state="done" if scored else rows[0].state,
-        note=next((row.note for row in rows if row.missing), ""),
+        note="; ".join(f"seed {row.seed}: {row.note}" for row in rows if row.missing),
         **{name: _mean(rows, name) for name in ("perplexity", "sft_data_used", "pft_data")},
         **{name: _mean_cost(rows, name) for name in ("cost", "sft_cost", "pft_cost")},
     )
