@@ -9,7 +9,7 @@ grid of 7 ratios; a run is a training with its evaluation, noisy by its prompts 
 Regret is what the true score of the chosen split lacks of the best of the grid, in points of
 pass@1, the mean over the budgets of a case. `grid` runs everything and takes the highest measured
 score; `random` takes the highest of as many runs as the search used, spread evenly over the
-budgets, the mean over 20 draws. `prompts` is the share of the grid's evaluated prompts.
+budgets, in 20 draws a surface. `prompts` is the share of the grid's evaluated prompts.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Outcome:
     rounds: int
     regret: float
     grid: float
-    random: float
+    random: tuple[float, ...]
+    """Of each draw."""
 
 
 def searched(search: Search, surface: Surface) -> list[Round]:
@@ -123,8 +124,8 @@ def highest(results: Mapping[Arm, Result]) -> dict[tuple[str, int], str]:
 
 def at_random(
     surface: Surface, arms: Sequence[Arm], results: Mapping[Arm, Result], runs: int, seed: int
-) -> float:
-    """The regret of as many runs at random, as many for each contest as can be."""
+) -> tuple[float, ...]:
+    """The regrets of as many runs at random, as evenly over the contests as can be."""
     contests = list(dict.fromkeys(arm.contest for arm in arms))
     regrets = []
     for number in range(DRAWS):
@@ -136,7 +137,7 @@ def at_random(
             some = draw.choice(len(own), size=max(1, min(share, len(own))), replace=False)
             chosen |= highest({own[n]: results[own[n]] for n in some})
         regrets.append(_mean_regret(surface, arms, chosen))
-    return statistics.fmean(regrets)
+    return tuple(regrets)
 
 
 def _mean_regret(
@@ -175,10 +176,9 @@ def main() -> None:
             for seed, one in zip(args.seeds, found, strict=True):
                 print(f"  seed {seed}: {one}")
         runs = statistics.fmean(one.runs for one in found)
-        columns = "".join(
-            f"{spread([getattr(one, name) for one in found]):>15}"
-            for name in ("regret", "grid", "random")
-        )
+        shown = ([o.regret for o in found], [o.grid for o in found])
+        random = [regret for one in found for regret in one.random]
+        columns = "".join(f"{spread(each):>15}" for each in (*shown, random))
         print(
             f"{case.name:<22}{case.prompts:>8}{runs:>7.0%}"
             f"{statistics.fmean(one.rounds for one in found):>8.1f}"

@@ -130,6 +130,8 @@ def launch(plan: Plan, options: Launch, rounds: Rounds | None = None) -> int:
     if options.dry_run:
         from tuning.launchers.dry_run import show
 
+        if rounds is not None:
+            _to_stderr("\n".join(rounds.told()))
         with quits():
             show(plan, _submission_of(plan, options) if launcher == "slurm" else None)
         return 0

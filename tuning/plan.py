@@ -263,12 +263,12 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
             locate(root, artifact + stage.evaluation_suffix, stage.evaluation_hash)
         )
     done = all(_done(phase, run, evaluation, stage.first_prompts) for phase in stage.phases)
-    reason = ""
+    note = ""
     if done and stage.first_prompts is not None and not (evaluation and evaluation.done("infer")):
-        reason = f"evaluated on the first {stage.first_prompts} prompts"
+        note = f"evaluated on the first {stage.first_prompts} prompts"
     return Standing(
         state="done" if done else "pending",
-        reason=reason,
+        reason=note,
         run=run,
         evaluation=evaluation,
         train_size=size,

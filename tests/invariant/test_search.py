@@ -37,7 +37,7 @@ def test_a_first_share_is_the_beginning_of_the_whole(trained_home: Path, tmp_pat
     for path in folder.iterdir():
         path.unlink()
     done = check(run_entry(home, "run_inference.py", *DATA, *EVALUATES, "--first_prompts", 3))
-    assert "on the first 3 of 8 prompts" in done.stderr
+    assert "on the first 3 of 8 prompts" in done.stdout
     part = (folder / "responses.jsonl").read_text()
     assert len(part.splitlines()) == 4, "a batch of four is answered whole"
     assert straight.read_text().startswith(part)

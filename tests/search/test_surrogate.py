@@ -42,7 +42,7 @@ def test_methods_differ_less_the_less_they_have_to_tune():
     arms = [
         Arm(model="m", size=100, n_sft=n, method=method) for n in (0, 90) for method in ("a", "b")
     ]
-    places = features([*arms, Arm(model="m", size=100, n_sft=100)])
+    places = features([*arms, Arm(model="m", size=100, n_sft=100)])["method"]
     apart = np.linalg.norm(places[0] - places[1]), np.linalg.norm(places[2] - places[3])
     assert apart[0] > 2 * apart[1]
 

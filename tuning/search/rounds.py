@@ -14,7 +14,7 @@ import numpy as np
 
 from tuning.search.arms import Arm, Contest, Measure, Result
 from tuning.search.config import SearchConfig
-from tuning.search.surrogate import Array, Kernel, Posterior, covariance, posterior
+from tuning.search.surrogate import Array, Kernel, Posterior, on_arms, posterior, prior_draws
 
 START, SCREEN, EXTEND, STOP = "start", "screen", "extend", "stop"
 """Train and evaluate; train and evaluate on the first share of the prompts; evaluate on the rest of
@@ -135,23 +135,27 @@ def decide(search: Search, rounds: Sequence[Round], results: Mapping[Arm, Result
 
 
 def _first(search: Search) -> list[Step]:
-    """Arms that tell the most about all others: each is the one after which the least variance is
-    left, by the prior alone.
+    """Arms that tell the most about the others: each is the one after which the least variance is
+    left, by the prior alone, of those that may be the best.
     """
     wanted = min(max(search.batch, len(search.contests)), search.max_arms, len(search.arms))
-    left = covariance(PRIOR, search.arms)
+    left, weights = on_arms(PRIOR, search.arms).covariance, _chances(search)
     chosen: list[int] = []
     for _ in range(wanted):
-        gains = (left**2).sum(axis=0) / (np.diag(left) + 1e-3)
+        gains = (weights[:, None] * left**2).sum(axis=0) / (np.diag(left) + 1e-3)
         gains[chosen] = -1.0
         at = int(np.argmax(gains))
         chosen.append(at)
         left = left - np.outer(left[:, at], left[at]) / (left[at, at] + 1e-3)
-    action = START
-    return [
-        Step(arm=search.arms[at].key, action=action, why="tells the most about the others")
-        for at in chosen
-    ]
+    why = "tells the most about the others"
+    return [Step(arm=search.arms[at].key, action=START, why=why) for at in chosen]
+
+
+def _chances(search: Search) -> Array:
+    """The chance of each arm to be the best of its contest, before anything is measured."""
+    found = prior_draws(PRIOR, search.arms)
+    best = [found.of(arm) >= _most(found, arm.contest) for arm in search.arms]
+    return np.mean(best, axis=1)
 
 
 def _best(found: Posterior, full: Mapping[Arm, Measure], contest: Contest) -> Arm | None:

@@ -12,6 +12,7 @@ import numpy as np
 from tuning.search.arms import Arm, Measure, Result
 from tuning.search.surrogate import Array
 
+METHODS = ("dpo", "kto", "grpo")
 RATIOS = (0.0, 0.1, 0.25, 0.4, 0.5, 0.75, 1.0)
 
 
@@ -34,28 +35,28 @@ class Surface:
         self.most = draw.uniform(0.45, 0.85)
         self.half = 10 ** draw.uniform(2.6, 3.8)
         """The budget that gains half of what can be gained."""
-        self.peak = draw.uniform(0.2, 0.9)
+        self.peak = draw.uniform(0.15, 1.0)
         """The share from which a budget of 1,000 gains nothing by more SFT."""
-        self.cold = {m: draw.uniform(0.3, 0.95) for m in ("dpo", "kto", "grpo")}
+        self.end = draw.uniform(0.0, 0.4)
+        """The part of its gain that is lost from there to SFT alone."""
+        self.cold = {method: draw.uniform(0.4, 0.95) for method in METHODS}
         """The part of the gain that is missing without any SFT."""
-        self.fall = {m: draw.uniform(0.0, 0.3) for m in ("dpo", "kto", "grpo")}
-        """The part of the gain that is lost, from the peak to SFT alone; the same for all at 1."""
-        self.end = draw.uniform(0.0, 0.3)
+        self.lift = {method: draw.uniform(0.0, 0.2) for method in METHODS}
+        """What preference tuning adds to it at most, half way."""
         self.hardness = draw.normal(0.0, 1.5, prompts)
         """Of each prompt, in logits."""
 
     def truth(self, arm: Arm) -> float:
         """The expected pass@1 of an arm."""
         gain = (self.most - self.base) * arm.size / (arm.size + self.half)
-        peak = float(np.clip(self.peak * (1000 / arm.size) ** 0.3, 0.08, 1.0))
         flat = (1000 / arm.size) ** 0.35
-        """Larger budgets are flatter."""
+        peak = float(np.clip(self.peak * (1000 / arm.size) ** 0.3, 0.08, 1.0))
         cold = self.cold.get(arm.method, 0.0) * min(1.0, flat**0.5)
         rise = 1 - cold * np.exp(-3.0 * arm.ratio / peak)
         beyond = max(0.0, arm.ratio - peak) / max(1e-9, 1 - peak)
         lost = min(0.6, self.end * flat) * beyond**1.5
-        bump = self.fall.get(arm.method, 0.0) * 0.3 * 4 * arm.ratio * (1 - arm.ratio)
-        return float(self.base + gain * (rise - lost) * (1 + bump))
+        lift = self.lift.get(arm.method, 0.0) * flat**0.5 * 4 * arm.ratio * (1 - arm.ratio)
+        return float(min(0.97, self.base + gain * (rise - lost) * (1 + lift)))
 
     def correct(self, arm: Arm) -> Array:
         """Right answers to each prompt of one training of an arm."""

@@ -2,9 +2,12 @@
 
 The noise of each point is the binomial one of its prompts, and that of training beside it. With the
 few points of a search a single best fit of the kernel is worth little, so kernels of a fixed grid
-are weighted by their likelihood (scikit-learn's GaussianProcessRegressor, no optimizer), and what
-follows is a fixed number of joint draws of all scores from their mixture. Nothing is random: equal
-measures give equal draws.
+are weighted by their likelihood, and what follows is a fixed number of joint draws of all scores
+from their mixture (Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning",
+algorithm 2.1). Nothing is random: equal measures give equal draws.
+
+Dozens of fixed kernels over at most some hundred arms are linear algebra of a few lines, which take
+milliseconds and no import.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,8 +25,10 @@ from tuning.search.arms import Arm, Measure
 Array = np.ndarray[Any, np.dtype[np.float64]]
 DRAWS = 1024
 SEED = 20250
-FAR = 1e4
-"""A length scale along which nothing changes."""
+COLD = 0.05
+"""The share of SFT that cures most of a cold start (Raghavendra et al. 2025)."""
+JITTER = 1e-7
+"""Added to variances, so that covariances are positive: 0.03 points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,7 @@ class Kernel:
     """
 
     amplitude: float
+    """Of what the ratio and the method change."""
     ratio: float
     size: float
     method: float
@@ -39,6 +46,16 @@ class Kernel:
     """Standard deviation between trainings."""
     level: float = 0.3
     """Amplitude of what all ways to spend a budget have in common."""
+    model: float = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """A kernel on all arms."""
+
+    kernel: Kernel
+    mean: Array
+    covariance: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,46 +78,53 @@ class Posterior:
 
 def posterior(arms: Sequence[Arm], measures: Mapping[Arm, Measure]) -> Posterior:
     """What the scores of all arms may be, after at least one measure."""
-    import warnings
-
-    seen = [arm for arm in arms if arm in measures]
-    places = features(arms)
-    at = places[[arms.index(arm) for arm in seen]]
-    scores = np.array([measures[arm].score for arm in seen])
-    variance = np.array([measures[arm].variance for arm in seen])
+    seen = [at for at, arm in enumerate(arms) if arm in measures]
+    scores = np.array([measures[arms[at]].score for at in seen])
+    variance = np.array([measures[arms[at]].variance for at in seen])
     centre = float(np.average(scores, weights=1 / (variance + 1e-3)))
-    fits, likelihoods = [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for kernel in kernels(arms):
-            process = _process(kernel, places.shape[1], _columns(arms), variance)
-            process.fit(at, scores - centre)
-            fits.append(process)
-            likelihoods.append(process.log_marginal_likelihood_value_)
-        weights = np.exp(np.array(likelihoods) - max(likelihoods))
-        draws = _draws(fits, weights / weights.sum(), places)
+    priors = _priors(tuple(arms))
+    likelihoods = np.array([_fit(p, seen, scores - centre, variance)[0] for p in priors])
+    weights = np.exp(likelihoods - likelihoods.max())
+    ends = np.round(np.cumsum(weights / weights.sum()) * DRAWS).astype(int)
+    normal = np.random.default_rng(SEED).standard_normal((DRAWS, len(arms)))
+    draws, first = np.empty_like(normal), 0
+    for prior, end in zip(priors, ends, strict=True):
+        if end > first:  # of each kernel as many draws as its weight asks for
+            _, mean, covariance = _fit(prior, seen, scores - centre, variance)
+            draws[first:end] = mean + normal[first:end] @ _root(covariance)
+            first = end
     return Posterior(arms=tuple(arms), draws=np.clip(draws + centre, 0.0, 1.0))
 
 
-def _draws(fits: Sequence[Any], weights: Array, places: Array) -> Array:
-    """Draws from the mixture: of each process as many as its weight asks for."""
-    ends = np.round(np.cumsum(weights) * DRAWS).astype(int)
-    counts = np.diff(np.concatenate([[0], ends]))
-    normal = np.random.default_rng(SEED).standard_normal((DRAWS, len(places)))
-    parts, first = [], 0
-    for process, count in zip(fits, counts, strict=True):
-        if count:
-            mean, covariance = process.predict(places, return_cov=True)
-            parts.append(mean + normal[first : first + count] @ _root(covariance))
-            first += count
-    return np.concatenate(parts)
+def prior_draws(kernel: Kernel, arms: Sequence[Arm]) -> Posterior:
+    """Draws of the scores of all arms before anything is measured, around 0."""
+    made = on_arms(kernel, arms)
+    normal = np.random.default_rng(SEED).standard_normal((DRAWS, len(arms)))
+    return Posterior(arms=tuple(arms), draws=made.mean + normal @ _root(made.covariance))
+
+
+def _fit(
+    prior: Prior, seen: Sequence[int], scores: Array, variance: Array
+) -> tuple[float, Array, Array]:
+    """The logarithm of the likelihood of some scores, and the mean and the covariance of all."""
+    noisy = prior.covariance[np.ix_(seen, seen)]
+    noisy = noisy + np.diag(variance + prior.kernel.noise**2 + JITTER)
+    root = np.linalg.cholesky(noisy)
+    apart = np.linalg.solve(root, scores - prior.mean[seen])
+    across = np.linalg.solve(root, prior.covariance[seen])
+    likelihood = -0.5 * float(apart @ apart) - float(np.log(np.diag(root)).sum())
+    return likelihood, prior.mean + apart @ across, prior.covariance - across.T @ across
 
 
 def _root(covariance: Array) -> Array:
-    """A matrix R with R'R = covariance, which may be singular."""
-    values, vectors = np.linalg.eigh(covariance)
-    found: Array = (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    """The matrix R with R'R = covariance; unlike eigenvectors it is the same on every machine."""
+    found: Array = np.linalg.cholesky(covariance + JITTER * np.eye(len(covariance))).T
     return found
+
+
+@lru_cache(maxsize=4)
+def _priors(arms: tuple[Arm, ...]) -> list[Prior]:
+    return [on_arms(kernel, arms) for kernel in kernels(arms)]
 
 
 def kernels(arms: Sequence[Arm]) -> list[Kernel]:
@@ -114,58 +138,43 @@ def kernels(arms: Sequence[Arm]) -> list[Kernel]:
     ]
 
 
-def features(arms: Sequence[Arm]) -> Array:
-    """A row an arm: the root of its share of SFT, in which the cold start at 0 lies apart; the
-    logarithm of its budget; its method, of less weight the less it has to tune; its model.
+def on_arms(kernel: Kernel, arms: Sequence[Arm]) -> Prior:
+    """The prior of some arms: the level of a budget, which is smooth in its logarithm, and what the
+    ratio and the method change of it. Nothing is expected of a ratio but that preference tuning
+    with next to no SFT starts cold: one amplitude less at 0.
     """
-    methods, models = _columns(arms)
-    return np.array(
-        [
-            [
-                arm.ratio**0.5,
-                np.log2(arm.size),
-                *((1 - arm.ratio) ** 0.5 * (arm.method == name) for name in methods),
-                *(float(arm.model == name) for name in models),
-            ]
-            for arm in arms
-        ]
+    places = features(arms)
+    lengths = {"ratio": kernel.ratio, "size": kernel.size, "method": kernel.method}
+    own = _matern(places, lengths | {"model": kernel.model})
+    level = _matern(places, {"size": 2 * kernel.size, "model": kernel.model})
+    cold = [np.exp(-arm.ratio / COLD) * bool(arm.method) for arm in arms]
+    return Prior(
+        kernel=kernel,
+        mean=-kernel.amplitude * np.array(cold),
+        covariance=kernel.level**2 * level + kernel.amplitude**2 * own,
     )
 
 
-def _columns(arms: Sequence[Arm]) -> tuple[list[str], list[str]]:
-    """The methods and models that have a column; a single one needs none."""
+def features(arms: Sequence[Arm]) -> dict[str, Array]:
+    """Columns of places, a row an arm: the root of the share of SFT, in which the cold start at 0
+    lies apart; the logarithm of the budget; the method, which weighs the less, the less it has to
+    tune; the model.
+    """
     methods = sorted({arm.method for arm in arms} - {""})
     models = sorted({arm.model for arm in arms})
-    return (methods if len(methods) > 1 else [], models if len(models) > 1 else [])
+    return {
+        "ratio": np.array([[arm.ratio**0.5] for arm in arms]),
+        "size": np.array([[np.log2(arm.size)] for arm in arms]),
+        "method": np.array(
+            [[(1 - arm.ratio) ** 0.5 * (arm.method == name) for name in methods] for arm in arms]
+        ),
+        "model": np.array([[float(arm.model == name) for name in models] for arm in arms]),
+    }
 
 
-def covariance(kernel: Kernel, arms: Sequence[Arm]) -> Array:
-    """The prior covariance of all arms."""
-    places = features(arms)
-    made: Array = _kernel(kernel, places.shape[1], _columns(arms))(places)
-    return made
-
-
-def _kernel(kernel: Kernel, width: int, columns: tuple[list[str], list[str]]) -> Any:
-    """The level of a budget, and what the ratio and the method change of it."""
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern
-
-    methods, models = columns
-    own = [kernel.ratio, kernel.size, *(kernel.method for _ in methods), *(1.5 for _ in models)]
-    level = [FAR, 2 * kernel.size, *(FAR for _ in methods), *(1.5 for _ in models)]
-    assert len(own) == width
-    return ConstantKernel(kernel.level**2) * Matern(level, nu=2.5) + ConstantKernel(
-        kernel.amplitude**2
-    ) * Matern(own, nu=2.5)
-
-
-def _process(
-    kernel: Kernel, width: int, columns: tuple[list[str], list[str]], variance: Array
-) -> Any:
-    from sklearn.gaussian_process import GaussianProcessRegressor
-
-    return GaussianProcessRegressor(
-        kernel=_kernel(kernel, width, columns),
-        alpha=variance + kernel.noise**2 + 1e-10,
-        optimizer=None,
-    )
+def _matern(places: Mapping[str, Array], lengths: Mapping[str, float]) -> Array:
+    """The Matern covariance of smoothness 5/2, with a length for each kind of column."""
+    at = np.concatenate([places[name] / length for name, length in lengths.items()], axis=1)
+    apart = np.sqrt(5 * ((at[:, None] - at[None]) ** 2).sum(axis=-1))
+    found: Array = (1 + apart + apart**2 / 3) * np.exp(-apart)
+    return found
