@@ -93,7 +93,8 @@ def preset(
     not say what the experiment is of, it is the embedded one, with `example`.
     """
     own = sys.argv[1:] if argv is None else list(argv)
-    given = {"--" + word[2:].partition("=")[0].replace("-", "_") for word in own}
+    words = (word.partition("=")[0] for word in own if word.startswith("--"))
+    given = {"--" + word[2:].replace("-", "_") for word in words}
     embedded = [] if given & set(EXAMPLE) else [*EXAMPLE, *example]
     return _launched(parser(name, description).parse_args([*ALL, *embedded, *own]))
 

@@ -91,7 +91,8 @@ def test_targets_of_pass_at_k_are_forked_beside_those_of_perplexity():
     labels = ["ppl-2.0", "ppl-1.6", "pass@1-0.30", "pass@1-0.50"]
     assert [stage.sweetspot for stage in by_role(made, "fork")] == labels
     assert made.about["rules"] == labels
-    assert by_role(made, "fork")[2].name == "tiny_sweetspot-pass@1-0.30_dpo-arith-remaining"
+    name = "tiny_sweetspot-pass@1-0.30_dpo-arith-remaining-"
+    assert by_role(made, "fork")[2].name.startswith(name)
     assert by_role(made, "reference_sft") == by_role(plan(), "reference_sft")
     alone = plan(thresholds=None, sft_values=targets)
     assert [stage.sweetspot for stage in by_role(alone, "sweetspot")] == labels[2:]
