@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from tuning.runs import interrupt
 from tuning.runs.errors import Interrupted
 from tuning.runs.rundir import RunDirectory
+from tuning.training import backend
 from tuning.training.checkpoints import Resume, RunCallback
 from tuning.training.config import largest_divisor, optimizer_name
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
@@ -120,6 +121,7 @@ def finish(
         train_seconds=round(callback.seconds, 2),
         device=trainer.model.device.type,
         processes=1,
+        backend=backend.chosen(config),
         **more,
     )
     save(prepare(trainer.model), tokenizer, directory.path / MODEL)
