@@ -36,6 +36,10 @@ class Method:
     and --micro_batch_size is refused."""
     whole_batches: bool = False
     """Whether a step takes a whole batch, so that the last, smaller one of an epoch is dropped."""
+    unsloth: bool = True
+    """Whether unsloth can open its policy; it has a way of its own to sample for GRPO, which counts
+    and seeds nothing of ours.
+    """
     rewarded: bool = False
     """Whether the task grades what the model samples; the pool then has the task's columns too."""
     beta: str = "beta"
@@ -106,6 +110,7 @@ METHODS = {
         Method(
             name="grpo",
             columns=("prompt",),
+            unsloth=False,
             rewarded=True,
             beta="grpo_beta",
             whole_batches=True,

@@ -335,6 +335,35 @@ def test_how_the_engine_carries_it_out_does_not_count(values):
     assert on_engine(**values).hash == on_engine().hash
 
 
+def test_all_weights_are_another_run_in_which_no_adapter_counts():
+    config = sft(full=True)
+    assert config.artifact_form == "full" and config.hash != sft().hash
+    assert config.run_name == suffixed("tiny_sft-arith-500", config)
+    other = replace(config, lora=replace(config.lora, lora_r=3, full_modules=("lm_head",)))
+    assert other.hash == config.hash
+    parent = parent_of(config, config.run_name)
+    assert parent.lora is None
+    over, of_all = pt(parent=parent), pt(parent=parent, full=True)
+    assert not over.continues_adapter and over.artifact_form == "adapter"
+    assert of_all.artifact_form == "full" and of_all.hash != over.hash
+
+
+def test_all_weights_over_an_adapter_merge_it():
+    parent = parent_of(sft(), sft().run_name)
+    found = pt(parent=parent, full=True)
+    assert not found.continues_adapter and found.artifact_form == "full"
+    merged = replace(found, training=replace(found.training, merge_parent=True))
+    assert merged.hash == found.hash != pt(parent=parent).hash
+
+
+def test_four_bits_are_another_model_and_what_opens_it_is_not():
+    assert sft(load_in_4bit=True).hash != sft().hash
+    assert sft(load_in_4bit=True).model.identity_hash != sft().model.identity_hash
+    for name in ("transformers", "unsloth"):
+        assert sft(backend_train=name).hash == sft().hash
+        assert pt(backend_train=name).run_name == pt().run_name
+
+
 def test_what_the_engine_trains_does():
     others = [
         on_engine(osft=True),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning.autotune.config import AutotuneRunConfig
-from tuning.autotune.rows import POOLS, Sample, artifact, target_of
+from tuning.autotune.rows import POOLS, Sample, artifact, is_unpaired, target_of
 from tuning.autotune.space import KNOBS, Candidate, Space
 from tuning.autotune.terms import flops_of
 from tuning.autotune.workload import Device, Workload
@@ -21,7 +21,7 @@ from tuning.engine.run_config import shape_of
 from tuning.methods import METHODS
 from tuning.runs import provenance
 from tuning.sweetspots.config import PassAtKStoppingConfig, PerplexityConfig
-from tuning.training.config import largest_divisor, state_bytes
+from tuning.training.config import engine_weights, largest_divisor, state_bytes
 from tuning.weights.config import in_half
 from tuning.weights.hub import snapshot_folder
 from tuning.weights.shape import Adapter, Shape, adapter_of, read_shape
@@ -127,7 +127,7 @@ class Subject:
     def _fixed_micro_batch(self) -> int | None:
         if self.method == "kto":
             rows = int(self.run.training.kl_batch_size) // self.config.processes
-            return max(1, rows // 2)
+            return max(1, rows // self._sequences)
         return self.run.compute.micro_batch_size if self.method == "pretrain_fixed" else None
 
     @property
@@ -143,7 +143,7 @@ class Subject:
     @cached_property
     def workload(self) -> Workload:
         """The training in numbers."""
-        return Workload.of(
+        made = Workload.of(
             self._known_shape,
             None if self._trains_all else self._adapter,
             longest=self.sample.longest,
@@ -157,6 +157,10 @@ class Subject:
             optimizer_bytes=self._optimizer_bytes,
             fused_loss=self.run.compute.use_liger_kernels,
         )
+        if not self.on_engine or self.config.serves == "pretrain":
+            return made
+        weights = engine_weights(self._known_shape, self.run.engine)
+        return replace(made, parameters=weights.saved, trained=weights.trained)
 
     @property
     def rows(self) -> int:
@@ -178,7 +182,9 @@ class Subject:
     def _sequences(self) -> int:
         if self.config.serves != "pft":
             return 1
-        return int(self.run.training.num_generations) if self.method == "grpo" else 2
+        if self.method == "grpo":
+            return int(self.run.training.num_generations)
+        return 1 if is_unpaired(self.config) else 2
 
     @property
     def _reference(self) -> str:

@@ -18,7 +18,7 @@ from tuning.plan import Plan, Stage, standing
 from tuning.runs import manifest, provenance
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.store import checkpoint_name
-from tuning.training.config import state_bytes
+from tuning.training.config import engine_weights, state_bytes
 from tuning.weights.base import MODEL, base_directory
 from tuning.weights.config import ModelLoadConfig, in_half
 from tuning.weights.hub import snapshot_folder
@@ -151,7 +151,8 @@ def _share(plan: Plan, stage: Stage, run: RunDirectory | None, cuda: bool) -> Sh
     model = (BFLOAT16 if half else FLOAT32) * shape.parameters
     checkpoint = FLOAT32 * adapter.saved + state_bytes(t.optimizer, cuda=cuda) * adapter.trained
     if config.trainer == "engine":
-        checkpoint = 3 * FLOAT32 * shape.parameters
+        whole = engine_weights(shape, config.engine)
+        checkpoint = FLOAT32 * (whole.saved + 2 * whole.trained)
     elif config.lora.full:
         checkpoint = (FLOAT32 + state_bytes(t.optimizer, cuda=cuda)) * shape.parameters
     elif config.artifact_form == "adapter":

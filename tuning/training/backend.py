@@ -31,8 +31,9 @@ def chosen(run: Any) -> str:
     """
     if run.model.backend_train != "auto":
         return str(run.model.backend_train)
-    able = bool(provenance.gpus()) and provenance.version(UNSLOTH) and ranks.world_size() == 1
-    return UNSLOTH if able else TRANSFORMERS
+    there = bool(provenance.gpus()) and provenance.version(UNSLOTH) and ranks.world_size() == 1
+    able = run.kind == "sft" or method(run.pft_method).unsloth
+    return UNSLOTH if there and able else TRANSFORMERS
 
 
 def require(model: ModelLoadConfig) -> None:

@@ -14,6 +14,7 @@ from tuning.methods import METHODS
 from tuning.runs.errors import UserError, choose
 from tuning.settings import require, setting
 from tuning.weights.config import LoraConfig, ModelLoadConfig
+from tuning.weights.shape import Adapter, Shape, in_subspaces
 
 OPTIMIZERS = (
     "auto",
@@ -258,6 +259,13 @@ def optimizer_name(optimizer: str, *, cuda: bool) -> str:
         return optimizer
     eight_bit = cuda and importlib.util.find_spec("bitsandbytes") is not None
     return "adamw_8bit" if eight_bit else "adamw_torch"
+
+
+def engine_weights(shape: Shape, osft: OSFTConfig) -> Adapter:
+    """The parameters that the engine keeps, and those that it trains."""
+    if not osft.osft:
+        return Adapter(saved=shape.parameters, trained=shape.parameters)
+    return in_subspaces(shape, osft.osft_unfreeze_rank_ratio, osft.osft_target_patterns)
 
 
 def state_bytes(optimizer: str, *, cuda: bool) -> int:

@@ -17,7 +17,6 @@ from typing import Any
 
 from tuning import config as site
 from tuning import methods
-from tuning.data import train_dataset
 from tuning.data.budget import total_steps
 from tuning.data.config import DatasetConfig, dataset_config
 from tuning.engine.config import ComputeConfig, LossConfig, loss_name
@@ -28,11 +27,10 @@ from tuning.plan import REMAINING
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import SHORT, RunDirectory
 from tuning.schema import override
-from tuning.settings import RunConfig, require, setting
+from tuning.settings import RunConfig, setting
 from tuning.sweetspots.config import PassAtKStoppingConfig, PerplexityConfig
 from tuning.sweetspots.monitor import Monitors, Spending
 from tuning.sweetspots.rules import Rule
-from tuning.tasks import registry as tasks
 from tuning.training.config import (
     DPOTrainingConfig,
     EngineSFTConfig,
@@ -46,6 +44,7 @@ from tuning.training.config import (
     used,
 )
 from tuning.training.naming import shown, with_seed
+from tuning.training.reads import require_rows
 from tuning.training.sweetspot_rules import pass_at_k_rules, perplexity_rules, with_rules_of
 from tuning.weights.config import LoraConfig, ModelLoadConfig
 from tuning.weights.files import checked_hash
@@ -179,7 +178,13 @@ class PTRunConfig(RunConfig):
     """The seed in its name; None if it is the model's default."""
 
     def __post_init__(self) -> None:
-        methods.method(self.pft_method).check(self.training)
+        method = methods.method(self.pft_method)
+        method.check(self.training)
+        if self.model.backend_train == "unsloth" and not method.unsloth:
+            raise UserError(
+                f"backend_train unsloth is not for {method.name}; give --backend_train auto, which "
+                "takes it where it can."
+            )
         require_frozen(self.model, full=self.lora.full, merged=self.training.merge_parent)
         if "micro_batch_size" in used(self.pft_method):
             require_whole_micro_batches(self.compute, self.training.effective_batch_size)
@@ -232,14 +237,15 @@ class PTRunConfig(RunConfig):
         return name if plain else f"{name}-{self.hash[:SHORT]}"
 
     def default(self) -> PTRunConfig:
-        """The same run with the defaults of its model."""
-        return preference_config(
-            model=self.model.model,
-            dataset=self.dataset.dataset,
-            task=self.task,
-            pft_method=self.pft_method,
-            train_size=self.dataset.train_size,
-            parent=self.parent,
+        """The same run with the defaults of its model, which need not fit its rows."""
+        return _preference(
+            self.model.model,
+            self.dataset.dataset,
+            self.task,
+            self.pft_method,
+            self.dataset.train_size,
+            self.parent,
+            {},
         )
 
 
@@ -321,20 +327,33 @@ def preference_config(
     values: Mapping[str, Any] | None = None,
 ) -> PTRunConfig:
     """A preference run: defaults, then collections.yaml (pft, then the method), then `values`."""
+    made = _preference(model, dataset, task, pft_method, train_size, parent, values or {})
+    require_rows(made.dataset, made.pft_method, made.task, made.training)
+    return made if not values else replace(made, is_default=made.hashed == made.default().hashed)
+
+
+def _preference(
+    model: str,
+    dataset: str,
+    task: str,
+    pft_method: str,
+    train_size: int | None,
+    parent: Parent | None,
+    values: Mapping[str, Any],
+) -> PTRunConfig:
+    """The run, whether the rows are such that it could be trained or not."""
     method = site.collections().method(pft_method)
     task = site.collections().task(task)
-    refuse_unused(method, values or {})
-    chosen = _model_settings(model, ("pft", method), PT_PARTS) | dict(values or {})
+    refuse_unused(method, values)
+    chosen = _model_settings(model, ("pft", method), PT_PARTS) | dict(values)
     lora, training = build(LoraConfig, chosen), build(DPOTrainingConfig, chosen)
     if lora.full:
-        refuse_adapter(values or {})
+        refuse_adapter(values)
     elif parent is not None and parent.lora is not None and not training.merge_parent:
         lora = parent.lora
-    data = dataset_config(dataset, task, "pt", train_size)
-    _require_rows(data, method, task, training)
-    made = PTRunConfig(
+    return PTRunConfig(
         model=_model(model, chosen),
-        dataset=data,
+        dataset=dataset_config(dataset, task, "pt", train_size),
         task=task,
         pft_method=method,
         lora=lora,
@@ -343,30 +362,6 @@ def preference_config(
         parent=parent,
     )
     return made if not values else replace(made, **shown(made, made.default()))
-
-
-def _require_rows(data: DatasetConfig, method: str, task: str, training: DPOTrainingConfig) -> None:
-    """Raise UserError unless the preference pool has what a method reads."""
-    able, unpaired = methods.method(method), train_dataset.is_unpaired(data.entry)
-    if able.unpaired and unpaired:
-        train_dataset.require_labels(data.entry, data.train_size, method)
-        batch, kl = training.effective_batch_size, training.kl_batch_size
-        fits = f"a divisor of the {batch} rows of a step, as the preference pool is unpaired"
-        require(training, "kl_batch_size", batch % kl == 0, fits)
-        return
-    if unpaired and not able.rewarded:
-        raise UserError(
-            f"the preference pool of '{data.dataset}' is unpaired ({', '.join(methods.UNPAIRED)}), "
-            f"and {method} needs {', '.join(able.columns)}; choose "
-            f"{' or '.join(m.name for m in methods.METHODS.values() if m.unpaired)}, or other data."
-        )
-    train_dataset.require_columns(data.entry, "preference", columns_of(method, task), method)
-
-
-def columns_of(pft_method: str, task: str) -> tuple[str, ...]:
-    """The columns of the preference pool that a method reads."""
-    method = methods.method(pft_method)
-    return method.reads(tasks.task(task).columns if method.rewarded else ())
 
 
 def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:

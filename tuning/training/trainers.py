@@ -16,7 +16,7 @@ from tuning.engine import ranks
 from tuning.runs.errors import Interrupted
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory
-from tuning.training import sharded
+from tuning.training import backend, sharded
 from tuning.training.checkpoints import Resume, RunCallback
 from tuning.training.config import largest_divisor, optimizer_name
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
@@ -148,6 +148,7 @@ def finish(
         train_seconds=round(callback.seconds, 2),
         device=trainer.model.device.type,
         processes=ranks.world_size(),
+        backend=backend.chosen(config),
         **more,
     )
     model, state = prepare(trainer.model, state)
