@@ -329,7 +329,7 @@ def preference_config(
     """A preference run: defaults, then collections.yaml (pft, then the method), then `values`."""
     made = _preference(model, dataset, task, pft_method, train_size, parent, values or {})
     require_rows(made.dataset, made.pft_method, made.task, made.training)
-    return made if not values else replace(made, is_default=made.hashed == made.default().hashed)
+    return made if not values else replace(made, **shown(made, made.default()))
 
 
 def _preference(
@@ -361,7 +361,6 @@ def _preference(
         compute=compute_config(method, chosen, training.effective_batch_size),
         parent=parent,
     )
-    return made if not values else replace(made, **shown(made, made.default()))
 
 
 def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:
