@@ -105,8 +105,11 @@ def test_comparisons_pair_the_seeds_and_correct_for_their_number() -> None:
     together = weighed([("base", better, worse), *[("base", worse, worse)] * 5])
     assert [c.sign for c in together] == [1, 0, 0, 0, 0, 0]
     assert together[0].corrected == pytest.approx(6 * together[0].difference.p)
-    single = weighed([("base", better, ours[0])])[0]
-    assert single.seeds == 3
+    assert weighed([("base", better, ours[0])])[0].seeds == 1
+    base = replace(ours[0], role="base", seed=5)
+    assert weighed([("base", better, base)])[0].seeds == 3
+    two = [scored(seed, 0.0, role="pt") for seed in (2, 3)]
+    assert weighed([("base", better, united(two)[0])])[0].seeds == 2
 
 
 def test_a_difference_that_many_comparisons_turn_up_by_chance_is_not_called_one() -> None:

@@ -124,22 +124,26 @@ def weighed(pairs: Sequence[tuple[Question, Row, Row]]) -> list[Comparison]:
 def _differences(ours: Row, theirs: Row) -> np.ndarray | None:
     """pass@1 of ours minus theirs, shape (seeds, prompts); None unless both have the same prompts.
 
-    Seeds are paired by their number, and in order where none is common. A model of no seed, or of
-    one, that meets several is the same for each.
+    Seeds are paired by their number, and in order where none is common. A base model is the same
+    for every seed.
     """
     if ours.scores is None or theirs.scores is None:
         return None
     mine, others = np.array(ours.scores.seeds), np.array(theirs.scores.seeds)
     if not mine.size or mine.shape[1] != others.shape[1]:
         return None
-    if len(mine) == 1 or len(others) == 1:
+    if "base" in (ours.role, theirs.role):
         return mine - others
-    common = [seed for seed in ours.seeds if seed in theirs.seeds]
-    if len(common) > 1:
-        mine = mine[[ours.seeds.index(seed) for seed in common]]
-        others = others[[theirs.seeds.index(seed) for seed in common]]
+    first, second = _seeds_of(ours), _seeds_of(theirs)
+    if common := [seed for seed in first if seed in second]:
+        mine = mine[[first.index(seed) for seed in common]]
+        others = others[[second.index(seed) for seed in common]]
     pairs = min(len(mine), len(others))
     return mine[:pairs] - others[:pairs]
+
+
+def _seeds_of(row: Row) -> list[int | None]:
+    return list(row.seeds) or [row.seed]
 
 
 def about(comparisons: Sequence[Comparison], question: Question) -> list[Comparison]:
