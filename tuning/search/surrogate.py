@@ -87,7 +87,8 @@ def posterior(arms: Sequence[Arm], measures: Mapping[Arm, Measure]) -> Posterior
     weights = np.exp(likelihoods - likelihoods.max())
     ends = np.round(np.cumsum(weights / weights.sum()) * DRAWS).astype(int)
     normal = np.random.default_rng(SEED).standard_normal((DRAWS, len(arms)))
-    draws, first = np.empty_like(normal), 0
+    first = 0
+    draws: Array = np.empty(normal.shape)
     for prior, end in zip(priors, ends, strict=True):
         if end > first:  # of each kernel as many draws as its weight asks for
             _, mean, covariance = _fit(prior, seen, scores - centre, variance)
@@ -107,8 +108,8 @@ def _fit(
     prior: Prior, seen: Sequence[int], scores: Array, variance: Array
 ) -> tuple[float, Array, Array]:
     """The logarithm of the likelihood of some scores, and the mean and the covariance of all."""
-    noisy = prior.covariance[np.ix_(seen, seen)]
-    noisy = noisy + np.diag(variance + prior.kernel.noise**2 + JITTER)
+    noise = np.diag(variance + prior.kernel.noise**2 + JITTER)
+    noisy = prior.covariance[np.ix_(seen, seen)] + noise
     root = np.linalg.cholesky(noisy)
     apart = np.linalg.solve(root, scores - prior.mean[seen])
     across = np.linalg.solve(root, prior.covariance[seen])
@@ -118,8 +119,8 @@ def _fit(
 
 def _root(covariance: Array) -> Array:
     """The matrix R with R'R = covariance; unlike eigenvectors it is the same on every machine."""
-    found: Array = np.linalg.cholesky(covariance + JITTER * np.eye(len(covariance))).T
-    return found
+    root = np.linalg.cholesky(covariance + JITTER * np.eye(len(covariance)))
+    return np.asarray(root.T, dtype=np.float64)
 
 
 @lru_cache(maxsize=4)
