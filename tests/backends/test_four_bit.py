@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from tests.conftest import COLLECTIONS, copy_home
+from tests.conftest import COLLECTIONS
 from tests.invariant.test_artifacts import perplexity
-from tuning import run_dpo, run_sft
+from tuning import run_dpo, run_pretrain, run_sft
 from tuning.inference.vllm_engine import served
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory
@@ -25,18 +26,26 @@ from tuning.weights.artifact import artifact_of
 
 pytest.importorskip("bitsandbytes", reason="make test-backends makes an environment that has it")
 
-DATA: dict[str, Any] = {"model": "tiny", "dataset": "arith", "task": "math"}
-FLAGS = ["--model", "tiny", "--dataset", "arith", "--task", "math"]
+DATA: dict[str, Any] = {"model": "even", "dataset": "arith", "task": "math"}
+FLAGS = ["--model", "even", "--dataset", "arith", "--task", "math"]
 SFT = {"load_in_4bit": True}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def home(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home with an SFT run over a base in 4 bits."""
-    home = copy_home(trained_home, tmp_path_factory.mktemp("four_bit") / "home")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home with an SFT run over a base in 4 bits, whose matrices bitsandbytes can pack on a CPU:
+    their widths are multiples of 64.
+    """
+    root = tmp_path_factory.mktemp("four_bit")
+    home, site = root / "home", yaml.safe_load(COLLECTIONS.read_text())
+    home.mkdir()
+    even = site["models"]["even"] = site["models"]["tiny"] | {"from_run": "even"}
+    even["settings"]["pretrain"] |= {"hidden_size": 128, "intermediate_size": 256}
+    (root / "collections.yaml").write_text(yaml.safe_dump(site))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNING_HOME", str(home))
-        patch.setenv("TUNING_COLLECTIONS", str(COLLECTIONS))
+        patch.setenv("TUNING_COLLECTIONS", str(root / "collections.yaml"))
+        assert run_pretrain.main(["--model", "even"]) == 0
         flags = [*FLAGS, "--train_size", "48", "--load_in_4bit", "--do_training"]
         assert run_sft.main(flags) == 0
         yield home
@@ -45,18 +54,18 @@ def home(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def run(home: Path) -> RunDirectory:
     config = sft_config(**DATA, train_size=48, values=SFT)
-    assert config.run_name.startswith("tiny_sft-arith-48-")
+    assert config.run_name.startswith("even_sft-arith-48-")
     return RunDirectory(home / "models" / config.run_name)
 
 
 def test_the_adapter_is_loaded_over_the_base_that_it_was_trained_over(home, run):
     assert run.result["perplexity"] < run.result["base_perplexity"]
     assert perplexity(home, run, None) == pytest.approx(run.result["perplexity"], rel=1e-4)
-    model: Any = loading.open_model(artifact_of(model_config("tiny", SFT), run))
+    model: Any = loading.open_model(artifact_of(model_config("even", SFT), run))
     kinds = {type(part).__name__ for part in model.modules()}
     assert "Linear4bit" in kinds
-    plain = artifact_of(model_config("tiny"), run)
-    assert not plain.load_in_4bit and plain.base == artifact_of(model_config("tiny", SFT)).base
+    plain = artifact_of(model_config("even"), run)
+    assert not plain.load_in_4bit and plain.base == artifact_of(model_config("even", SFT)).base
 
 
 def test_preference_tuning_goes_on_over_it(home, run):
@@ -73,7 +82,7 @@ def test_vllm_gets_the_weights_that_the_four_bits_stand_for(run):
     """With the adapter merged, and without one."""
     ids = torch.arange(3, 43)[None]
     for directory in (None, run):
-        source = artifact_of(model_config("tiny", SFT), directory)
+        source = artifact_of(model_config("even", SFT), directory)
         whole = served(source, merge=False)
         assert whole.adapter is None and not whole.load_in_4bit
         with torch.no_grad():
