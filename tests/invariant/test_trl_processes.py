@@ -64,7 +64,8 @@ def trained(homes: Path, trained_home: Path, method: str, parallel: str = "") ->
             code, errors = warm.run_together(2, words, environment(home), home.anchor, 300)
             assert code == 0, errors[-4000:]
             assert errors.count("training:   0%") == 1, "one rank shows progress"
-    (path,) = (home / "models").glob("tiny_*")
+    runs = (home / "models").glob("tiny_*")
+    (path,) = (run for run in runs if ("_pt-" in run.name) == (method != "sft"))
     return RunDirectory(path)
 
 
