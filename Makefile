@@ -1,8 +1,8 @@
 # make demo        set everything up and run the main job on the embedded default, here
 # make install     only set everything up; REQUIREMENTS=requirements-gpu.txt for a machine with a GPU
-# make test        every test but those of SLURM and of vLLM; sets everything up as well
+# make test        every test but those of SLURM and of backends; sets everything up as well
 # make test-slurm  those: they start a SLURM of two nodes on this machine (Debian: apt-get install slurm-wlm munge)
-# make test-backends  those of vLLM: they run a real one, in an environment of its own (.venv-backends, 4 GB)
+# make test-backends  those of a real vLLM, unsloth and bitsandbytes, in an environment of their own (.venv-backends, 4 GB)
 # make static      lint, types, import order
 # make check       the same, and unit tests
 # make bench       every benchmark, one table each
@@ -57,9 +57,10 @@ $(READY_DEV): $(READY) requirements-dev.txt
 	@touch $@
 
 # What vLLM pulls in for pictures and sound needs a GPU build of torch, and stops transformers beside any other.
-$(BACKENDS)/.ready: requirements.txt requirements-backends.txt
+$(BACKENDS)/.ready: requirements.txt requirements-backends.txt requirements-backends-alone.txt
 	test -x $(BACKENDS)/bin/python || $(PYTHON) -m venv $(BACKENDS)
 	$(BACKENDS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-backends.txt
+	$(BACKENDS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-backends-alone.txt
 	$(BACKENDS)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(BACKENDS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@

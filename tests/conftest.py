@@ -18,6 +18,7 @@ import pytest
 from tests import warm
 from tests.logged import logged
 from tuning.config import PACKAGE, DatasetEntry
+from tuning.entry import QUIET
 from tuning.runs import log
 
 COLLECTIONS = Path(__file__).parent / "collections.yaml"
@@ -29,8 +30,9 @@ LONGEST = (
     "test_prefetch", "test_phase",
 )  # fmt: skip
 """The files that take longest, by name."""
-LEFT = ("TORCHINDUCTOR_", "ACCELERATE_", "WANDB_MODE")
-"""Variables with these beginnings are set in a test process by what it imports or trains."""
+LEFT = ("TORCHINDUCTOR_", "ACCELERATE_", "WANDB_MODE", "HF_XET_", *QUIET)
+"""Variables with these beginnings are set in a test process by what it imports, trains or runs;
+with another one of them, a command would not be forked but started anew."""
 MEMORY = Path("/dev/shm")
 ENOUGH = 4 << 30
 

@@ -134,3 +134,15 @@ def test_an_example_prints_what_stands_below_it(
         form = re.escape(line).replace(r"\.\.\.", ".*")
         found = any(re.fullmatch(form, other) for other in lines)
         assert found, f"not printed, or not in this order: {line}\n{told}"
+
+
+@pytest.mark.parametrize("name", ["small_budgets", "cold_start", "grpo_seeds", "paper_grid"])
+def test_an_example_plans_with_three_seeds(name: str, capsys) -> None:
+    here = ["--base_model", "tiny", "--dataset", "arith"] if name == "paper_grid" else []
+    path = CHECKOUT / "examples" / f"{name}.yaml"
+    assert main([str(path), *here, "--launcher", "local", "--dry_run"]) == 0
+    told = capsys.readouterr()
+    assert all(f"_seed-{seed}" in told.out for seed in (43, 44)) and "_seed-45" not in told.out
+    if name == "paper_grid":
+        assert "246 trainings" in told.err and "114 are saved" in told.err
+        assert "114 of 360" in path.read_text() and "other 246" in path.read_text()

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
@@ -17,7 +17,12 @@ from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, UserError, choose
 from tuning.runs.interrupt import quits
 from tuning.runs.names import require_fits
 
+if TYPE_CHECKING:
+    from tuning.experiments.search import Rounds
+
 LAUNCHERS = ("local", "slurm")
+States = Mapping[str, tuple[str, str]]
+"""{stage: (state, reason)}."""
 _ONE = r"(?:after\w*(?::\d+(?:_(?:\d+|\*))?(?:\+\d+)?)+|singleton)"
 _DEPENDENCY = re.compile(rf"{_ONE}(?:[,?]{_ONE})*")
 
@@ -115,8 +120,8 @@ def launch_options(args: argparse.Namespace) -> Launch:
     )
 
 
-def launch(plan: Plan, options: Launch) -> int:
-    """Launch a plan; the exit code of the command."""
+def launch(plan: Plan, options: Launch, rounds: Rounds | None = None) -> int:
+    """Launch a plan, that of the first round of a search; the exit code of the command."""
     require_fits("experiment", plan.experiment)
     for stage in plan.stages:
         require_fits("run", stage.name)
@@ -125,6 +130,8 @@ def launch(plan: Plan, options: Launch) -> int:
     if options.dry_run:
         from tuning.launchers.dry_run import show
 
+        if rounds is not None:
+            _to_stderr("\n".join(rounds.told()))
         with quits():
             show(plan, _submission_of(plan, options) if launcher == "slurm" else None)
         return 0
@@ -134,12 +141,15 @@ def launch(plan: Plan, options: Launch) -> int:
         _require_successor(plan)
     if engines := _engines(plan):
         _to_stderr(f"note: answers are sampled with {', '.join(engines)}; --backend says otherwise")
+    if rounds is not None:
+        plan = rounds.resume()
+        _to_stderr("\n".join(rounds.told()))
     if launcher == "slurm":
         with quits("stopped before everything was submitted; the same command submits the rest"):
-            return _submit(plan, options)
+            return _submit(plan, options, rounds)
     if unused := _for_slurm_only(options):
         _to_stderr(f"note: nothing is submitted to SLURM here; not used: {', '.join(unused)}")
-    return _run_here(plan, options)
+    return _run_here(plan, options, rounds)
 
 
 def _engines(plan: Plan) -> list[str]:
@@ -197,10 +207,15 @@ def samples_on_cuda(args: argparse.Namespace) -> bool | None:
     return all("gpu" in " ".join([one.gres or "", *one.options]) for one in asked)
 
 
-def _run_here(plan: Plan, options: Launch) -> int:
-    """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed."""
+def _run_here(
+    plan: Plan, options: Launch, rounds: Rounds | None = None, failed: States | None = None
+) -> int:
+    """0 when every stage is done or skipped, 75 when stopped on request, 1 when one failed; of a
+    search, all rounds. `failed`: the stages of earlier rounds that did.
+    """
     from tuning.launchers import footprint, prefetch
     from tuning.launchers.local import LocalLauncher
+    from tuning.phases.work import require_shares
     from tuning.report.build import write_report
 
     folder = site.reports_dir() / plan.experiment
@@ -211,15 +226,22 @@ def _run_here(plan: Plan, options: Launch) -> int:
         wait=options.wait,
         wandb=options.wandb,
         environ=prefetch.needless(plan),
+        failed=failed,
     )
+    require_shares(plan.stages, launcher.processes_of)
     save_plan(folder, plan)
     print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)
     found = footprint.estimate(plan, site.home(), parallel=launcher.slots)
     if found.stays or found.unknown:
         _to_stderr(footprint.describe(found))
     states = launcher.launch()
+    failed = {n: ended for n, ended in states.items() if ended[0] in ("failed", "blocked")}
+    if rounds is not None and not (launcher.stopping or rounds.last.end):
+        more = rounds.advance()
+        _to_stderr("\n".join(rounds.told()))
+        if more is not None:
+            return _run_here(more, options, rounds, failed)
     print(write_report(plan, site.home(), states))
-    failed = [name for name, (state, _) in states.items() if state in ("failed", "blocked")]
     for name in failed:
         reason = f"{states[name][1]} (log: {folder / 'logs' / name}.txt)"
         print(f"error: {name}: {reason}", file=sys.stderr)
@@ -228,16 +250,20 @@ def _run_here(plan: Plan, options: Launch) -> int:
     return EXIT_FAILED if failed else 0
 
 
-def _submit(plan: Plan, options: Launch) -> int:
+def _submit(plan: Plan, options: Launch, rounds: Rounds | None = None) -> int:
     """Submit what is not done; 0 when everything is done or in the queue."""
     from tuning.launchers import prefetch
     from tuning.launchers.slurm import feasible
+    from tuning.launchers.slurm.announcement import print_submitted
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.resources import Cluster
+    from tuning.launchers.slurm.rounds import write_asked
     from tuning.manage.succession import require_successor
+    from tuning.phases.work import require_shares
     from tuning.runs.lock import Lock
 
     cluster, slurm = Cluster(options.resources, kinds=options.kinds), Slurm()
+    require_shares(plan.stages, lambda stage: cluster.of(stage).processes)
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
         raise UserError(
             f"TUNING_HOME '{site.home()}' contains {' '.join(map(repr, odd))}, which job "
@@ -253,8 +279,10 @@ def _submit(plan: Plan, options: Launch) -> int:
     submission = _submission(plan, cluster, slurm, options)
     with Lock(submission.folder).holding():
         require_successor(plan, site.home())  # again: another submission may have been under way
+        if rounds is not None:
+            write_asked(submission.folder, rounds.record.plan, cluster, submission.options)
         outcome = submission.submit()
-    _print_submitted(plan, cluster, outcome)
+    print_submitted(plan, cluster, outcome)
     if outcome.ending:
         _to_stderr(
             f"warning: {', '.join(outcome.ending)} did not end in time; if it was cancelled, "
@@ -281,62 +309,12 @@ def _submission(plan: Plan, cluster: Any, slurm: Any, options: Launch) -> Any:
     )
 
 
-def _print_submitted(plan: Plan, cluster: Any, outcome: Any) -> None:
-    from tuning.launchers import footprint
-    from tuning.launchers.slurm import usage
-    from tuning.launchers.slurm.client import Slurm
-    from tuning.launchers.slurm.shared import told_to_followers
-    from tuning.report.build import write_report
-
-    if not (outcome.new or outcome.queued or outcome.left or outcome.shared):
-        _to_stderr(f"experiment {plan.experiment}: all stages are done, nothing to submit")
-        usage.update(site.reports_dir() / plan.experiment, Slurm())
-        print(write_report(plan, site.home()))
-        return
-    print(f"experiment {plan.experiment}")
-    for stage in (stage for stage in plan.stages if stage.has_work):
-        _print_stage(stage.name, outcome)
-    if outcome.new:
-        new = [stage for stage in plan.stages if stage.name in outcome.new]
-        asked = dict.fromkeys((stage.kind, cluster.of(stage)) for stage in new)
-        for kind, resources in asked:
-            print(f"  {kind}: {describe(resources)}")
-        cuda = any("gpu" in (resources.gres or "") for _, resources in asked) or None
-        print(footprint.describe(footprint.estimate(plan, site.home(), cuda=cuda)))
-    if outcome.left:
-        when = "when these have ended" if outcome.goes_on else "once jobs of yours have ended"
-        who = "the last of these jobs submits them" if outcome.goes_on else "submit again"
-        print(
-            f"{len(outcome.left)} stages are left, since no more jobs may be queued at a time: "
-            f"{who} {when}; the same command does so as well"
-        )
-    if outcome.replaced and (note := told_to_followers(site.reports_dir() / plan.experiment)):
-        print(note)
-    print(f"follow with: tuning status {plan.experiment} --watch")
-
-
-def _print_stage(name: str, outcome: Any) -> None:
-    """What was done about a stage, its job, and what is to be said of it."""
-    task = outcome.new.get(name) or outcome.queued.get(name)
-    state = "submitted" if name in outcome.new else "queued" if task else "done"
-    note = ""
-    if name in {stage.name for stage in outcome.left}:
-        state = "later"
-    elif name in outcome.shared:
-        task, state = outcome.shared[name].task, "queued"
-        note = f"  (by experiment {outcome.shared[name].experiment})"
-    elif name in outcome.replaced:
-        note = f"  (replaces {outcome.replaced[name].id}, which asked for other resources)"
-    elif name in outcome.outdated:
-        note = "  (runs on with the resources that it has)"
-    print(f"  {state:>9}  {task.id if task else '':>8}  {name}{note}")
-
-
 def summary(plan: Plan, options: Launch) -> str:
     """What launching a plan would start: how many stages of each kind, with which resources, and
     how much it writes; "" if all is done.
     """
     from tuning.launchers import footprint
+    from tuning.launchers.slurm.announcement import describe
     from tuning.launchers.slurm.resources import Cluster
 
     slurm = launcher_of(options) == "slurm"
@@ -364,22 +342,6 @@ def summary(plan: Plan, options: Launch) -> str:
 
 def _ended(plan: Plan, stage: Stage) -> bool:
     return standing(plan, stage, site.home()).state != "pending"
-
-
-def describe(resources: Any) -> str:
-    """The resources of a job, in one line."""
-    parts = [
-        f"{resources.nodes} nodes" if resources.nodes > 1 else "",
-        f"{resources.processes} processes per node" if resources.processes > 1 else "",
-        f"{resources.cpus} cores",
-        resources.gres or "no GPU",
-        resources.mem or "",
-        f"{resources.time} per start" if resources.time else "default time limit",
-        f"partition {resources.partition}" if resources.partition else "",
-        f"in {resources.container}" if resources.container else "",
-        " ".join(resources.options),
-    ]
-    return ", ".join(filter(None, parts))
 
 
 def _to_stderr(text: str) -> None:

@@ -36,8 +36,15 @@ class Method:
     and --micro_batch_size is refused."""
     whole_batches: bool = False
     """Whether a step takes a whole batch, so that the last, smaller one of an epoch is dropped."""
+    unsloth: bool = True
+    """Whether unsloth can open its policy; it has a way of its own to sample for GRPO, which counts
+    and seeds nothing of ours.
+    """
     rewarded: bool = False
     """Whether the task grades what the model samples; the pool then has the task's columns too."""
+    beta: str = "beta"
+    """The setting that its implicit reward, beta * log(pi / reference), is scaled by; where that is
+    zero, beta is 1."""
     trainer: str
     """`module:function`; see `train_with`."""
     check: Callable[[Any], None]
@@ -103,7 +110,9 @@ METHODS = {
         Method(
             name="grpo",
             columns=("prompt",),
+            unsloth=False,
             rewarded=True,
+            beta="grpo_beta",
             whole_batches=True,
             check=_check_grpo,
             trainer="tuning.training.grpo_training:train",

@@ -46,7 +46,7 @@ class Stage:
     evaluation: dict[str, Any] | None = None
     """The config of the evaluation, as JSON values."""
     phases: tuple[str, ...] = ()
-    """Those of train, infer and evaluate to run; empty: the stage is only a row of the report."""
+    """Those of train, infer, evaluate and measure to run; empty: it is only a row of the report."""
     artifact: str = ""
     """Name of the artifact evaluated by a stage that trains nothing; part of its output path."""
     task: str = ""
@@ -56,7 +56,9 @@ class Stage:
     script: str = ""
     """The entry point that runs it: a file in tuning/."""
     joinable: bool = False
-    """Whether several ranks can train it together."""
+    """Whether it is trained by as many ranks as there are GPUs, unless it is told otherwise, and on
+    several nodes: by the engine. TRL takes several ranks of one node, where they are asked for.
+    """
     parent: str | None = None
     """The stage whose artifact this one continues or belongs to."""
     sweetspot: str | None = None
@@ -69,6 +71,12 @@ class Stage:
     """Whether it runs alone, on all cores."""
     autotune: dict[str, Any] | None = None
     """How to tune its training before it begins, as JSON values; None: not at all."""
+    before_after: dict[str, Any] | None = None
+    """What to measure before and after its training, as JSON values; None: nothing."""
+    first_prompts: int | None = None
+    """Evaluate on so many of the test prompts, the first; None: on all. A later stage of the same
+    evaluation does the rest.
+    """
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Stage:
@@ -89,18 +97,24 @@ class Stage:
         return self.autotune is not None and "train" in self.phases
 
     @property
+    def shareable(self) -> bool:
+        """Whether several ranks can train it together."""
+        return self.joinable or "train" in self.phases
+
+    @property
     def kind(self) -> str:
         """Its resource class in cluster.yaml: pretrain, sft, pft, evaluation or report."""
         return _KINDS[self.role]
 
     @property
     def key(self) -> str:
-        """Hash over all fields of the stage, as 12 hexadecimal digits; without tuning, the same as
-        before there was any.
+        """Hash over all fields of the stage, as 12 hexadecimal digits; what was added later
+        counts where it is given.
         """
         values = asdict(self)
-        if self.autotune is None:
-            del values["autotune"]
+        for later in ("autotune", "before_after", "first_prompts"):
+            if values[later] is None:
+                del values[later]
         return digest(values)[:12]
 
     @property
@@ -110,6 +124,8 @@ class Stage:
         """
         of = {"train": self.hash}
         evaluation = f"{self.hash}:{self.evaluation_hash}"
+        if self.first_prompts is not None:
+            evaluation += f":{self.first_prompts}"
         return tuple(f"{phase}:{of.get(phase, evaluation)}" for phase in self.phases)
 
 
@@ -234,8 +250,8 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
             if stage.role == "fork":
                 size = spot.left_of(stage.total_data or 0)
                 name = settled_name(name, size)
-        except Skipped as reason:
-            return Standing(state="skipped", reason=str(reason), cause=reason.cause)
+        except Skipped as skipped:
+            return Standing(state="skipped", reason=str(skipped), cause=skipped.cause)
         except (StageFailed, UserError):
             return Standing(state="pending")
     run = RunDirectory(locate(home / "models", name, stage.hash)) if stage.trains else None
@@ -246,9 +262,16 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
         evaluation = RunDirectory(
             locate(root, artifact + stage.evaluation_suffix, stage.evaluation_hash)
         )
-    done = all(_done(phase, run, evaluation) for phase in stage.phases)
+    done = all(_done(phase, run, evaluation, stage.first_prompts) for phase in stage.phases)
+    note = ""
+    if done and stage.first_prompts is not None and not (evaluation and evaluation.done("infer")):
+        note = f"evaluated on the first {stage.first_prompts} prompts"
     return Standing(
-        state="done" if done else "pending", run=run, evaluation=evaluation, train_size=size
+        state="done" if done else "pending",
+        reason=note,
+        run=run,
+        evaluation=evaluation,
+        train_size=size,
     )
 
 
@@ -265,9 +288,20 @@ def sweetspot_ready(plan: Plan, stage: Stage, home: Path) -> bool:
     return True
 
 
-def _done(phase: str, run: RunDirectory | None, evaluation: RunDirectory | None) -> bool:
-    directory = run if phase == "train" else evaluation
-    return directory is not None and directory.done(phase)
+def first_share(prompts: int) -> str:
+    """The phase of an evaluation on the first prompts alone."""
+    return f"first-{prompts}"
+
+
+def _done(
+    phase: str, run: RunDirectory | None, evaluation: RunDirectory | None, first: int | None
+) -> bool:
+    of_run = phase in ("train", "measure")
+    directory = run if of_run else evaluation
+    if directory is None:
+        return False
+    part = not of_run and first is not None and directory.done(first_share(first))
+    return part or directory.done(phase)
 
 
 def descendants(stages: Iterable[Stage], name: str) -> set[str]:

@@ -186,6 +186,7 @@ def described(kind: str, args: argparse.Namespace) -> AutotuneRunConfig:
     from tuning import run_dpo, run_pretrain, run_sft
     from tuning.autotune.config import AutotuneRunConfig
     from tuning.phases.tune import started
+    from tuning.training.config import require_shared
     from tuning.training.start import start_of
     from tuning.weights.base import require_base
 
@@ -195,26 +196,26 @@ def described(kind: str, args: argparse.Namespace) -> AutotuneRunConfig:
     if serves != "pretrain":
         require_base(work.run.model)
     more = started(start_of(work.run)) if serves == "pft" else {}
-    joinable = serves == "pretrain" or work.run.trainer == "engine"
+    everywhere = serves == "pretrain" or work.run.trainer == "engine"
+    processes = _processes(args.num_gpus, everywhere=everywhere)
+    if serves != "pretrain":
+        require_shared(work.run, processes)
     assert work.options.autotune is not None
     return AutotuneRunConfig.of(
         serves,
         work.run,
         work.options.autotune,
-        processes=_processes(args.num_gpus, joinable=joinable),
+        processes=processes,
         **more,
     )
 
 
-def _processes(asked: int | None, *, joinable: bool) -> int:
+def _processes(asked: int | None, *, everywhere: bool) -> int:
+    """The processes to tune for; `everywhere`: one for each GPU unless it is told otherwise."""
     gpus = len(provenance.gpus())
-    number = asked if asked is not None else (max(1, gpus) if joinable else 1)
+    number = asked if asked is not None else (max(1, gpus) if everywhere else 1)
     if number < 1:
         raise UserError(f"num_gpus is {number}; it must be at least 1.")
-    if number > 1 and not joinable:
-        raise UserError(
-            f"num_gpus is {number}; TRL trains on one device. Give 1, or --trainer engine."
-        )
     if number > gpus > 0:
         raise UserError(f"num_gpus is {number}; this machine has {gpus}.")
     return number

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 from tuning import config as site
 from tuning.flags import Parser, add_flags, given
-from tuning.methods import METHODS, method
+from tuning.methods import METHODS
 from tuning.runs.errors import UserError
 
 if TYPE_CHECKING:
     from tuning.phases.work import Work
+    from tuning.runs.rundir import RunDirectory
     from tuning.training.config_training import Parent
 
 
@@ -50,18 +51,31 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
+    from tuning.phases.work import planned
+
+    carry_out(planned(argv, "pft") or described(parser().parse_args(argv)))
+    return 0
+
+
+def carry_out(work: Work) -> RunDirectory:
+    """Train, sample and score, as far as that is asked for and not done yet; returns the directory
+    of the run.
+    """
+    from tuning.phases.before_after import BeforeAfter
     from tuning.phases.evaluate import check_evaluation, evaluate_run
     from tuning.phases.train import not_trained, training_phase
-    from tuning.phases.tune import tuned
-    from tuning.phases.work import planned
-    from tuning.runs import interrupt
+    from tuning.phases.tune import tune_only, tuned, tunes_only
+    from tuning.runs import interrupt, ranks
     from tuning.runs.rundir import RunDirectory, locate
+    from tuning.training import backend
+    from tuning.training.config import require_shared
     from tuning.training.render import preference_command
     from tuning.training.start import start_of
     from tuning.weights.base import require_base
 
-    work = planned(argv, "pft") or described(parser().parse_args(argv))
     config, options = work.run, work.options
+    if options.do_training:
+        backend.require(config.model)
     require_base(config.model)
     if work.evaluation:
         check_evaluation(work.evaluation, work.options)
@@ -70,28 +84,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupt.install()
     identity = config.identity(start.named(work.name), start.recorded)
     directory = RunDirectory(locate(site.models_dir(), identity.run_name, identity.hash))
+    if processes := tunes_only():
+        if options.do_training:
+            require_shared(config, processes)
+            tune_only("pft", config, identity, options, processes, start)
+        return directory
+    measures = BeforeAfter(config, start.train_size, options, work.evaluation)
     if options.do_training:
+        require_shared(config, ranks.world_size())
+        measures.before(directory)
         with training_phase(identity, options) as training:
             directory = training.directory
             if not training.done:
-                train = method(config.pft_method).train_with()
                 with tuned("pft", config, directory, options, start) as run:
+                    train = backend.trainer_of(run)
                     train(run, directory, start, list(training.report_to))
-    if work.evaluation:
+    if work.evaluation and ranks.is_first():
         if not directory.done("train"):
             raise not_trained(directory, preference_command(config))
         evaluate_run(work.evaluation, directory, options)
-    return 0
+    measures.after(directory, identity)
+    return directory
 
 
 def described(args: argparse.Namespace) -> Work:
     """The work that a command line describes."""
     from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
-    from tuning.phases.options import options_of
+    from tuning.phases.options import held_out_given, options_of
     from tuning.phases.work import Work
-    from tuning.training.config_training import PT_PARTS, preference_config
+    from tuning.training.config_training import PT_PARTS, preference_config, validation_size
 
-    options = options_of(args)
+    options, held_out = options_of(args), held_out_given(args, args.evaluate_before)
     _check_start(args)
     config = preference_config(
         model=args.model,
@@ -115,7 +138,8 @@ def described(args: argparse.Namespace) -> Work:
         if options.evaluates
         else None
     )
-    return Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
+    work = Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
+    return work if held_out is None else work.measured(held_out, validation_size(args.model))
 
 
 def _check_start(args: argparse.Namespace) -> None:

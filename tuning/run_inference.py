@@ -36,7 +36,7 @@ def parser(name: str = "run_inference.py", description: str | None = __doc__) ->
     add_data(made, model=False)
     add_options(made, training=False)
     loading = "how --model is loaded"
-    add_flags(made, ModelLoadConfig, skip=("max_seq_length",), title=loading)
+    add_flags(made, ModelLoadConfig, skip=("max_seq_length", "backend_train"), title=loading)
     add_flags(made, PassAtKConfig)
     return made
 

@@ -36,7 +36,7 @@ def parser() -> Parser:
     made.add_argument("--size", type=int, help="rows from the start of the pool (default: all)")
     made.add_argument("--batch_size", type=int, default=16, help="rows of a forward pass")
     made.add_argument("--output", type=Path, help="write the figures here too, as JSON")
-    add_flags(made, ModelLoadConfig, title="how --model is loaded")
+    add_flags(made, ModelLoadConfig, skip=("backend_train",), title="how --model is loaded")
     return made
 
 

@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if processes := tunes_only():
         tune_only("pretrain", config, config.identity(work.name), work.options, processes)
         return 0
-    with training_phase(config.identity(work.name), work.options, joinable=True) as training:
+    with training_phase(config.identity(work.name), work.options) as training:
         if not training.done:
             from tuning.engine.pretraining import pretrain
 

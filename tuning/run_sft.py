@@ -1,4 +1,5 @@
-"""Supervised fine-tuning of a base model, with sweetspot checkpoints where thresholds are given.
+"""Supervised fine-tuning of a base model, with sweetspot checkpoints where perplexity thresholds or
+pass@k targets are given.
 
     python tuning/run_sft.py --model tiny --dataset arith --task math --train_size 2000 \\
         --do_training --do_inference --do_evaluation
@@ -22,8 +23,7 @@ from tuning.flags import Parser, add_flags, given
 
 if TYPE_CHECKING:
     from tuning.phases.work import Work
-    from tuning.runs.training import Training
-    from tuning.training.config_training import SFTRunConfig
+    from tuning.runs.rundir import RunDirectory
 
 
 def parser() -> Parser:
@@ -43,51 +43,69 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    from tuning.phases.evaluate import check_evaluation, evaluate_run
+    from tuning.phases.work import planned
+
+    carry_out(planned(argv, "sft") or described(parser().parse_args(argv)))
+    return 0
+
+
+def carry_out(work: Work) -> RunDirectory:
+    """Train, sample and score, as far as that is asked for and not done yet; returns the directory
+    of the run.
+    """
+    from tuning.phases.before_after import BeforeAfter
+    from tuning.phases.evaluate import check_evaluation, check_pass_at_k, evaluate_run
     from tuning.phases.train import not_trained, training_phase
     from tuning.phases.tune import tune_only, tuned, tunes_only
-    from tuning.phases.work import planned
     from tuning.runs import interrupt, ranks
     from tuning.runs.rundir import RunDirectory, locate
+    from tuning.training import backend
+    from tuning.training.config import require_shared
     from tuning.training.render import sft_command
     from tuning.weights.base import require_base
 
-    work = planned(argv, "sft") or described(parser().parse_args(argv))
     config, options = work.run, work.options
     if work.evaluation:
         check_evaluation(work.evaluation, work.options)
     if options.do_training:
         config.loss.own_function()
+        backend.require(config.model)
+        check_pass_at_k(config)
     require_base(config.model)
     site.require_writable_home()
     interrupt.install()
+    identity = config.identity(work.name)
+    directory = RunDirectory(locate(site.models_dir(), work.name, config.hash))
     if processes := tunes_only():
         if options.do_training:
-            tune_only("sft", config, config.identity(work.name), options, processes)
-        return 0
-    directory = RunDirectory(locate(site.models_dir(), work.name, config.hash))
+            require_shared(config, processes)
+            tune_only("sft", config, identity, options, processes)
+        return directory
+    measures = BeforeAfter(config, config.train_size, options, work.evaluation)
     if options.do_training:
-        joinable = config.trainer == "engine"
-        with training_phase(config.identity(work.name), options, joinable=joinable) as training:
+        require_shared(config, ranks.world_size())
+        measures.before(directory)
+        with training_phase(identity, options) as training:
             directory = training.directory
             if not training.done:
                 with tuned("sft", config, training.directory, options) as run:
-                    _train(run, training)
+                    backend.trainer_of(run)(run, directory, list(training.report_to))
     if work.evaluation and ranks.is_first():
         if not directory.done("train"):
             raise not_trained(directory, sft_command(config))
         evaluate_run(work.evaluation, directory, options)
-    return 0
+    measures.after(directory, identity)
+    return directory
 
 
 def described(args: argparse.Namespace) -> Work:
     """The work that a command line describes."""
     from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_config
-    from tuning.phases.options import options_of
+    from tuning.phases.options import held_out_given, options_of
     from tuning.phases.work import Work
     from tuning.training.config_training import SFT_PARTS, sft_config
 
-    options = options_of(args)
+    options, held_out = options_of(args), held_out_given(args, args.evaluate_before)
     config = sft_config(
         model=args.model,
         dataset=args.dataset,
@@ -108,15 +126,8 @@ def described(args: argparse.Namespace) -> Work:
         if options.evaluates
         else None
     )
-    return Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
-
-
-def _train(config: SFTRunConfig, training: Training) -> None:
-    if config.trainer == "engine":
-        from tuning.training.engine_sft import train
-    else:
-        from tuning.training.sft_training import train
-    train(config, training.directory, list(training.report_to))
+    work = Work(options=options, run=config, name=config.run_name, evaluation=evaluation)
+    return work if held_out is None else work.measured(held_out, config.perplexity.validation_size)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The sweetspot experiment: SFT with checkpoints at perplexity sweetspots, preference tuning from
-each, and a report that compares them.
+"""The sweetspot experiment: SFT with checkpoints at sweetspots of perplexity or pass@k, preference
+tuning from each, and a report that compares them.
 
     python tuning/run_sweetspot_pipeline.py --model tiny --dataset arith --task math \\
         --total_data 3000 --sft_data 2000 --perplexity_thresholds 2.0 1.6 1.4 \\
         --do_sft --do_dpo --do_inference --do_evaluation
 
-Each fork trains on the examples of the budget that SFT left. The reference runs are SFT alone and
+Perplexity thresholds and pass@k targets (--pass_at_k_targets 0.3 0.5) may be given together. Each
+fork trains on the examples of the budget that SFT left. The reference runs are SFT alone and
 preference tuning alone, on the whole budget. Writes runs under TUNING_HOME/models and outputs, and
 the report under TUNING_HOME/outputs/reports/{experiment}/. Run again, it resumes.
 """
@@ -13,6 +14,7 @@ the report under TUNING_HOME/outputs/reports/{experiment}/. Run again, it resume
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,14 +28,22 @@ if TYPE_CHECKING:
     from tuning.plan import Plan
 
 
-def parser() -> Parser:
+EXAMPLE = (
+    "--model", "tiny", "--dataset", "arith", "--task", "math",
+    "--total_data", "3000", "--sft_data", "2000",
+)  # fmt: skip
+"""What an experiment is of that a preset gets no flags for."""
+ALL = ("--do_sft", "--do_dpo", "--do_inference", "--do_evaluation", "--no_references")
+
+
+def parser(name: str = "run_sweetspot_pipeline.py", description: str | None = __doc__) -> Parser:
     """The flags: the experiment, what to do, and settings of SFT, preference tuning, evaluation."""
     from tuning.autotune.config import add_autotune_switch
     from tuning.experiments.choices import add_settings
     from tuning.launch import add_launch_flags
-    from tuning.phases.options import add_data
+    from tuning.phases.options import add_before_after_switch, add_data
 
-    made = Parser(prog="run_sweetspot_pipeline.py", description=__doc__)
+    made = Parser(prog=name, description=description)
     add_data(made)
     made.add_argument("--total_data", required=True, type=int, help="the whole budget in examples")
     made.add_argument("--sft_data", required=True, type=int, help="examples of it that SFT may use")
@@ -50,6 +60,7 @@ def parser() -> Parser:
     )
     made.add_argument("--seed", type=int, help="seed of SFT and preference tuning")
     add_autotune_switch(made)
+    add_before_after_switch(made)
     add_settings(made, rules=True)
     return made
 
@@ -72,7 +83,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Locally: 0 if every stage is done or skipped, 75 if stopped on request, 1 if a stage failed. As
     SLURM jobs: 0 if everything is done or queued.
     """
-    args = parser().parse_args(argv)
+    return _launched(parser().parse_args(argv))
+
+
+def preset(
+    name: str, description: str | None, example: Sequence[str], argv: Sequence[str] | None
+) -> int:
+    """A script that is this one with all phases and no reference runs. Where its command line does
+    not say what the experiment is of, it is the embedded one, with `example`.
+    """
+    own = sys.argv[1:] if argv is None else list(argv)
+    words = (word.partition("=")[0] for word in own if word.startswith("--"))
+    given = {"--" + word[2:].replace("-", "_") for word in words}
+    embedded = [] if given & set(EXAMPLE) else [*EXAMPLE, *example]
+    return _launched(parser(name, description).parse_args([*ALL, *embedded, *own]))
+
+
+def _launched(args: argparse.Namespace) -> int:
     from tuning import launch
 
     options = launch.launch_options(args)
@@ -94,6 +121,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     from tuning.experiments.choices import settings_given
     from tuning.experiments.sweetspot import Wanted
     from tuning.launch import samples_on_cuda
+    from tuning.phases.options import held_out_given
 
     settings = settings_given(args)
     if args.no_early_stop:
@@ -113,6 +141,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         experiment=args.experiment,
         seed=args.seed,
         autotune=autotune_given(args, args.autotune),
+        held_out=held_out_given(args, args.evaluate_before),
         cuda=samples_on_cuda(args),
         **settings,
     )

@@ -27,12 +27,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuning import config as site
 from tuning.experiments import questions
 from tuning.experiments.choices import add_settings, settings_given
-from tuning.flags import Parser, truth
+from tuning.flags import Parser, add_flags, build, given, truth
 from tuning.launch import (
     Launch,
     add_launch_flags,
@@ -46,6 +46,10 @@ from tuning.plan import Plan
 from tuning.runs.errors import UserError
 from tuning.runs.interrupt import quits
 from tuning.schema import mapping, read_yaml, wrong
+from tuning.search.config import SearchConfig
+
+if TYPE_CHECKING:
+    from tuning.experiments.search import Rounds
 
 PIPELINE_FLAGS = ("--total_data", "--sft_data")
 """Flags that only a sweetspot experiment has."""
@@ -55,11 +59,25 @@ def main(words: Sequence[str]) -> int:
     """Submit an experiment; returns the exit code."""
     with quits("stopped; nothing was submitted"):
         plan, args = _plan(list(words))
+        rounds = _rounds(plan, args)
+        plan = rounds.plan if rounds else plan
         options = launch_options(args)
         if getattr(args, "confirm", False) and not _confirmed(plan, options):
             print("nothing was submitted", file=sys.stderr)
             return 0
-    return launch(plan, options)
+    return launch(plan, options, rounds)
+
+
+def _rounds(plan: Plan, args: argparse.Namespace) -> Rounds | None:
+    """The search of a grid that --search asks for; UserError for settings of it without."""
+    from tuning.experiments.search import Rounds
+
+    values = given(args, (SearchConfig,), "search_")
+    if getattr(args, "search", False):
+        return Rounds.begin(plan, build(SearchConfig, values))
+    if values:
+        raise UserError(f"--search_{next(iter(values))} is for --search; add it.")
+    return None
 
 
 def _confirmed(plan: Plan, options: Launch) -> bool:
@@ -145,6 +163,13 @@ def _left_to_ask(args: argparse.Namespace, words: Sequence[str], *, person: bool
 def _parser() -> Parser:
     made = Parser(prog="tuning submit", description=__doc__)
     questions.add_flags(made)
+    made.add_argument(
+        "--search",
+        action="store_true",
+        help="run only a part of the grid, in rounds: find the best split of each budget with a "
+        "surrogate of pass@1, and stop weak runs early",
+    )
+    add_flags(made, SearchConfig, prefix="search_", title="how --search proceeds")
     made.add_argument("--experiment", help="the name of the experiment and its report")
     made.add_argument(
         "--prompt", action="store_true", help="ask what to run, if no flag or variable says it"

@@ -27,10 +27,10 @@ class Step:
 
 
 _TRL = ("transformers", "trl", "peft", "datasets")
-_BITS = ("bitsandbytes", "transformers", "peft")
+_BITS = ("bitsandbytes", *_TRL)
 _HF = ("transformers",)
 FIRST = (
-    Step(name="machine", runs="machine:run", limit=25),
+    Step(name="machine", runs="machine:run", limit=15),
     Step(name="attention", runs="attention:run", limit=35, packages=_HF),
     Step(name="engine", runs="engine:sizes", limit=70, packages=_HF),
     Step(name="base", runs="training:base", limit=45, packages=_HF),
@@ -38,10 +38,12 @@ FIRST = (
     Step(name="dpo", runs="training:dpo", limit=40, packages=_TRL, needs=MODEL),
     Step(name="grpo", runs="training:grpo", limit=45, packages=_TRL, needs=MODEL),
     Step(name="inference", runs="inference:hf", limit=45, packages=_HF, needs=MODEL),
-    Step(name="four_bit", runs="four_bit:run", limit=40, packages=_BITS, needs=MODEL),
+    Step(name="four_bit", runs="training:four_bit", limit=50, packages=_BITS, needs=MODEL),
     Step(name="vllm", runs="inference:vllm", limit=80, needs=MODEL),
 )
 FURTHER = (
+    Step(name="full", runs="training:full", limit=50, packages=_TRL, needs=MODEL),
+    Step(name="pass_at_k", runs="training:pass_at_k", limit=60, packages=_TRL, needs=MODEL),
     Step(name="autotune", runs="autotune:run", limit=130, packages=_TRL, needs=MODEL),
     Step(name="sft_engine", runs="training:sft_engine", limit=45, packages=_HF, needs=MODEL),
     Step(name="optimizer", runs="optimizer:run", limit=30, packages=_HF),

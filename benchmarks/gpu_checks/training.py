@@ -1,5 +1,6 @@
-"""SFT, DPO and GRPO with TRL, and SFT on the engine, by the entry points of the project, on a model
-that the first step pre-trains; and an SFT that is interrupted and goes on.
+"""SFT (adapters, in 4 bits, of all weights), DPO and GRPO with TRL, and SFT on the engine, by the
+entry points of the project, on a model that the first step pre-trains; and an SFT that is
+interrupted and goes on.
 """
 
 from __future__ import annotations
@@ -31,6 +32,23 @@ def base(context: Context) -> None:
 def sft(context: Context) -> None:
     """run_sft.py."""
     _trained(context, "SFT", "run_sft.py", *_sft_flags(context))
+
+
+def four_bit(context: Context) -> None:
+    """run_sft.py --load_in_4bit: an adapter over a base in 4 bits."""
+    _trained(context, "SFT in 4 bits", "run_sft.py", *_sft_flags(context), "--load_in_4bit")
+
+
+def full(context: Context) -> None:
+    """run_sft.py --full: all weights, in float32 while they train."""
+    flags = ("--full", "--learning_rate", "1e-4")
+    _trained(context, "SFT of all weights", "run_sft.py", *_sft_flags(context), *flags)
+
+
+def pass_at_k(context: Context) -> None:
+    """run_sft.py that measures pass@k on its way, sampled from the model in training."""
+    asked = ("--pass_at_k_targets", "0.1", "0.9", "--pass_at_k_every", "16")
+    _trained(context, "SFT that measures pass@k", "run_sft.py", *_sft_flags(context), *asked)
 
 
 def sft_engine(context: Context) -> None:

@@ -5,24 +5,30 @@ beams, an interruption, and what it refuses. `make test-backends` makes the envi
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.small_site import use
 from tuning import config as site
 from tuning import run_inference, run_pretrain, run_sft
 from tuning.data import train_dataset
 from tuning.evaluation.config import PassAtKConfig
+from tuning.inference.beside import Beside
 from tuning.inference.generator import Generator, Messages, opened, token_ids
 from tuning.inference.vllm_engine import STEP_TOKENS
 from tuning.runs import interrupt
 from tuning.runs.errors import Interrupted, StageFailed
 from tuning.runs.rundir import RunDirectory
-from tuning.training.config_training import model_config
+from tuning.training import sft_training
+from tuning.training.config_training import model_config, sft_config
 from tuning.weights.artifact import Artifact, artifact_of
 
 pytest.importorskip("vllm", reason="make test-backends makes an environment that has it")
@@ -231,6 +237,55 @@ def test_a_stopped_inference_goes_on_with_what_is_left(home, monkeypatch):
     assert set(kept) <= set(lines)
     scores = json.loads((path.parent / "scores.json").read_text())
     assert (scores["prompts"], scores["samples"]) == (12, 3)
+
+
+@pytest.mark.parametrize("merge", [None, False])
+def test_a_kept_engine_answers_as_what_is_trained_goes_on(adapter, prompts, tmp_path, merge):
+    """As two models in turn: it reads whole weights anew (on a CPU all are merged), or adapters."""
+    other = trained_further(adapter)
+    sampling = replace(GREEDY, merge_adapter=merge, max_new_tokens=16)
+    some = prompts[:24]
+    with closing(Beside(adapter, sampling, tmp_path / "beside", keep=True)) as beside:
+        engines = []
+        for artifact in (adapter, other, adapter):
+            with opened("hf", artifact) as hf:
+                expected = answered(hf, some, sampling)
+            with beside.generator(partial(shutil.copytree, artifact.adapter)) as generator:
+                assert agreement(answered(generator, some, sampling), expected) >= 0.9
+                engines.append(generator._llm)
+    assert len(set(map(id, engines))) == 1
+    assert not (tmp_path / "beside").exists()
+
+
+def trained_further(adapter: Artifact) -> Artifact:
+    """An adapter whose answers differ: the weights of another one, twice as strong."""
+    source, target = adapter.adapter, adapter.adapter.parent / "stronger"
+    if not target.exists():
+        shutil.copytree(source, target)
+        weights = load_file(source / "adapter_model.safetensors")
+        stronger = {name: 2 * w if "lora_B" in name else w for name, w in weights.items()}
+        save_file(stronger, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    return replace(adapter, adapter=target)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_pass_at_k_during_sft_changes_no_bit_of_it(home, tmp_path, keep):
+    """Neither random numbers nor threads: an engine seeds and sets them when it starts."""
+    common = {"lora_dropout": 0.1, "eval_steps": 4}
+    rules = {"pass_at_k_targets": (1.0,), "pass_at_k_every": 2, "pass_at_k_prompts": 4,
+             "pass_at_k_samples": 2, "pass_at_k_max_new_tokens": 8,
+             "pass_at_k_backend": "vllm", "use_persistent_vllm": keep}  # fmt: skip
+    losses = []
+    for name, values in (("with", common | rules), ("without", common)):
+        config = sft_config(
+            model="small", dataset="arith", task="math", train_size=32, values=values
+        )
+        run = RunDirectory(tmp_path / name)
+        sft_training.train(config, run, [])
+        losses.append([(x["loss"], x["grad_norm"]) for x in run.metrics() if "loss" in x])
+        steps = [x["step"] for x in run.metrics() if "pass@1" in x]
+        assert steps == ([0, 2, 4] if name == "with" else [])
+    assert losses[0] == losses[1]
 
 
 def test_what_it_refuses_says_what_to_change(adapter, prompts):

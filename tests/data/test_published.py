@@ -323,6 +323,7 @@ def test_unpaired_rows_are_for_kto_and_grpo_and_each_is_an_example(monkeypatch, 
     )
     with pytest.raises(UserError, match="kl_batch_size is 64; it must be a divisor of the 32 rows"):
         run("kto", kl_batch_size=64)
+    assert run("kto", effective_batch_size=16, kl_batch_size=16).training.kl_batch_size == 16
 
 
 @pytest.mark.parametrize("label", ["yes", None, 0.5, [], {}, 2])

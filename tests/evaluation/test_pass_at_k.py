@@ -21,6 +21,16 @@ def test_it_is_the_share_of_choices_with_a_right_one(samples):
             assert pass_at_k(samples, correct, k) == pytest.approx(sum(choices) / len(choices))
 
 
+@pytest.mark.parametrize(("rate", "k"), [(0.05, 1), (0.05, 8), (0.3, 4), (0.9, 2)])
+def test_its_mean_over_drawn_answers_is_the_chance_of_one_in_k(rate, k):
+    """1 - (1 - p)^k for an answer that is right with chance p: unbiased, whatever n is."""
+    prompts, samples = 40_000, 10
+    correct = np.random.default_rng(1).binomial(samples, rate, prompts)
+    found = per_prompt(correct.tolist(), samples, k)
+    error = found.std() / np.sqrt(prompts)
+    assert abs(found.mean() - (1 - (1 - rate) ** k)) < 4 * error
+
+
 def test_it_holds_for_many_samples():
     assert pass_at_k(1000, 1, 100) == pytest.approx(0.1)
     assert pass_at_k(10_000, 0, 10_000) == 0.0

@@ -69,6 +69,20 @@ def test_it_does_not_depend_on_the_batches(model, pool, batch_size):
     assert (found.tokens, found.samples) == (whole.tokens, whole.samples)
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_parts_of_the_pool_make_the_whole_and_are_called_as_often(model, pool, ranks):
+    calls = []
+    hook = model.register_forward_hook(lambda *_: calls.append(1))
+    found, often = {}, set()
+    for rank in range(ranks):
+        found |= perplexity.part_of_sums(model, pool, batch_size=5, at=rank, of=ranks)
+        often.add(len(calls))
+        calls.clear()
+    hook.remove()
+    assert len(often) == 1
+    assert perplexity.from_sums(*perplexity.in_order(found)) == measure(model, pool, batch_size=5)
+
+
 def test_a_batch_has_no_more_logits_than_fit(model, pool, monkeypatch):
     """A vocabulary of 128,000 makes gigabytes of them."""
     whole, shapes = measure(model, pool), []

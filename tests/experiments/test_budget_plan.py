@@ -525,3 +525,98 @@ def test_a_stage_of_a_plan_is_there_once_it_is_trained():
     assert found.run is not None and found.run.name == pt.name
     assert RunDirectory(site.models_dir() / pt.name).done("train")
     assert found.state == "pending"
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "costs", "expected"),
+    [
+        (1000, "0.5", ("1", "1"), (500, 500)),
+        (1000, "0.5", ("1", "0.5"), (500, 1000)),
+        (1000, "0.25", ("5", "1"), (50, 750)),
+        (1000, "1", ("3", "0.5"), (333, 0)),
+        (1000, "0", ("3", "0.3"), (0, 3333)),
+        (10, "0.5", ("4", "1"), (1, 6)),
+        (11, "0.95", ("4", "1"), (2, 3)),
+        (1000, "0.1", ("0.1", "0.7"), (1000, 1285)),
+    ],
+    ids=str,
+)
+def test_a_budget_of_costs_buys_whole_examples_and_is_never_overspent(size, ratio, costs, expected):
+    sft, pft = map(Decimal, costs)
+    split = Split(size=size, ratio=exact_ratio(ratio), sft_cost=sft, pft_cost=pft)
+    assert (split.n_sft, split.n_pt) == expected
+    spent = split.n_sft * sft + split.n_pt * pft
+    assert spent <= size and (size - spent < max(sft, pft))
+
+
+def test_costs_choose_the_examples_and_change_no_run():
+    made = plan(sft_ratios=("0.25", "1"), sft_cost="2", pft_cost="0.5")
+    names = [stage.name for stage in made.stages if stage.trains and stage.role != "pretrain"]
+    assert names == [
+        "tiny_sft-arith-125", "tiny_sft-arith-125_pt-arith-1500", "tiny_sft-arith-500",
+    ]  # fmt: skip
+    assert {s.total_data for s in made.stages if s.role in ("pt", "reference_sft")} == {1000}
+    assert (made.about["sft_cost"], made.about["pft_cost"]) == ("2", "0.5")
+    assert (
+        by_role(made, "reference_sft")[0].hash
+        == by_role(plan(train_sizes=(500,), sft_ratios=("1",)), "reference_sft")[0].hash
+    )
+    (note,) = notes(sft_ratios=("0.5",), sft_cost="7")
+    assert note == (
+        "sft_ratio 0.5 of a cost of 1000 buys 71.4285714286 SFT examples: SFT takes 71, preference "
+        "tuning 503, and 0 of the budget is left"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sft_cost": "0"}, "sft_cost is '0'; it must be a number above 0"),
+        ({"pft_cost": "-1"}, "pft_cost is '-1'"),
+        ({"sft_cost": "cheap"}, "sft_cost is 'cheap'"),
+        ({"pft_cost": "nan"}, "pft_cost is 'nan'"),
+        ({"sft_cost": "2000", "sft_ratios": ("1",)}, "buys no example at sft_ratio 1"),
+        ({"seeds": (1,), "n_seeds": 2}, "seed and seeds are both given"),
+    ],
+    ids=str,
+)
+def test_costs_and_seeds_that_mean_nothing_are_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        plan(**changes)
+
+
+def test_plans_of_other_prices_are_not_one_experiment():
+    plans = [plan(), plan(sft_cost="2")]
+    with pytest.raises(UserError, match="sft_cost is 1 and 2 within one experiment"):
+        merged(plans)
+
+
+def test_so_many_seeds_begin_at_the_default_whose_runs_keep_their_names():
+    made = plan(n_seeds=3)
+    assert made.about["seeds"] == [42, 43, 44]
+    assert [stage.name for stage in by_role(made, "sft")] == [
+        "tiny_sft-arith-250", "tiny_sft-arith-250_seed-43", "tiny_sft-arith-250_seed-44",
+    ]  # fmt: skip
+    assert by_role(made, "sft")[0] == by_role(plan(), "sft")[0]
+    assert by_role(made, "pt")[2].name == "tiny_sft-arith-250_seed-44_pt-arith-750_seed-44"
+    assert made == plan(seeds=(42, 43, 44))
+
+
+GRID = {
+    "sft_ratios": ("0", "0.01", "0.1", "0.25", "0.5", "0.75", "1"), "n_seeds": 3,
+    "train_sizes": (500, 1000, 2000, 5000, 10_000), "pft_methods": ("dpo", "kto"),
+}  # fmt: skip
+
+
+def test_a_grid_of_the_size_of_a_paper_shares_every_sft_run_that_can_be():
+    made, told_of = budget_plan(budget(**GRID))
+    sft = [stage for stage in made.stages if stage.role in ("sft", "reference_sft")]
+    pt = [stage for stage in made.stages if stage.role in ("pt", "reference_pt")]
+    sizes = {round(float(r) * s) for s in GRID["train_sizes"] for r in GRID["sft_ratios"]} - {0}
+    assert len(sft) == 3 * len(sizes) == 60
+    assert len(pt) == 3 * 2 * 5 * 6 == 180
+    assert len({stage.hash for stage in (*sft, *pt)}) == 240
+    assert told_of[-1] == (
+        "240 trainings, 60 of SFT and 180 of preference tuning, make what would be 360 without "
+        "shared runs: 120 are saved"
+    )

@@ -20,6 +20,7 @@ from tuning.plan import Plan, Stage, read_stage, write_stage
 from tuning.report.build import write_report
 from tuning.runs.errors import StageFailed, UserError
 from tuning.runs.rundir import Identity, claim
+from tuning.training import passk_pipeline, ppl_pipeline
 from tuning.training.config_training import SFT_PARTS, sft_config
 
 pytestmark = pytest.mark.unit
@@ -35,7 +36,8 @@ def plan(**changes) -> Plan:
         "model": "tiny", "dataset": "arith", "task": "math", "total_data": 1000, "sft_data": 500,
         "do_sft": True, "do_dpo": True, "do_inference": True, "do_evaluation": True,
     }  # fmt: skip
-    rules = {"perplexity_thresholds": changes.pop("thresholds", (2.0, 1.6))}
+    thresholds = changes.pop("thresholds", (2.0, 1.6))
+    rules = {} if thresholds is None else {"perplexity_thresholds": thresholds}
     for name, setting in (("patience", "perplexity_patience"), ("early_stop", "early_stop")):
         if name in changes:
             rules[setting] = changes.pop(name)
@@ -78,6 +80,41 @@ def test_the_stages_stand_in_order_with_their_names():
         ("reference_pt", "tiny_pt-arith-1000_kto"),
     ]
     assert len({stage.name for stage in made.stages}) == len(made.stages)
+
+
+def test_targets_of_pass_at_k_are_forked_beside_those_of_perplexity():
+    """Without thresholds of its own, an experiment that asks for pass@k has none of perplexity; and
+    the reference run samples nothing.
+    """
+    targets = {"pass_at_k_targets": (0.5, 0.3), "pass_at_k_samples": 4}
+    made = plan(sft_values=targets)
+    labels = ["ppl-2.0", "ppl-1.6", "pass@1-0.30", "pass@1-0.50"]
+    assert [stage.sweetspot for stage in by_role(made, "fork")] == labels
+    assert made.about["rules"] == labels
+    name = "tiny_sweetspot-pass@1-0.30_dpo-arith-remaining-"
+    assert by_role(made, "fork")[2].name.startswith(name)
+    assert by_role(made, "reference_sft") == by_role(plan(), "reference_sft")
+    alone = plan(thresholds=None, sft_values=targets)
+    assert [stage.sweetspot for stage in by_role(alone, "sweetspot")] == labels[2:]
+
+
+@pytest.mark.parametrize(
+    ("script", "rules"),
+    [
+        (passk_pipeline, ["pass@1-0.10", "pass@1-0.20"]),
+        (ppl_pipeline, ["ppl-2.0", "ppl-1.6", "ppl-1.4"]),
+    ],
+)
+def test_pipelines_by_their_own_scripts_do_all_and_train_no_references(script, rules, capsys):
+    here = ["--launcher", "local", "--dry_run"]
+    assert script.main(here) == 0
+    told = capsys.readouterr().out
+    assert all(f"tiny_sweetspot-{rule}_dpo-arith-remaining" in told for rule in rules)
+    assert told.count("--do_evaluation") == 2 + 2 * len(rules) and "_pt-arith" not in told
+    assert script.main([*here, "--pft_method", "kto", "--pass-at-k-targets=0.4"]) == 0
+    assert "sweetspot-pass@1-0.40_kto-arith" in capsys.readouterr().out
+    with pytest.raises(UserError, match="the following arguments are required: --dataset"):
+        script.main([*here, "--model", "tiny"])
 
 
 def test_parents_come_first_and_are_the_right_ones():

@@ -91,14 +91,3 @@ def test_two_processes_stop_together_and_resume_bit_for_bit(tmp_path: Path) -> N
     ]
     assert [x["loss"] for x in lines[0]] == [x["loss"] for x in lines[1]]
     assert [x["step"] for x in lines[0]] == [x["step"] for x in lines[1]]
-
-
-def test_runs_of_one_process_refuse_torchrun(tiny_home: Path) -> None:
-    command = torchrun(
-        2, PACKAGE / "run_sft.py", "--model", "tiny", "--dataset", "arith", "--task", "math",
-        "--train_size", "32", "--do_training",
-    )  # fmt: skip
-    done = warm.run(command, environment(tiny_home), tiny_home, timeout=120)
-    assert done.returncode != 0
-    assert "error: sft runs are trained by one process; torchrun started 2." in done.stderr
-    assert not list(tiny_home.glob("models/*sft*"))

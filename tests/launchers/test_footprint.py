@@ -217,13 +217,24 @@ def test_the_parent_of_a_run_need_not_be_in_its_plan(based):
 
 
 @unit
-def test_whole_weights_are_bfloat16_on_gpus_but_for_modules_that_are_trained_whole(based):
-    plain = preference_stage(pt("grpo"))
-    found = estimate(plan_of(plain), based, cuda=True).models
-    assert found == (whole_model(based) // 2,)
-    table = LLAMA["vocab_size"] * LLAMA["hidden_size"]
-    head = preference_stage(pt("grpo", full_modules=("lm_head",)))
-    assert estimate(plan_of(head), based, cuda=True).models == (found[0] + 2 * table,)
+@pytest.mark.parametrize("how", [{}, {"full_modules": ("lm_head",)}, {"full": True}])
+def test_whole_weights_are_bfloat16_on_gpus_whatever_of_them_is_trained(based, how):
+    found = estimate(plan_of(preference_stage(pt("grpo", **how))), based, cuda=True)
+    assert found.models == (whole_model(based) // 2,)
+
+
+@unit
+def test_checkpoints_of_all_weights_are_float32_with_their_moments(based):
+    """On both trainers; with 8-bit moments as many bytes less."""
+    sizes = [
+        estimate(plan_of(sft_stage(sft(size=32, save_steps=100, **how))), based, cuda=True)
+        for how in ({"full": True, "optimizer": "adamw_torch"}, {"trainer": "engine"},
+                    {"full": True, "optimizer": "adamw_8bit"})
+    ]  # fmt: skip
+    assert {size.models for size in sizes} == {(whole_model(based) // 2,)}
+    found = [size.checkpoints for size in sizes]
+    assert found[0] == found[1] == 3 * whole_model(based)
+    assert found[2] == 1.5 * whole_model(based)
 
 
 @unit

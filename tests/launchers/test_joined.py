@@ -200,7 +200,7 @@ def told(experiment: Experiment) -> dict[str, list[list]]:
     return {name: sorted(entries) for name, entries in found.items()}
 
 
-def test_what_can_be_joined_gets_the_processes_and_the_rest_one_each(experiment):
+def test_what_trains_gets_the_processes_and_the_rest_one_each(experiment):
     """As a plan of SFT by the engine and with TRL has it."""
     experiment.add("engine", joinable=True, do=1)
     experiment.add("trl", do=1)
@@ -211,15 +211,17 @@ def test_what_can_be_joined_gets_the_processes_and_the_rest_one_each(experiment)
     share = str(max(1, cores // 2))
     assert told(experiment) == {
         "engine": [[0, 2, "", share], [1, 2, "", share]],
-        "trl": [[0, 1, "", share]],
+        "trl": [[0, 2, "", share], [1, 2, "", share]],
         "evaluated": [[0, 1, "", share]],
     }
-    assert experiment.lines[0][2] == experiment.lines[1][2] == "engine", (
+    assert [line[2] for line in experiment.lines[:4]] == ["engine"] * 2 + ["trl"] * 2, (
         "alone, one after the other"
     )
 
 
-def test_one_process_for_each_gpu_unless_fewer_are_asked_for(experiment, monkeypatch):
+def test_one_process_for_each_gpu_with_the_engine_unless_fewer_are_asked_for(
+    experiment, monkeypatch
+):
     """GPUs that this machine need not have: nothing here computes on one."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6")
     experiment.add("engine", joinable=True, do=1)
@@ -227,8 +229,9 @@ def test_one_process_for_each_gpu_unless_fewer_are_asked_for(experiment, monkeyp
     LocalLauncher(experiment.plan, processes=2).launch()
     found = told(experiment)
     assert [entry[:3] for entry in found["engine"]] == [[0, 2, "3,5"], [1, 2, "3,5"]]
-    assert [entry[:3] for entry in found["trl"]] == [[0, 1, "3"]]
+    assert [entry[:3] for entry in found["trl"]] == [[0, 2, "3,5"], [1, 2, "3,5"]]
     launcher = LocalLauncher(experiment.plan)
+    assert launcher._placement(experiment.stages[1]).devices == ("3",)
     assert launcher._placement(experiment.stages[0]).devices == ("3", "5", "6")
     assert launcher._placement(experiment.stages[0]).processes == 3
     with pytest.raises(UserError, match="processes is 4; each needs a GPU of its own, and this"):

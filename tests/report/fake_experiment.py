@@ -12,9 +12,10 @@ from typing import Any
 
 from tuning.evaluation.intervals import mean_interval
 from tuning.evaluation.pass_at_k import per_prompt
+from tuning.evaluation.scoring import first_scores
 from tuning.experiments.budget import Budget, budget_plan
 from tuning.experiments.sweetspot import Wanted, sweetspot_plan
-from tuning.plan import Plan, Stage, standing
+from tuning.plan import Plan, Stage, first_share, standing
 from tuning.runs import atomic, manifest
 from tuning.runs.rundir import Identity, RunDirectory, claim
 from tuning.sweetspots.rules import Rules, parse
@@ -158,6 +159,11 @@ class Fake:
             settings={"sampling": {"temperature": 0.7, "prompts": self.prompts}},
         )  # fmt: skip
         with claim(self.home / "outputs" / stage.task, identity) as run:
+            if stage.first_prompts is not None:
+                with run.phase(first_share(stage.first_prompts), last=False):
+                    part = self._scores(run.name, correct[: stage.first_prompts])
+                    atomic.write_json(run.path / first_scores(stage.first_prompts), part)
+                return
             with run.phase("infer", last=False):
                 pass
             with run.phase("evaluate"):
@@ -184,7 +190,7 @@ class Fake:
                 "high": round(value.high, 6),
             }
         return {
-            "run_name": name, "prompts": self.prompts, "samples": self.samples,
+            "run_name": name, "prompts": len(correct), "samples": self.samples,
             "pass_at_k": intervals, "correct": correct,
             "prompts_beyond_context": self.beyond_context,
             "parts": {"format": {"estimate": self.in_form.get(name, 0.98)}},

@@ -16,6 +16,7 @@ from tuning.report.comparisons import about, compare
 from tuning.report.labels import Labels
 from tuning.report.read import gather
 from tuning.report.rows import Row, budgets
+from tuning.report.seeds import united
 from tuning.report.text_table import BUDGET_COLUMNS
 from tuning.runs.rundir import RunDirectory
 
@@ -79,6 +80,7 @@ def test_csv_tells_models_and_budgets_apart(home: Path) -> None:
     write_report(made.plan, home)
     rows = csv_rows(home)
     assert tuple(rows[0]) == (*BUDGET_COLUMNS, "format")
+    assert {row["sft_ratio"] for row in rows if row["total_budget"]} == {"0.0", "0.5", "1.0"}
     assert [row["config_hash"] for row in rows] == [
         stage.hash for stage in made.plan.stages if stage.role != "pretrain"
     ]
@@ -171,7 +173,7 @@ def test_the_headline_is_that_of_the_first_budget_and_the_others_follow(home: Pa
 
 def test_the_seeds_of_a_split_are_one_way_with_all_their_answers(home: Path) -> None:
     rows = written(fake_budget(home, **GRID))
-    found = budgets(rows)
+    found = budgets(united(rows))
     assert {key: len(ways) for key, ways in found.items()} == {
         (model, size): 5 for model in ("tiny", "llama3-8B") for size in (500, 2000)
     }
@@ -181,7 +183,7 @@ def test_the_seeds_of_a_split_are_one_way_with_all_their_answers(home: Path) -> 
     estimates = [row.scores.first[0] for row in seeds if row.scores]
     assert way.scores.first[0] == pytest.approx(sum(estimates) / 2, abs=1e-5)
     write_report(fake_budget(home, **GRID).plan, home)
-    assert "Every split was trained with seeds 1, 2," in html(home)
+    assert "Every way was trained with seeds 1 and 2," in html(home)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_only_seconds_depend_on_the_machine(home: Path) -> None:
         made.seconds = seconds
         made.write()
         write_report(made.plan, home)
-        texts.append([row | {"train_seconds": ""} for row in table(home)])
+        texts.append([row | {"train_seconds": "", "total_seconds": ""} for row in table(home)])
         for folder in ("models", "outputs"):
             shutil.rmtree(home / folder)
     assert texts[0] == texts[1]
@@ -328,12 +328,12 @@ def test_why_a_sweetspot_is_missing_is_a_field_and_drawn(home: Path) -> None:
     ]  # fmt: skip
     assert all(row.cause == causes[row.rule] for row in rows if row.role == "fork")
     spot = next(row for row in rows if row.role == "sweetspot" and row.cause == "unreached")
-    assert spot.lowest_perplexity and f"(best {spot.lowest_perplexity:.3g})" in spot.note
+    assert spot.best_measured and f"(best {spot.best_measured:.3g})" in spot.note
     write_report(made.plan, home)
     figures = re.findall(r'<svg [^>]*aria-label="([^"]*)">(.*?)</svg>', html(home), re.DOTALL)
     drawn = dict(figures)
     assert "met by the base model" in drawn["The chain of runs"]
-    assert f"never reached, lowest {spot.lowest_perplexity:.2f}" in drawn["The chain of runs"]
+    assert f"never reached, lowest {spot.best_measured:.2f}" in drawn["The chain of runs"]
     perplexity = drawn["Perplexity over SFT examples"]
     colours = {row.rule.setting: Palette(rows).name(row) for row in rows if row.rule}
     assert f"--{colours['1.1']})" in perplexity and f"--{colours['20.0']})" not in perplexity

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tuning.runs.errors import UserError
-from tuning.sweetspots.rules import Patience, Rules, Threshold, named, parse
+from tuning.sweetspots.rules import Patience, Rules, Threshold, brief, named, parse, pass_at
 
 pytestmark = pytest.mark.unit
 
@@ -40,10 +40,43 @@ def test_labels_and_values():
     assert threshold.metadata() == {"threshold_type": "perplexity", "threshold_value": 2.0}
 
 
+def test_those_of_pass_at_k_name_their_k_and_have_two_decimals():
+    rules = [Threshold(value=value, measure=pass_at(1)) for value in (0.3, 0.05, 1, 0.125)]
+    labels = ["pass@1-0.30", "pass@1-0.05", "pass@1-1.00", "pass@1-0.125"]
+    assert [rule.label for rule in rules] == labels == [brief(rule) for rule in rules]
+    assert (rules[0].words, rules[0].spelled_out) == ("pass@1 0.30", "pass@1 0.30")
+    assert rules[0].metadata() == {"threshold_type": "pass@1", "threshold_value": 0.3}
+    plateau = Patience(evaluations=2, change=0.02, measure=pass_at(8))
+    assert (plateau.label, plateau.words) == ("pass@8-2@0.02", "pass@8 patience 2@0.02")
+    assert named("pass@1-.3", rules, "sft") == rules[0]
+    assert "(best 0.2999)" in rules[0].missed(0.2999)
+
+
+def test_pass_at_k_fires_as_it_rises_and_at_a_plateau():
+    rules = Rules(
+        [
+            Threshold(value=0.3, measure=pass_at(1)),
+            Threshold(value=0.5, measure=pass_at(1)),
+            Patience(evaluations=2, change=0.05, measure=pass_at(1)),
+        ]
+    )
+    found = watch(rules, [0.1, 0.3, 0.28, 0.31, 0.5])
+    assert found == [[], ["pass@1-0.30"], [], ["pass@1-2@0.05"], ["pass@1-0.50"]]
+    assert rules.finished
+    missed = Rules([Threshold(value=0.9, measure=pass_at(1))])
+    watch(missed, [0.1, 0.4, 0.2])
+    assert missed.outcome() == {"pass@1-0.90": {"state": "unreached", "best": 0.4}}
+
+
 @pytest.mark.parametrize(
     "rule",
     [
         *thresholds(2, 1.25, 1e300, 0.1 + 0.2, 1.0000001),
+        *(
+            Threshold(value=v, measure=pass_at(k))
+            for v, k in ((0.3, 1), (1e-7, 1), (0.1 + 0.2, 64))
+        ),
+        Patience(evaluations=2, change=0.1, measure=pass_at(16)),
         Patience(evaluations=2, change=0.02),
         Patience(evaluations=10, change=1e-7),
     ],
@@ -55,7 +88,23 @@ def test_a_label_is_read_back_as_its_rule(rule):
 
 @pytest.mark.parametrize(
     "label",
-    ["", "2.0", "ppl", "ppl-", "ppl-x", "ppl-@1", "loss-2.0", "ppl-2-3", "ppl-1.2.3", "ppl-."],
+    [
+        "",
+        "2.0",
+        "ppl",
+        "ppl-",
+        "ppl-x",
+        "ppl-@1",
+        "loss-2.0",
+        "ppl-2-3",
+        "ppl-1.2.3",
+        "ppl-.",
+        "pass-0.3",
+        "pass@-0.3",
+        "pass@0-0.3",
+        "pass@x-0.3",
+        "pass@1",
+    ],
 )
 def test_what_is_no_label_is_refused_with_an_example(label):
     with pytest.raises(UserError, match=r"is not a sweetspot label; .*ppl-2\.0"):

@@ -44,6 +44,7 @@ def finish(run: RunDirectory, **outcomes) -> None:
 def test_names():
     assert checkpoint_name("ppl-2.0") == "checkpoint-sweetspot-2.0"
     assert checkpoint_name("ppl-2@0.02") == "checkpoint-sweetspot-2@0.02"
+    assert checkpoint_name("pass@1-0.3") == "checkpoint-sweetspot-pass@1-0.30"
     assert sweetspot_name("sft", "ppl-2.0") == "sft_sweetspot-ppl-2.0"
     hashes = {sweetspot_hash(h, label) for h in "ab" for label in ("ppl-2.0", "ppl-1.6")}
     assert len(hashes) == 4

@@ -130,6 +130,9 @@ def test_preference_settings_that_cannot_be_are_refused_by_name(method, values):
         ),
         ({"optimizer": "adamw_8bit"}, "optimizer is adamw_8bit; the engine trains with AdamW"),
         ({"lora_r": 4}, "lora_r is for --trainer trl; the engine trains all weights"),
+        ({"full": True}, "full is for --trainer trl; the engine trains all weights"),
+        ({"load_in_4bit": True}, "load_in_4bit is for --trainer trl; the engine opens"),
+        ({"backend_train": "unsloth"}, "backend_train unsloth is for --trainer trl; the engine"),
         ({"micro_batch_size": 4}, "micro_batch_size is for --trainer trl"),
     ],
     ids=str,
@@ -142,6 +145,23 @@ def test_settings_that_the_engine_cannot_have_are_refused(values, message):
 def test_settings_of_the_engine_are_refused_where_it_does_not_train():
     with pytest.raises(UserError, match="osft is for --trainer engine; the trainer is trl"):
         sft(osft=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "values", "message"),
+    [
+        (sft, {"full": True, "lora_r": 4}, "lora_r is for an adapter, and --full trains all"),
+        (pt, {"full": True, "merge_parent": True}, "merge_parent is for an adapter, and --full"),
+        (sft, {"full": True, "load_in_4bit": True}, "full cannot be had with --load_in_4bit"),
+        (pt, {"full": True, "load_in_4bit": True}, "full cannot be had with --load_in_4bit"),
+        (pt, {"merge_parent": True, "load_in_4bit": True}, "merge_parent cannot be had with"),
+        (lambda **v: pt("grpo", **v), {"backend_train": "unsloth"}, "is not for grpo; give"),
+    ],
+    ids=str,
+)
+def test_ways_to_train_that_do_not_go_together_are_refused(make, values, message):
+    with pytest.raises(UserError, match=message):
+        make(**values)
 
 
 def test_the_engine_does_not_split_batches_by_number():

@@ -69,7 +69,6 @@ def test_a_fork_of_other_sizes_and_rules_has_the_plain_name_and_another_hash():
     "values",
     [
         {"learning_rate": 1e-3},
-        {"seed": 7},
         {"lora_r": 8},
         {"max_seq_length": 512},
         {"perplexity_thresholds": (2.0,)},
@@ -87,13 +86,24 @@ def test_a_setting_that_the_name_does_not_show_puts_the_hash_behind(values):
     assert config.hash != sft().hash
 
 
-@pytest.mark.parametrize("values", [{"beta": 0.5}, {"seed": 7}, {"num_train_epochs": 3.0}], ids=str)
+@pytest.mark.parametrize("values", [{"beta": 0.5}, {"num_train_epochs": 3.0}], ids=str)
 def test_so_it_does_for_preference_runs_and_forks(values):
     config = pt("kto", **values)
     assert config.run_name == suffixed("tiny_pt-arith-300_kto", config)
     config = fork(**values)
     assert config.run_name == suffixed("tiny_sweetspot-ppl-2.0_dpo-arith-remaining", config)
     assert config.named(520) == suffixed("tiny_sweetspot-ppl-2.0_dpo-arith-520", config)
+
+
+def test_a_seed_is_part_of_the_name_and_a_hash_follows_only_for_the_rest():
+    assert sft(seed=7).run_name == "tiny_sft-arith-500_seed-7"
+    assert sft(seed=42) == sft() and sft(seed=7).hash != sft().hash
+    changed = sft(seed=7, lora_r=8)
+    assert changed.run_name == suffixed("tiny_sft-arith-500_seed-7", changed)
+    assert pt("kto", seed=7).run_name == "tiny_pt-arith-300_kto_seed-7"
+    assert fork(seed=7).run_name == "tiny_sweetspot-ppl-2.0_dpo-arith-remaining_seed-7"
+    of_another = fork(of=sft(size=400, seed=7))
+    assert of_another.run_name == suffixed(fork().run_name, of_another)
 
 
 def test_what_a_parent_does_not_show_stands_behind_the_names_of_its_children():
@@ -323,6 +333,35 @@ def test_a_run_on_the_engine_is_another_one_and_leaves_whole_weights():
 )
 def test_how_the_engine_carries_it_out_does_not_count(values):
     assert on_engine(**values).hash == on_engine().hash
+
+
+def test_all_weights_are_another_run_in_which_no_adapter_counts():
+    config = sft(full=True)
+    assert config.artifact_form == "full" and config.hash != sft().hash
+    assert config.run_name == suffixed("tiny_sft-arith-500", config)
+    other = replace(config, lora=replace(config.lora, lora_r=3, full_modules=("lm_head",)))
+    assert other.hash == config.hash
+    parent = parent_of(config, config.run_name)
+    assert parent.lora is None
+    over, of_all = pt(parent=parent), pt(parent=parent, full=True)
+    assert not over.continues_adapter and over.artifact_form == "adapter"
+    assert of_all.artifact_form == "full" and of_all.hash != over.hash
+
+
+def test_all_weights_over_an_adapter_merge_it():
+    parent = parent_of(sft(), sft().run_name)
+    found = pt(parent=parent, full=True)
+    assert not found.continues_adapter and found.artifact_form == "full"
+    merged = replace(found, training=replace(found.training, merge_parent=True))
+    assert merged.hash == found.hash != pt(parent=parent).hash
+
+
+def test_four_bits_are_another_model_and_what_opens_it_is_not():
+    assert sft(load_in_4bit=True).hash != sft().hash
+    assert sft(load_in_4bit=True).model.identity_hash != sft().model.identity_hash
+    for name in ("transformers", "unsloth"):
+        assert sft(backend_train=name).hash == sft().hash
+        assert pt(backend_train=name).run_name == pt().run_name
 
 
 def test_what_the_engine_trains_does():

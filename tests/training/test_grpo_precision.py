@@ -35,6 +35,11 @@ def test_a_bfloat16_model_with_float32_modules_answers(monkeypatch, full_modules
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", generated)
     trainer = _Trainer.__new__(_Trainer)
     trainer.accelerator = SimpleNamespace(
-        autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+        autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        unwrap_model=lambda model: model,
     )
+    trainer.args = SimpleNamespace(seed=1, device="cpu", temperature=1.0)
+    trainer.state, trainer.model_wrapped = SimpleNamespace(global_step=0), network
+    trainer.is_fsdp_enabled = False
     assert trainer._generate_single_turn(torch.full((2, 3), 5)).shape == (2, 5)
+    assert "generate" not in vars(network), "it is left as it was"

@@ -37,6 +37,9 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "lr_scheduler": ("linear", "constant"),
     "perplexity_thresholds": ((2.0,), (3.25, 1.0625), (1 / 3 + 1,)),
     "perplexity_patience": (("2:0.02",), ("1:.5", "3:1e-3")),
+    "pass_at_k_targets": ((0.3,), (1 / 3, 0.5)),
+    "pass_at_k_patience": (("2:0.02",), ("1:.5", "3:1e-3")),
+    "pass_at_k_backend": ("hf", "vllm"),
     "target_modules": (("q_proj",), ("v_proj", "o_proj")),
     "full_modules": (("embed_tokens",),),
     "k_values": ((1,), (1, 2), (2,)),
@@ -126,7 +129,7 @@ def test_preference_runs(method, start, seed):
         lambda v: preference_config(
             **DATA, pft_method=method, train_size=size, parent=parent, values=v
         ),
-        PT_PARTS, seed, skip={"chat_template", "dtype"} if parent else set(),
+        PT_PARTS, seed, skip={"chat_template", "dtype", "load_in_4bit"} if parent else set(),
     )  # fmt: skip
     args = run_dpo.parser().parse_args(flags(render.preference_words(config)))
     assert run_dpo.described(args).run == config

@@ -10,7 +10,7 @@ from tuning.engine.run_config import preset, shape_of
 from tuning.flags import build
 from tuning.runs import atomic
 from tuning.weights.config import LoraConfig
-from tuning.weights.shape import FLOAT32, adapter_of, parameters_of, read_shape
+from tuning.weights.shape import FLOAT32, adapter_of, in_subspaces, parameters_of, read_shape
 
 pytestmark = pytest.mark.unit
 
@@ -59,6 +59,24 @@ def _adapted(base, lora):
     adapted = get_peft_model(base, loading.peft_config(lora))
     trainers.in_float32(adapted)
     return adapted
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 0.99, 1.0])
+@pytest.mark.parametrize("patterns", [(), ("q_proj", "down")])
+def test_subspaces_have_the_parameters_that_the_engine_gives_them(tmp_path, ratio, patterns):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tuning.engine import osft
+
+    folder = model_folder(tmp_path / "m")
+    shape = read_shape(folder)
+    assert shape is not None
+    model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder))
+    osft.decompose(model, ratio, patterns or None)
+    parts = list(model.parameters())
+    found = in_subspaces(shape, ratio, patterns)
+    assert found.saved == sum(p.numel() for p in parts)
+    assert found.trained == sum(p.numel() for p in parts if p.requires_grad)
 
 
 def test_modules_are_counted_by_their_last_word(tmp_path):

@@ -26,6 +26,7 @@ from tuning.runs import atomic
 from tuning.runs.identity import digest
 from tuning.runs.json_text import NotJSON
 from tuning.runs.lock import Lock
+from tuning.training.backend import chosen
 
 FORMAT = 1
 LIBRARIES = ("torch", "transformers", "trl", "peft", "liger-kernel", "bitsandbytes")
@@ -65,6 +66,7 @@ def about(subject: Subject) -> dict[str, Any]:
         "method": subject.method,
         "shape": plain(subject.workload) | {"longest": 0, "mean": 0, "lengths": []},
         "adapter": None if subject.on_engine else plain(run.lora),
+        "opened": None if subject.on_engine else [run.model.load_in_4bit, chosen(run)],
         "dtype": getattr(model, "dtype", "auto"),
         "lengths": [bucket(sample.longest), bucket(sample.mean)],
         "max_seq_length": getattr(model, "max_seq_length", None),

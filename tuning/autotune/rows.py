@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from tuning.autotune.config import AutotuneRunConfig
+from tuning.data import train_dataset
 from tuning.flags import restore
+from tuning.methods import method
 from tuning.runs import atomic
 from tuning.runs.errors import UserError
 from tuning.runs.identity import digest
@@ -63,6 +65,8 @@ def sample_of(config: AutotuneRunConfig, cache: Path) -> Sample:
         return restore(Sample, found)
     lengths = _lengths(config)
     numbers = chosen(lengths, target_of(config), packed=_packed(config))
+    if is_unpaired(config):
+        numbers = with_both_labels(numbers, [row["label"] for row in _pool(config)])
     batch = tuple(lengths[n] for n in numbers)
     made = Sample(
         numbers=tuple(numbers),
@@ -83,6 +87,30 @@ def chosen(lengths: Sequence[int], count: int, *, packed: bool) -> list[int]:
         return order[:count]
     first, rest, wanted = order[0], order[1:], count - 1
     return [first, *(rest[int((i + 0.5) * len(rest) / wanted)] for i in range(wanted))]
+
+
+def is_unpaired(config: AutotuneRunConfig) -> bool:
+    """Whether it is KTO on rows with labels, each an example, and not on pairs."""
+    run = config.trained
+    if config.serves != "pft" or not method(run.pft_method).unpaired:
+        return False
+    return train_dataset.is_unpaired(run.dataset.entry)
+
+
+def with_both_labels(numbers: Sequence[int], labels: Sequence[bool]) -> list[int]:
+    """Rows that have both labels, without which KTO does not train: the last one makes room for the
+    first of the other label, where all of them have the same.
+    """
+    if len({labels[n] for n in numbers}) > 1:
+        return list(numbers)
+    other = (n for n, label in enumerate(labels) if label != labels[numbers[0]])
+    return [*numbers[: max(1, len(numbers) - 1)], next(other)]
+
+
+def _pool(config: AutotuneRunConfig) -> list[dict[str, Any]]:
+    """The preference rows that a run is trained on."""
+    rows: list[dict[str, Any]] = config.trained.dataset.rows("preference", config.train_size)
+    return rows
 
 
 def write(config: AutotuneRunConfig, sample: Sample, folder: Path) -> dict[str, str]:
@@ -142,7 +170,7 @@ def _lengths(config: AutotuneRunConfig) -> list[int]:
         lines = _lines(run.data.data_path)
         most = run.compute.max_tokens_per_gpu
         return [min(len(json.loads(line)["input_ids"]), most) for line in lines]
-    from tuning.training.pools import preference_pairs, sft_pools
+    from tuning.training.pools import preference_pairs, sft_pools, unpaired_answers
     from tuning.weights import loading
 
     tokenizer = loading.open_tokenizer(artifact(config))
@@ -151,6 +179,8 @@ def _lengths(config: AutotuneRunConfig) -> list[int]:
     size = config.train_size or 0
     if run.pft_method == "grpo":
         return _prompts(run, tokenizer, size)
+    if is_unpaired(config):
+        return [len(answer.ids) for answer, _ in unpaired_answers(run, tokenizer, size)]
     pairs = preference_pairs(run, tokenizer, size)
     return [len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning.autotune.config import AutotuneRunConfig
-from tuning.autotune.rows import POOLS, Sample, artifact, target_of
+from tuning.autotune.rows import POOLS, Sample, artifact, is_unpaired, target_of
 from tuning.autotune.space import KNOBS, Candidate, Space
 from tuning.autotune.terms import flops_of
 from tuning.autotune.workload import Device, Workload
@@ -20,14 +20,16 @@ from tuning.engine.config import DataConfig, OutputConfig
 from tuning.engine.run_config import shape_of
 from tuning.methods import METHODS
 from tuning.runs import provenance
-from tuning.sweetspots.config import PerplexityConfig
-from tuning.training.config import largest_divisor
+from tuning.sweetspots.config import PassAtKStoppingConfig, PerplexityConfig
+from tuning.training.config import engine_weights, largest_divisor, state_bytes
 from tuning.weights.config import in_half
 from tuning.weights.hub import snapshot_folder
 from tuning.weights.shape import Adapter, Shape, adapter_of, read_shape
 
 NEVER = 10**9
 """More steps than any trial has."""
+FOUR_BIT = 4.127 / 8
+"""Bytes of a parameter in 4 bits, with its scales (QLoRA, arXiv 2305.14314, section 3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,8 @@ class Subject:
     @property
     def _fixed_micro_batch(self) -> int | None:
         if self.method == "kto":
-            return max(1, int(self.run.training.kl_batch_size) // 2)
+            rows = int(self.run.training.kl_batch_size) // self.config.processes
+            return max(1, rows // self._sequences)
         return self.run.compute.micro_batch_size if self.method == "pretrain_fixed" else None
 
     @property
@@ -140,12 +143,9 @@ class Subject:
     @cached_property
     def workload(self) -> Workload:
         """The training in numbers."""
-        t = self.run.training
-        half = in_half(getattr(getattr(self.run, "model", None), "dtype", "auto"), cuda=self.cuda)
-        lora = not self.on_engine
-        return Workload.of(
+        made = Workload.of(
             self._known_shape,
-            self._adapter if lora else None,
+            None if self._trains_all else self._adapter,
             longest=self.sample.longest,
             mean=self.sample.mean,
             sequences=self._sequences,
@@ -153,10 +153,14 @@ class Subject:
             sampled=self.run.training.max_completion_length if self.method == "grpo" else 0,
             padded=not KNOBS[self.method].token_budget,
             reference=self._reference,
-            weight_bytes=2.0 if lora and half else 4.0,
-            optimizer_bytes=2.0 if self.cuda and getattr(t, "optimizer", "") == "auto" else 8.0,
+            weight_bytes=self._weight_bytes,
+            optimizer_bytes=self._optimizer_bytes,
             fused_loss=self.run.compute.use_liger_kernels,
         )
+        if not self.on_engine or self.config.serves == "pretrain":
+            return made
+        weights = engine_weights(self._known_shape, self.run.engine)
+        return replace(made, parameters=weights.saved, trained=weights.trained)
 
     @property
     def rows(self) -> int:
@@ -178,12 +182,39 @@ class Subject:
     def _sequences(self) -> int:
         if self.config.serves != "pft":
             return 1
-        return int(self.run.training.num_generations) if self.method == "grpo" else 2
+        if self.method == "grpo":
+            return int(self.run.training.num_generations)
+        return 1 if is_unpaired(self.config) else 2
 
     @property
     def _reference(self) -> str:
         rewarded = self.method == "grpo" and not self.run.training.grpo_beta
-        return "adapter" if self.config.serves == "pft" and not rewarded else "none"
+        if self.config.serves != "pft" or rewarded:
+            return "none"
+        return "copy" if self._trains_all else "adapter"
+
+    @property
+    def _trains_all(self) -> bool:
+        """Whether all weights are trained, and no adapter."""
+        return self.on_engine or bool(self.run.lora.full)
+
+    @property
+    def _weight_bytes(self) -> float:
+        """Of a parameter between steps; what is trained is float32."""
+        if self._trains_all:
+            return 4.0
+        loaded = 2.0 if in_half(self.run.model.dtype, cuda=self.cuda) else 4.0
+        if not self.run.model.load_in_4bit:
+            return loaded
+        shape = self._known_shape
+        share = shape.layers * sum(n * m for n, m in shape.linears.values()) / shape.parameters
+        return share * FOUR_BIT + (1 - share) * loaded  # embedding and head stay as they are
+
+    @property
+    def _optimizer_bytes(self) -> float:
+        """Of a trained parameter; the engine's AdamW has no smaller moments."""
+        name = "adamw_torch" if self.on_engine else self.run.training.optimizer
+        return float(state_bytes(name, cuda=self.cuda))
 
     @property
     def _adapter(self) -> Adapter:
@@ -305,6 +336,7 @@ def of_trial(
         changed["perplexity"] = PerplexityConfig(
             eval_steps=NEVER, validation_size=1, early_stop=False
         )
+        changed["pass_at_k"] = PassAtKStoppingConfig()
     return replace(run, **changed)
 
 

@@ -209,22 +209,18 @@ def _trainer(request: Request) -> Callable[[RunDirectory], None]:
     config = request.config
     steps = request.steps + WARM_UP_COMPILED + 1
     run = of_trial(config, Candidate(**request.candidate), request.files, request.rows, steps)
+    from tuning.engine.ranks import join
+
+    join()
     if config.serves == "pretrain":
         from tuning.engine.pretraining import pretrain
-        from tuning.engine.ranks import join
 
-        join()
         return lambda directory: pretrain(run, directory)
-    if config.serves == "sft":
-        if run.trainer == "engine":
-            from tuning.engine.ranks import join
-            from tuning.training.engine_sft import train
+    from tuning.training.backend import trainer_of
 
-            join()
-        else:
-            from tuning.training.sft_training import train
+    train = trainer_of(run)
+    if config.serves == "sft":
         return lambda directory: train(run, directory, [])
-    from tuning.methods import method
     from tuning.training.start import Start
 
     start = Start(
@@ -232,8 +228,7 @@ def _trainer(request: Request) -> Callable[[RunDirectory], None]:
         checkpoint=Path(config.checkpoint) if config.checkpoint else None,
         train_size=request.rows,
     )
-    trains = method(run.pft_method).train_with()
-    return lambda directory: trains(run, directory, start, [])
+    return lambda directory: train(run, directory, start, [])
 
 
 def _end_with(parent: int) -> None:

@@ -11,6 +11,8 @@ from tuning.data import train_dataset
 from tuning.data.prepared import require_current
 from tuning.settings import setting
 
+_READERS = {"sft": "SFT", "validation": "perplexity"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
@@ -19,7 +21,7 @@ class DatasetConfig:
     dataset: str = setting(flag=False)
     """A key of collections.yaml."""
     dataset_type: str = setting(flag=False)
-    """What reads it: `sft`, `pt` (preference tuning) or `test` (evaluation)."""
+    """What reads it: `sft`, `pt` (preference tuning), `test` (evaluation) or `validation`."""
     version: str = setting(flag=False)
     """Changes when the content of the pools does that are read."""
     train_size: int | None = setting(None, flag=False)
@@ -61,15 +63,15 @@ def dataset_config(name: str, task: str, kind: str, train_size: int | None = Non
     """A dataset of collections.yaml as a run of a kind reads it.
 
     Raises UserError for a dataset that the task does not have, a pool that is smaller than
-    `train_size`, or a row that SFT cannot read.
+    `train_size`, or a row that SFT, or perplexity, cannot read.
     """
     entry = site.collections().dataset(name, task)
     require_current(entry)
     if train_size is not None:
         train_dataset.require(entry, train_dataset.POOL_OF_TYPE[kind], train_size, "train_size")
-    if kind == "sft":
+    if kind in ("sft", "validation"):
         for pool in train_dataset.READ_BY_TYPE[kind]:
-            train_dataset.require_columns(entry, pool, train_dataset.SFT_COLUMNS, "SFT")
+            train_dataset.require_columns(entry, pool, train_dataset.SFT_COLUMNS, _READERS[kind])
     return DatasetConfig(
         dataset=name,
         dataset_type=kind,

@@ -20,8 +20,13 @@ from tuning.methods import PAIRS, UNPAIRED
 from tuning.runs.errors import UserError
 
 POOL_OF_TYPE = {"sft": "sft", "pt": "preference"}
-READ_BY_TYPE = {"sft": ("sft", "validation"), "pt": ("preference",), "test": ("test",)}
-"""The pools that SFT, preference tuning and evaluation read."""
+READ_BY_TYPE = {
+    "sft": ("sft", "validation"),
+    "pt": ("preference",),
+    "test": ("test",),
+    "validation": ("validation",),
+}
+"""The pools that SFT, preference tuning, evaluation and a perplexity by itself read."""
 SFT_COLUMNS = ("prompt", "completion")
 """What SFT reads of a training row, and the perplexity of a validation row."""
 
@@ -84,6 +89,11 @@ def is_unpaired(dataset: DatasetEntry) -> bool:
     """Whether the preference pool has completions with labels, and no pairs."""
     there = loader(dataset).columns("preference")
     return there >= set(UNPAIRED) and not there >= set(PAIRS)
+
+
+def is_paired(dataset: DatasetEntry) -> bool:
+    """Whether every row of the preference pool has a chosen and a rejected answer."""
+    return has_pool(dataset, "preference") and loader(dataset).columns("preference") >= set(PAIRS)
 
 
 def require_labels(dataset: DatasetEntry, size: int | None, who: str) -> None:

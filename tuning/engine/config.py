@@ -139,7 +139,8 @@ class ComputeConfig:
     """Recompute activations in the backward pass, for less memory (default: with TRL on CUDA)."""
     parallel: Literal["ddp", "zero1", "fsdp2", "hsdp"] = setting("fsdp2", hashed=False)
     """Parallelism across ranks: full replicas (ddp), sharded optimizer states (zero1), all sharded
-    over all ranks (fsdp2), or over those of a node with replicas across nodes (hsdp)."""
+    over all ranks (fsdp2), or over those of a node with replicas across nodes (hsdp). TRL takes ddp
+    (its default) and fsdp2."""
     sep_size: int = setting(1, hashed=False)
     """Sequence-parallel group size: ranks that share each sequence (and, with MoE, the experts)."""
     use_compile: bool = setting(False, hashed=False)

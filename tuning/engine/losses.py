@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tuning.engine.config import LossConfig
+from tuning.runs.errors import UserError
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """logits [tokens, vocabulary] in float32, labels [tokens] without ignored ones -> [tokens]."""
@@ -35,7 +36,24 @@ def focal(
 
 
 def loss_function(config: LossConfig) -> LossFunction:
-    """The loss that a config names; UserError if it cannot be imported."""
+    """The loss that a config names; UserError if it cannot be imported, and when it is called for a
+    function of one's own that does not give a loss a token.
+    """
     if config.loss == "focal":
         return partial(focal, alpha=config.focal_alpha, gamma=config.focal_gamma)
-    return config.own_function() or cross_entropy
+    own = config.own_function()
+    return cross_entropy if own is None else partial(_a_token, own, config.loss)
+
+
+def _a_token(
+    own: LossFunction, name: str, logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """The losses of a function of one's own. A mean, say, would be divided by the tokens again."""
+    losses = own(logits, labels)
+    shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+    if shape != tuple(labels.shape):
+        raise UserError(
+            f"loss {name} returned {shape} for {labels.numel()} tokens; it must return the loss of "
+            f"each of them, a tensor of shape {tuple(labels.shape)} (reduction='none')."
+        )
+    return losses

@@ -142,6 +142,16 @@ def pretrain_config(model: str, values: Mapping[str, Any] | None = None) -> Pret
     return replace(made, is_default=made.hashed == default.hashed)
 
 
+@cache
+def _hash_of(model: str, _collections: Path) -> str:
+    return pretrain_config(model).hash
+
+
+def pretrain_hash(model: str) -> str:
+    """The hash of the pre-training of a model, worked out once for each collections.yaml."""
+    return _hash_of(model, site.collections_path())
+
+
 def experiment_config(
     name: str, values: Mapping[str, Any], *, samples: str | None = None
 ) -> PretrainRunConfig:

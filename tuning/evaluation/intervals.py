@@ -55,9 +55,24 @@ def ratio_interval(
     left = (found - mean * asked) / asked.mean()
     if shares and (prompts == 1 or np.allclose(left, 0)):
         return wilson(mean, prompts)
-    error = Z * float(np.sqrt((left**2).sum() / max(prompts - 1, 1) / prompts))
+    error = ratio_error(found, asked)
     least, most = (0.0, 1.0) if shares else (-np.inf, np.inf)
     return Interval(estimate=mean, low=max(least, mean - error), high=min(most, mean + error))
+
+
+def normal_interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """The mean of any numbers, with 1.96 standard errors on either side; of one, the number."""
+    numbers = np.asarray(values, dtype=float)
+    mean = float(numbers.mean())
+    error = ratio_error(numbers, np.ones_like(numbers))
+    return Interval(estimate=mean, low=mean - error, high=mean + error)
+
+
+def ratio_error(sums: np.ndarray, counts: np.ndarray) -> float:
+    """1.96 standard errors of the ratio of two sums over independent units (Cochran 1977, 6.4)."""
+    units = sums.size
+    left = (sums - sums.sum() / counts.sum() * counts) / counts.mean()
+    return Z * float(np.sqrt((left**2).sum() / max(units - 1, 1) / units))
 
 
 def wilson(share: float, trials: int) -> Interval:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,3 +30,11 @@ def per_prompt_ranked(first_right: Sequence[int | None], k: int) -> np.ndarray:
 def per_prompt(correct: Sequence[int], samples: int, k: int) -> np.ndarray:
     """pass@k of every prompt; shape (prompts,)."""
     return np.array([pass_at_k(samples, count, k) for count in correct])
+
+
+def first_attempts(scores: Mapping[str, Any]) -> list[float]:
+    """pass@1 of every prompt, from the content of scores.json."""
+    ranked = scores.get("first_right")
+    if ranked is not None:
+        return [float(rank == 0) for rank in ranked]
+    return [count / scores["samples"] for count in scores["correct"]]

@@ -8,7 +8,7 @@ weigh the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,28 +56,60 @@ class PerplexityProbe:
 
 
 def measure(model: Model, pool: Sequence[Encoded], *, batch_size: int = 64) -> Perplexity:
-    """The perplexity of the responses in `pool` under `model`; dropout is off while it measures.
+    """The perplexity of the responses in `pool` under `model`; dropout is off while it measures."""
+    return from_sums(*sums(model, pool, batch_size=batch_size))
+
+
+def sums(
+    model: Model, pool: Sequence[Encoded], *, batch_size: int = 64
+) -> tuple[list[float], list[int]]:
+    """The summed negative log-likelihood of each response in `pool` in nats, and its tokens; both
+    in the order of the pool.
 
     A batch has at most `batch_size` rows, and fewer where their logits would be more than LOGITS.
+    """
+    return in_order(part_of_sums(model, pool, batch_size=batch_size))
+
+
+def in_order(found: Mapping[int, tuple[float, int]]) -> tuple[list[float], list[int]]:
+    """What `part_of_sums` found by place, all parts together, as lists."""
+    places = range(len(found))
+    return [found[place][0] for place in places], [found[place][1] for place in places]
+
+
+def part_of_sums(
+    model: Model, pool: Sequence[Encoded], *, batch_size: int = 64, at: int = 0, of: int = 1
+) -> dict[int, tuple[float, int]]:
+    """The same by place in the pool, of every `of`th batch of the pool from number `at`. All of
+    these parts call the model equally often, as ranks must that hold a part of its weights each.
     """
     import torch
 
     was_training = model.training
     model.eval()
-    losses: list[float] = []
-    counts: list[int] = []
-    order = sorted(range(len(pool)), key=lambda i: len(pool[i].prompt) + len(pool[i].response))
-    vocabulary = model.config.get_text_config().vocab_size
+    batches = _batches(pool, batch_size, model.config.get_text_config().vocab_size)
+    own = batches[at::of]
+    idle = -(-len(batches) // of) - len(own)
+    found: dict[int, tuple[float, int]] = {}
     with torch.no_grad():
-        while order:
-            tell_part("perplexity", len(losses), len(pool))
-            rows = [pool[i] for i in order[: _fitting(pool, order, batch_size, vocabulary)]]
-            nll, tokens = _batch(model, rows)
-            losses += nll.tolist()
-            counts += tokens.tolist()
-            del order[: len(rows)]
+        for places in own:
+            tell_part("perplexity", len(found) * of, len(pool))
+            nll, tokens = _batch(model, [pool[i] for i in places])
+            found |= zip(places, zip(nll.tolist(), tokens.tolist(), strict=True), strict=True)
+        for places in batches[:idle]:
+            _batch(model, [pool[i] for i in places])
     model.train(was_training)
-    return from_sums(losses, counts)
+    return found
+
+
+def _batches(pool: Sequence[Encoded], batch_size: int, vocabulary: int) -> list[list[int]]:
+    """Places in the pool by length, in batches."""
+    order = sorted(range(len(pool)), key=lambda i: len(pool[i].prompt) + len(pool[i].response))
+    found = []
+    while order:
+        found.append(order[: _fitting(pool, order, batch_size, vocabulary)])
+        del order[: len(found[-1])]
+    return found
 
 
 def _fitting(pool: Sequence[Encoded], order: Sequence[int], most: int, vocabulary: int) -> int:

@@ -1,5 +1,5 @@
-"""What must hold of a pool before a task grades answers to its prompts: those of an evaluation, or
-those that a preference method samples and is rewarded for.
+"""What must hold of a pool before a task grades answers to its prompts: those of an evaluation,
+those of which pass@k is measured during SFT, or those that a preference method is rewarded for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ def require_test_pool(dataset: DatasetEntry, task_name: str, prompts: int) -> No
     """
     train_dataset.require(dataset, "test", prompts, "prompts")
     _require_gradable(dataset, "test", task_name, prompts, f"task '{task_name}'")
+
+
+def require_problems(dataset: DatasetEntry, task_name: str, prompts: int) -> None:
+    """Raise UserError unless answers to the first `prompts` rows of the validation pool, or to all
+    of a smaller one, can be graded.
+    """
+    size = min(prompts, train_dataset.pool_size(dataset, "validation"))
+    train_dataset.require(dataset, "validation", size, "the validation pool")
+    _require_gradable(dataset, "validation", task_name, size, "pass@k during SFT")
 
 
 def require_rewards(

@@ -22,6 +22,24 @@ from tuning.tasks.registry import task
 def score(directory: RunDirectory, config: EvaluationRunConfig) -> dict[str, Any]:
     """Grade every response of a finished inference and write scores.json."""
     rows = _answered(directory.path / "responses.jsonl", config)
+    return _scored(directory, config, rows, "scores.json")
+
+
+def score_first(directory: RunDirectory, config: EvaluationRunConfig, first: int) -> dict[str, Any]:
+    """Grade the responses to the first prompts and write `first_scores()`."""
+    rows = _answered(directory.path / "responses.jsonl", config)
+    rows = [row for row in rows if row["index"] < first]
+    return _scored(directory, config, rows, first_scores(first))
+
+
+def first_scores(first: int) -> str:
+    """The file of the scores on the first prompts alone."""
+    return f"scores-first-{first}.json"
+
+
+def _scored(
+    directory: RunDirectory, config: EvaluationRunConfig, rows: list[dict[str, Any]], file: str
+) -> dict[str, Any]:
     grade = task(config.task).grade
     grades = [[grade(text, row) for text in row["responses"]] for row in rows]
     scores = {
@@ -33,7 +51,7 @@ def score(directory: RunDirectory, config: EvaluationRunConfig) -> dict[str, Any
         **measured(grades, config.sampling.k_values, ranked=config.sampling.decoding == "beam"),
         "prompts_beyond_context": sum(BEYOND in row for row in rows),
     }
-    atomic.write_json(directory.path / "scores.json", scores)
+    atomic.write_json(directory.path / file, scores)
     return scores
 
 
@@ -41,7 +59,7 @@ def measured(
     grades: Sequence[Sequence[Grade]], k_values: Sequence[int] = (), *, ranked: bool = False
 ) -> dict[str, Any]:
     """What the grades of all prompts say, each of which has as many answers: pass@k, further
-    measures, right answers a prompt.
+    measures, right answers a prompt, and `marks`: of each answer to a prompt a 1 if it is right.
 
     `ranked`: the answers stand best first, as those of a beam search; then pass@k is the share of
     prompts with a right one among the k best, `first_right` has its rank for each prompt, and the
@@ -60,6 +78,7 @@ def measured(
         "samples": samples,
         "pass_at_k": {str(k): at(k) for k in sorted({1, *k_values})},
         "correct": correct,
+        "marks": ["".join(str(int(one.right)) for one in of_prompt) for of_prompt in grades],
         **({"first_right": first} if ranked else {}),
         "parts": _parts([each[:1] for each in grades] if ranked else grades),
     }

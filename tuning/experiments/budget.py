@@ -11,9 +11,9 @@ directories are only read, for names that are taken and runs that are trained al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from tuning.data import train_dataset
 from tuning.evaluation.prompts import require_rewards
 from tuning.experiments.choices import Choices
 from tuning.experiments.merge import merged, unite
+from tuning.experiments.split import COSTS, Split, exact_cost, exact_ratio, plain
 from tuning.experiments.stages import StageMaker, directory_name
 from tuning.plan import Plan, Stage
 from tuning.runs.errors import UserError
@@ -32,9 +33,6 @@ from tuning.training.config_training import SFTRunConfig
 from tuning.training.render import sft_command
 
 __all__ = ["Budget", "Split", "budget_plan", "exact_ratio", "merged"]
-
-DECIMALS = 12
-"""Most decimals of a ratio; no number of examples can show more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,60 +45,18 @@ class Budget(Choices):
     pft_methods: tuple[str, ...] = ()
     """May be empty if SFT takes the whole budget."""
     train_sizes: tuple[int, ...] = (1000,)
-    """Budgets in examples, SFT and preference tuning together."""
+    """Budgets, SFT and preference tuning together: in examples, or in the unit of the costs."""
+    sft_cost: str | Decimal = Decimal(1)
+    """What the annotation of an SFT example costs."""
+    pft_cost: str | Decimal = Decimal(1)
+    """What the annotation of a preference example costs."""
     do_training: bool = False
     do_sft_first: bool = False
     """Train the SFT runs that preference tuning starts from; otherwise they must exist."""
     seeds: tuple[int, ...] = ()
     """Seeds of SFT and preference tuning; empty: the default seed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """A budget of `size` examples and the share of SFT, rounded half up to whole examples."""
-
-    size: int
-    ratio: Decimal
-
-    @property
-    def n_sft(self) -> int:
-        """Examples for SFT."""
-        return int((self.ratio * self.size).to_integral_value(ROUND_HALF_UP))
-
-    @property
-    def n_pt(self) -> int:
-        """Examples for preference tuning: the rest."""
-        return self.size - self.n_sft
-
-    @property
-    def note(self) -> str:
-        """A message about the rounding; "" if the split is exact."""
-        exact = self.ratio * self.size
-        if exact == self.n_sft:
-            return ""
-        return (
-            f"sft_ratio {plain(self.ratio)} of {self.size} examples is {plain(exact)}: "
-            f"SFT takes {self.n_sft} and preference tuning {self.n_pt}"
-        )
-
-
-def plain(number: Decimal) -> str:
-    """A decimal without exponent and trailing zeros: `1.00` -> `1`."""
-    return f"{number.normalize():f}"
-
-
-def exact_ratio(value: object, what: str = "sft_ratio") -> Decimal:
-    """Parse a share from 0 to 1 without rounding; UserError, naming `what`, for anything else."""
-    try:
-        ratio = Decimal(str(value).strip())
-    except InvalidOperation:
-        raise UserError(f"{what} is '{value}'; it must be a number from 0 to 1.") from None
-    if not ratio.is_finite() or not 0 <= ratio <= 1:
-        raise UserError(f"{what} is '{value}'; it must be a number from 0 to 1.")
-    rounded = abs(ratio.quantize(Decimal(1).scaleb(-DECIMALS)))
-    if rounded != ratio:
-        raise UserError(f"{what} is '{value}'; it may have {DECIMALS} decimals at most.")
-    return rounded.normalize()
+    n_seeds: int | None = None
+    """In place of `seeds`: so many, from the default seed of each model upwards."""
 
 
 def budget_plan(budget: Budget) -> tuple[Plan, list[str]]:
@@ -117,8 +73,10 @@ class _Planner:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
+        costs = [exact_cost(getattr(budget, name), name) for name in COSTS]
+        self.costs = dict(zip(COSTS, costs, strict=True))
         self.splits = [
-            Split(size=size, ratio=ratio)
+            Split(size=size, ratio=ratio, **self.costs)
             for size in dict.fromkeys(budget.train_sizes)
             for ratio in dict.fromkeys(exact_ratio(ratio) for ratio in budget.sft_ratios)
         ]
@@ -128,6 +86,8 @@ class _Planner:
         self.stages: dict[str, Stage] = {}
         self.model_of: dict[str, str] = {}
         self.sft_runs: dict[str, SFTRunConfig] = {}
+        self.unshared = 0
+        """Trainings if every model were made by itself."""
 
     @cached_property
     def _makers(self) -> dict[str, StageMaker]:
@@ -142,15 +102,28 @@ class _Planner:
         for maker in self._makers.values():
             base = self._start(maker)
             for split in self.splits:
-                for seeded in self._seeded(maker):
+                for seeded in self._seeded[maker.model]:
                     self._split(seeded, base, split)
         name = self.budget.experiment or self._default_name()
+        self.notes += self._sharing()
         if self.budget.do_training:
             self._require_parents()
             self._require_answers()
         else:
             self._leave_out()
         return Plan(experiment=name, stages=tuple(self.stages.values()), about=self._about())
+
+    def _sharing(self) -> list[str]:
+        """What is saved by training a run once that several models need."""
+        runs = [stage for stage in self.stages.values() if stage.role not in ("pretrain", "base")]
+        saved = self.unshared - len(runs)
+        if saved < 1:
+            return []
+        sft = sum(stage.pft_method is None for stage in runs)
+        return [
+            f"{len(runs)} trainings, {sft} of SFT and {len(runs) - sft} of preference tuning, make "
+            f"what would be {self.unshared} without shared runs: {saved} are saved"
+        ]
 
     def _add(self, maker: StageMaker, stage: Stage) -> None:
         existing = self.stages.get(stage.name)
@@ -167,17 +140,29 @@ class _Planner:
             self._add(maker, maker.base_stage(name, set(self.stages)))
         return name
 
-    def _seeded(self, maker: StageMaker) -> Iterator[StageMaker]:
-        for seed in dict.fromkeys(self.budget.seeds):
-            yield replace(maker, seed={"seed": seed})
-        if not self.budget.seeds:
-            yield maker
+    @cached_property
+    def _seeded(self) -> dict[str, list[StageMaker]]:
+        """Those of every model, one per seed."""
+        return {
+            model: [replace(maker, seed={"seed": seed}) for seed in self._seeds_of(maker)]
+            or [maker]
+            for model, maker in self._makers.items()
+        }
+
+    def _seeds_of(self, maker: StageMaker) -> list[int]:
+        """The seeds of a model that were asked for; none if it is to have its default."""
+        if self.budget.n_seeds is None:
+            return list(dict.fromkeys(self.budget.seeds))
+        first = maker.sft_run(1).training.seed
+        return list(range(first, first + self.budget.n_seeds))
 
     def _split(self, make: StageMaker, base: str | None, split: Split) -> None:
         """Add the runs of one split with one seed."""
         train = self.budget.do_training
+        each = 2 if split.n_sft and split.n_pt else 1
+        self.unshared += each * max(1, len(self.methods))
         if not split.n_pt:
-            config = make.sft_run(split.size)
+            config = make.sft_run(split.n_sft)
             alone = make.sft_stage(
                 "reference_sft", config, base, train=train, total_data=split.size
             )
@@ -220,15 +205,23 @@ class _Planner:
             "dataset": b.dataset,
             "task": site.collections().task(b.task),
             "train_sizes": list(dict.fromkeys(b.train_sizes)),
+            **({n: plain(c) for n, c in self.costs.items()} if self._priced else {}),
             "sft_ratios": list(dict.fromkeys(plain(split.ratio) for split in self.splits)),
             "methods": self.methods,
-            "seeds": list(dict.fromkeys(b.seeds)),
+            "seeds": list(
+                dict.fromkeys(seed for maker in makers for seed in self._seeds_of(maker))
+            ),
             "k_values": _common([list(s.k_values) for s in samplings]),
             "prompts": _common([s.prompts for s in samplings]),
             "samples": _common([s.n_samples for s in samplings]),
             "temperature": _common([s.temperature for s in samplings]),
             "model_of": {name: self.model_of[name] for name in self.stages},
         }
+
+    @property
+    def _priced(self) -> bool:
+        """Whether budgets are costs."""
+        return any(cost != 1 for cost in self.costs.values())
 
     def _require_parents(self) -> None:
         """Raise UserError if preference tuning needs an SFT run that is not trained or planned."""
@@ -326,9 +319,18 @@ def _check(budget: Budget, splits: Sequence[Split]) -> None:
             "nothing to do: enable training, inference or evaluation (DO_TRAINING=y, "
             "DO_INFERENCE=y, DO_EVALUATION=y, or --do_training, --do_inference, --do_evaluation)."
         )
+    if budget.seeds and budget.n_seeds is not None:
+        raise UserError("seed and seeds are both given; name the seeds, or say how many.")
     for size in budget.train_sizes:
         if size < 1:
             raise UserError(f"train_sizes is {size}; a budget is 1 example or more.")
+    for split in splits:
+        if not split.n_sft and not split.n_pt:
+            raise UserError(
+                f"train_sizes is {split.size}, which buys no example at sft_ratio "
+                f"{plain(split.ratio)} (sft_cost {plain(split.sft_cost)}, pft_cost "
+                f"{plain(split.pft_cost)}); a budget buys one example or more."
+            )
     if any(split.n_pt for split in splits) and not budget.pft_methods:
         raise UserError("pft_method is missing; it is needed unless SFT takes the whole budget.")
     _check_pools(dataset, splits)

@@ -11,10 +11,12 @@ from typing import Any
 
 from tuning.autotune.config import AutotuneConfig, add_autotune_flags
 from tuning.engine.config import ComputeConfig, LossConfig
+from tuning.evaluation.before_after import HeldOutConfig
 from tuning.evaluation.config import PassAtKConfig
 from tuning.flags import Parser, add_flags, given
+from tuning.phases.options import add_before_after_flags
 from tuning.runs.names import require_name
-from tuning.sweetspots.config import PerplexityConfig
+from tuning.sweetspots.config import PassAtKStoppingConfig, PerplexityConfig
 from tuning.training.config import (
     DPOTrainingConfig,
     EngineSFTConfig,
@@ -27,7 +29,8 @@ from tuning.weights.config import LoraConfig, ModelLoadConfig
 MICRO = ("micro_batch_size",)
 """The setting that SFT and preference tuning both have, as --sft_* and --pft_*."""
 NOT_MICRO = tuple(f.name for f in fields(ComputeConfig) if f.name not in MICRO)
-RULES = ("perplexity_thresholds", "perplexity_patience", "early_stop")
+PASS_AT_K = tuple(f.name for f in fields(PassAtKStoppingConfig))
+RULES = ("perplexity_thresholds", "perplexity_patience", "early_stop", *PASS_AT_K)
 """Settings of sweetspots; only sweetspot experiments have them."""
 
 
@@ -47,6 +50,8 @@ class Choices:
     evaluation_values: Mapping[str, Any] = field(default_factory=dict)
     autotune: AutotuneConfig | None = None
     """How to tune what is trained; None: not at all."""
+    held_out: HeldOutConfig | None = None
+    """What to measure before and after each training; None: nothing."""
     cuda: bool | None = None
     """Whether models will be sampled on CUDA; None: as this machine has it."""
 
@@ -78,6 +83,8 @@ def add_settings(parser: Parser, *, rules: bool) -> None:
     skip = ("early_stop",) if rules else RULES
     title = "sweetspots" if rules else "perplexity during SFT"
     add_flags(parser, PerplexityConfig, skip=skip, title=title)
+    if rules:
+        add_flags(parser, PassAtKStoppingConfig, title="sweetspots of pass@k")
     add_flags(parser, TrainingArgumentsConfig, prefix="sft_", title="SFT")
     add_flags(parser, LossConfig, prefix="sft_", title="the loss of SFT")
     add_flags(parser, LoraConfig, prefix="sft_", title="the adapter of SFT")
@@ -92,12 +99,13 @@ def add_settings(parser: Parser, *, rules: bool) -> None:
     add_flags(parser, ModelLoadConfig, title="the model")
     add_flags(parser, PassAtKConfig, title="inference and evaluation")
     add_autotune_flags(parser, switch=False)
+    add_before_after_flags(parser, switch=False)
 
 
 def settings_given(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given on the command line, by the fields of Choices."""
     sft = given(args, (TrainingArgumentsConfig, LossConfig, LoraConfig, ComputeConfig), "sft_")
-    plain = given(args, (PerplexityConfig, EngineSFTConfig, ComputeConfig))
+    plain = given(args, (PerplexityConfig, PassAtKStoppingConfig, EngineSFTConfig, ComputeConfig))
     return {
         "model_values": given(args, (ModelLoadConfig,)),
         "sft_values": plain | sft,

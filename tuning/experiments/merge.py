@@ -14,8 +14,9 @@ from tuning.plan import REMAINING, Plan, Stage
 from tuning.runs.errors import UserError
 from tuning.runs.identity import digest
 
-PHASES = ("train", "infer", "evaluate")
-_SCALARS = ("dataset", "task", "prompts", "samples", "temperature")
+PHASES = ("train", "infer", "evaluate", "measure")
+_SCALARS = ("dataset", "task", "prompts", "samples", "temperature", "sft_cost", "pft_cost")
+_COSTS = ("sft_cost", "pft_cost")
 
 
 def unite(first: Stage, second: Stage) -> Stage:
@@ -36,6 +37,7 @@ def unite(first: Stage, second: Stage) -> Stage:
         role=second.role if first.role == "sft" else first.role,
         phases=phases,
         autotune=first.autotune or second.autotune,
+        before_after=first.before_after or second.before_after,
         parents=tuple(dict.fromkeys((*first.parents, *second.parents))),
         total_data=first.total_data if first.total_data is not None else second.total_data,
     )
@@ -43,6 +45,7 @@ def unite(first: Stage, second: Stage) -> Stage:
 
 def merged(plans: Sequence[Plan], experiment: str | None = None) -> Plan:
     """Merge plans of either kind into one experiment; UserError if they conflict."""
+    _require_one_price(plans)
     plans = _forks_told_apart(plans)
     stages: dict[str, Stage] = {}
     for plan in plans:
@@ -52,6 +55,17 @@ def merged(plans: Sequence[Plan], experiment: str | None = None) -> Plan:
     about = plans[0].about if len(plans) == 1 else _about(plans)
     name = experiment or _default_name(stages.values(), about)
     return Plan(experiment=name, stages=tuple(stages.values()), about=about)
+
+
+def _require_one_price(plans: Sequence[Plan]) -> None:
+    """Raise UserError unless all budgets are counted alike."""
+    for name in _COSTS:
+        found = list(dict.fromkeys(str(plan.about.get(name, "1")) for plan in plans))
+        if len(found) > 1:
+            raise UserError(
+                f"{name} is {' and '.join(found)} within one experiment, whose budgets could not "
+                "be compared; make it several experiments."
+            )
 
 
 def _forks_told_apart(plans: Sequence[Plan]) -> list[Plan]:

@@ -17,10 +17,12 @@ from typing import Any
 
 from tuning import config as site
 from tuning.autotune.config import autotune_given
-from tuning.experiments.budget import Budget, exact_ratio
+from tuning.experiments.budget import Budget
 from tuning.experiments.choices import settings_given
+from tuning.experiments.split import exact_cost, exact_ratio
 from tuning.flags import truth
 from tuning.methods import METHODS
+from tuning.phases.options import held_out_given
 from tuning.runs.errors import UserError, nearest
 
 
@@ -50,10 +52,32 @@ _SIZES = _Choice(
     flag="train_sizes",
     help=f"budgets in examples, SFT and preference together (default: {DEFAULT_SIZE})",
 )
+_COSTS = (
+    _Choice(
+        flag="sft_cost",
+        help="what the annotation of an SFT example costs; train_sizes are then budgets in that "
+        "unit, and each ratio is the share of the cost that SFT takes (default: 1)",
+        several=False,
+        by_variable=False,
+    ),
+    _Choice(
+        flag="pft_cost",
+        help="what the annotation of a preference example costs (default: 1)",
+        several=False,
+        by_variable=False,
+    ),
+)
 _ASK_SIZES = f"Training examples, SFT and preference together (default {DEFAULT_SIZE}): "
 _SEED = _Choice(
     flag="seed",
     help="seeds of SFT and preference tuning (default: the model's)",
+    by_variable=False,
+)
+_SEEDS = _Choice(
+    flag="seeds",
+    help="how many seeds, from the model's default upwards; scores then have intervals over "
+    "prompts and seeds",
+    several=False,
     by_variable=False,
 )
 _PHASES = (
@@ -67,13 +91,19 @@ _AUTOTUNE = _Choice(
     help="before each training, find its fastest safe micro-batch and the like",
     several=False,
 )
-_FLAGS = (*_NEEDED, _SIZES, _SEED, *_PHASES, _AUTOTUNE)
+_BEFORE = _Choice(
+    flag="evaluate_before",
+    help="measure before and after each training: score, perplexity, implicit reward",
+    several=False,
+)
+_BUDGET = (*_NEEDED, _SIZES, *_COSTS, _SEED, _SEEDS)
+_FLAGS = (*_BUDGET, *_PHASES, _AUTOTUNE, _BEFORE)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a budget experiment; without defaults, so that unset ones show as None."""
     group = parser.add_argument_group("the budget; several values make a grid")
-    for choice in (*_NEEDED, _SIZES, _SEED):
+    for choice in _BUDGET:
         group.add_argument(
             f"--{choice.flag}",
             nargs="+" if choice.several else None,
@@ -81,7 +111,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             metavar=choice.variable,
         )
     group = parser.add_argument_group("what to do, y or n (default: n)")
-    for choice in (*_PHASES, _AUTOTUNE):
+    for choice in (*_PHASES, _AUTOTUNE, _BEFORE):
         group.add_argument(
             f"--{choice.flag}", nargs="?", const="y", metavar="y|n", help=choice.help
         )
@@ -113,7 +143,9 @@ def wanted(args: argparse.Namespace, environ: Mapping[str, str]) -> Budget:
         base_models=values["base_model"],
         pft_methods=values["pft_method"],
         train_sizes=sizes or (DEFAULT_SIZE,),
+        **inputs.costs(),
         seeds=seeds,
+        n_seeds=next(iter(inputs.numbers(_SEEDS, 1)), None),
         experiment=getattr(args, "experiment", None),
         **phases,
         **settings_given(args),
@@ -147,6 +179,11 @@ class _Inputs:
         choice = next(choice for choice in _NEEDED if choice.flag == "sft_ratio")
         return tuple(exact_ratio(word, self.name(choice)) for word in self.words(choice))
 
+    def costs(self) -> dict[str, Any]:
+        """The costs of examples that were given, as fields of Budget."""
+        given = {choice: self.words(choice) for choice in _COSTS}
+        return {c.flag: exact_cost(words[0], self.name(c)) for c, words in given.items() if words}
+
     def numbers(self, choice: _Choice, least: int) -> tuple[int, ...]:
         """Whole numbers of at least `least`."""
         return tuple(self._number(choice, word, least) for word in self.words(choice))
@@ -161,7 +198,8 @@ class _Inputs:
     def phases(self) -> dict[str, Any]:
         """The phases to run, as fields of Budget."""
         search = autotune_given(self.args, self._truth(_AUTOTUNE))
-        return {choice.flag: self._truth(choice) for choice in _PHASES} | {"autotune": search}
+        more = {"autotune": search, "held_out": held_out_given(self.args, self._truth(_BEFORE))}
+        return {choice.flag: self._truth(choice) for choice in _PHASES} | more
 
     def _truth(self, choice: _Choice) -> bool:
         word = next(iter(self.words(choice)), "n")
@@ -193,7 +231,7 @@ def ask(
     for it where it is not set. UserError if the input ends.
     """
     inputs = _Inputs(argparse.Namespace(), os.environ if environ is None else environ)
-    search = inputs.phases()["autotune"]
+    given_phases = inputs.phases()
     sizes = inputs.numbers(_SIZES, 1)
     collections, door = site.collections(), _Questions(read, say)
     task = door.choose("Select task:", collections.tasks, collections.aliases)
@@ -216,7 +254,8 @@ def ask(
         base_models=(model,),
         pft_methods=(method,),
         train_sizes=sizes or (DEFAULT_SIZE,),
-        autotune=search,
+        autotune=given_phases["autotune"],
+        held_out=given_phases["held_out"],
         **phases,
     )
 

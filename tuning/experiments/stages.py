@@ -26,6 +26,7 @@ from tuning.evaluation.config import (
 from tuning.evaluation.prompts import require_test_pool
 from tuning.experiments.choices import RULES, Choices
 from tuning.flags import plain
+from tuning.phases.before_after import before_after_config
 from tuning.plan import Stage
 from tuning.runs.rundir import locate
 from tuning.training.config_training import (
@@ -35,6 +36,7 @@ from tuning.training.config_training import (
     model_config,
     preference_config,
     sft_config,
+    validation_size,
 )
 from tuning.weights.config import ModelLoadConfig
 
@@ -70,6 +72,16 @@ class StageMaker:
         search = self.choices.autotune
         return None if search is None else plain(search)
 
+    def _before_after(self, run: SFTRunConfig | PTRunConfig, *, train: bool) -> dict[str, Any]:
+        """What to measure before and after a training, as the fields of a stage."""
+        c = self.choices
+        if c.held_out is None or not train:
+            return {}
+        sampled = self.sampling if c.do_inference and c.do_evaluation else None
+        size = validation_size(self.model, c.sft_values)
+        config = before_after_config(run, c.held_out, sampled, size)
+        return {"before_after": plain(config)}
+
     def require_test_pool(self) -> None:
         """Raise UserError unless the test pool has enough prompts, and they can be graded: where
         models are evaluated, or prompts are asked for.
@@ -91,6 +103,7 @@ class StageMaker:
             task=c.task,
             train_size=size,
             values={**c.model_values, **self.seed, **chosen, **(rules or {})},
+            cuda=c.cuda,
         )
 
     def preference_run(
@@ -178,6 +191,7 @@ class StageMaker:
         """An SFT run; `base` is the stage that makes its base."""
         name = directory_name(config)
         evaluation = self._evaluation(config.model, run=name, run_hash=config.hash)
+        measured = self._before_after(config, train=train)
         return Stage(
             name=name,
             role=role,
@@ -189,7 +203,8 @@ class StageMaker:
             parents=(base,) if base else (),
             train_size=config.train_size,
             seed=config.training.seed,
-            **self._phases(evaluation, train=train, evaluate=evaluate),
+            **self._phases(evaluation, train=train, evaluate=evaluate or bool(measured)),
+            **measured,
             **more,
         )
 
@@ -222,6 +237,7 @@ class StageMaker:
             total_data=total_data,
             seed=config.training.seed,
             **self._phases(evaluation, train=train),
+            **self._before_after(config, train=train),
         )
 
     def _evaluation(self, base: ModelLoadConfig, **which: Any) -> EvaluationRunConfig | None:
@@ -242,6 +258,7 @@ class StageMaker:
             *(["train"] if train else []),
             *(["infer"] if self.choices.do_inference and evaluate else []),
             *(["evaluate"] if self.choices.do_evaluation and evaluate else []),
+            *(["measure"] if self.choices.held_out and train else []),
         ]
         if config is None:
             return {"phases": tuple(phases), "task": site.collections().task(self.choices.task)}

@@ -23,6 +23,10 @@ from tuning.runs.identity import digest
 from tuning.sweetspots.config import check_thresholds
 from tuning.training import parents
 
+_NO_RULES = dict.fromkeys(
+    ("perplexity_thresholds", "perplexity_patience", "pass_at_k_targets", "pass_at_k_patience"), ()
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted(Choices):
@@ -58,7 +62,9 @@ class _Planner:
         self.maker.require_test_pool()
         self.sft = self.maker.sft_run(wanted.sft_data, _rules(wanted))
         if not self.sft.rules:
-            raise UserError("no sweetspot is defined: give --perplexity_thresholds.")
+            raise UserError(
+                "no sweetspot is defined: give --perplexity_thresholds or --pass_at_k_targets."
+            )
         self.sft_name = directory_name(self.sft)
 
     def plan(self) -> Plan:
@@ -74,8 +80,7 @@ class _Planner:
                 for method in w.methods:
                     self._fork(label, method)
         if w.references and w.do_sft:
-            no_rules = {"perplexity_thresholds": (), "perplexity_patience": ()}
-            reference = make.sft_run(w.total_data, no_rules)
+            reference = make.sft_run(w.total_data, _NO_RULES)
             self.stages.append(make.sft_stage("reference_sft", reference, base, train=True))
         if w.references and w.do_dpo:
             for method in w.methods:
@@ -136,7 +141,7 @@ def _rules(wanted: Wanted) -> dict[str, Any]:
     collections = site.collections()
     default = (
         ()
-        if rules.get("perplexity_patience")
+        if any(rules.get(name) for name in _NO_RULES)
         else collections.thresholds(collections.model(wanted.model))
     )
     return rules | {"perplexity_thresholds": default}

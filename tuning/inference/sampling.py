@@ -24,9 +24,17 @@ from tuning.tasks.base import BEYOND
 from tuning.tasks.registry import task
 
 
-def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Generator) -> None:
+def sample(
+    directory: RunDirectory,
+    config: EvaluationRunConfig,
+    generator: Generator,
+    first: int | None = None,
+) -> None:
     """Answer the first `prompts` rows of the test pool; raises Interrupted between portions if
     asked to stop.
+
+    `first`: only so many of them for now, and what is answered together with them. The answers are
+    those that a whole inference gives.
     """
     from tqdm import tqdm
 
@@ -35,25 +43,28 @@ def sample(directory: RunDirectory, config: EvaluationRunConfig, generator: Gene
     columns = task(config.task).columns
     path = directory.path / "responses.jsonl"
     done = _keep_whole_lines(path, len(rows), config.sampling.n_samples)
-    room = _room(generator, asked, config.sampling.max_new_tokens)
-    with tqdm(initial=len(done), total=len(rows), desc="inference", mininterval=2.0) as bar:
-        directory.progress("infer", len(done), len(rows))
-        portions = generator.answers(asked, config.sampling, config.hash, frozenset(done))
+    room = room_for(generator, asked, config.sampling.max_new_tokens, "test")
+    wanted = set(range(len(rows) if first is None else min(first, len(rows))))
+    skipped = set(range(len(rows))) - wanted
+    of, begun = len(wanted), len(done & wanted)
+    with tqdm(initial=begun, total=of, desc="inference", mininterval=2.0) as bar:
+        directory.progress("infer", begun, of)
+        portions = generator.answers(asked, config.sampling, config.hash, frozenset(done | skipped))
         with contextlib.closing(portions):
             for portion in portions:
                 new = {place: texts for place, texts in portion if place not in done}
                 _append(path, [_line(n, rows[n], new[n], columns, room[n]) for n in sorted(new)])
                 done |= new.keys()
                 if new:
-                    bar.update(len(new))
-                    directory.progress("infer", len(done), len(rows))
-                if len(done) == len(rows):
+                    bar.update(len(new.keys() & wanted))
+                    directory.progress("infer", len(done & wanted), of)
+                if done >= wanted:
                     break
                 interrupt.check()
-    if len(done) < len(rows):
-        raise StageFailed(f"{len(rows) - len(done)} of {len(rows)} prompts got no answer.")
+    if missing := len(wanted - done):
+        raise StageFailed(f"{missing} of {of} prompts got no answer.")
     _order(path)
-    directory.progress("infer", len(rows), len(rows), final=True)
+    directory.progress("infer", of, of, final=True)
 
 
 def _asked(config: EvaluationRunConfig, rows: list[dict[str, Any]]) -> list[Messages]:
@@ -71,20 +82,22 @@ def _asked(config: EvaluationRunConfig, rows: list[dict[str, Any]]) -> list[Mess
     return prompts
 
 
-def _room(generator: Generator, prompts: list[Messages], wanted: int) -> list[int]:
-    """Tokens that the context leaves for each answer; says how many prompts leave too few."""
+def room_for(generator: Generator, prompts: list[Messages], wanted: int, pool: str) -> list[int]:
+    """Tokens that the context leaves for each answer; says how many prompts of a pool leave too
+    few.
+    """
     room = generator.room(prompts)
     beyond = sum(left <= 0 for left in room)
     tight = sum(0 < left < wanted for left in room)
     if beyond:
         logger.warning(
-            f"{beyond} of {len(room)} test prompts are longer than the context of the model, by up "
-            f"to {-min(room)} tokens: the answers to them mean nothing"
+            f"{beyond} of {len(room)} {pool} prompts are longer than the context of the model, by "
+            f"up to {-min(room)} tokens: the answers to them mean nothing"
         )
     if tight:
         logger.warning(
-            f"{tight} of {len(room)} test prompts leave less than max_new_tokens ({wanted}) of the "
-            f"context of the model, one of them {min(left for left in room if left > 0)}"
+            f"{tight} of {len(room)} {pool} prompts leave less than max_new_tokens ({wanted}) of "
+            f"the context of the model, one of them {min(left for left in room if left > 0)}"
         )
     return room
 

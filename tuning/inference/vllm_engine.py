@@ -82,6 +82,7 @@ class VLLMGenerator:
         self._folder = folder
         self._llm: Any = None
         self._longest = 0
+        self._served = 1
         self.tokenizer = loading.open_tokenizer(artifact)
         config = read_config(self._artifact.base)
         self.tokenizer.save_pretrained(folder)
@@ -113,6 +114,18 @@ class VLLMGenerator:
             yield from self._beams(fits, sampling)
         else:
             yield from self._sampled(fits, sampling, run_hash)
+
+    def serve(self, artifact: Artifact) -> None:
+        """Answer as another artifact of the same model from now on: another adapter over the same
+        base, or other whole weights, which an engine that runs reads in place of its own.
+        """
+        self._artifact = _checked(artifact)
+        self._served += 1
+        if self._llm is not None:
+            if artifact.adapter is None:
+                where = {"weights_path": artifact.base}
+                self._llm.collective_rpc("reload_weights", kwargs=where)
+            self._llm.reset_prefix_cache()
 
     def _require_engine(self, sampling: PassAtKConfig, longest: int) -> None:
         """Have an engine for sequences of `longest` tokens: the one there is, or a new one."""
@@ -222,7 +235,9 @@ class VLLMGenerator:
             return None
         from vllm.lora.request import LoRARequest
 
-        return LoRARequest("adapter", 1, str(self._artifact.adapter))
+        # An engine keeps what it has read by number, and what it has computed by name.
+        number = self._served
+        return LoRARequest(f"adapter-{number}", number, str(self._artifact.adapter))
 
     def _started(self, sampling: PassAtKConfig, longest: int) -> Any:
         """The engine, for sequences of at most `longest` tokens."""
@@ -236,8 +251,7 @@ class VLLMGenerator:
         try:
             from vllm import LLM
 
-            merge = sampling.merge_adapter
-            self._artifact = served(self._artifact, merge=not cuda if merge is None else merge)
+            self._artifact = served(self._artifact, sampling.merge_adapter)
             if not cuda:
                 self._require_heads()
             return LLM(**self._settings(sampling, longest, cuda=cuda))
@@ -314,15 +328,26 @@ def _checked(artifact: Artifact) -> Artifact:
     return artifact
 
 
-def served(artifact: Artifact, *, merge: bool) -> Artifact:
-    """The artifact as vLLM gets it: the adapter merged into its base if asked for, or if vLLM would
-    refuse it.
+def served(artifact: Artifact, merge: bool | None = None) -> Artifact:
+    """The artifact as vLLM gets it: an adapter merged into its base where `is_merged` says so, and
+    a base in 4 bits as the weights that it stands for.
     """
+    whole = artifact.load_in_4bit or is_merged(artifact, merge)
+    return merged(artifact) if whole else artifact
+
+
+def is_merged(artifact: Artifact, merge: bool | None = None) -> bool:
+    """Whether vLLM gets an adapter merged into its base: if asked for, if vLLM would refuse it, or,
+    by default, on a CPU.
+    """
+    import torch
+
     if artifact.adapter is None:
-        return artifact
+        return False
     config = read_object(artifact.adapter / "adapter_config.json") or {}
-    refused = config.get("modules_to_save") or config.get("use_dora")
-    return merged(artifact) if merge or refused or config["r"] > RANKS[-1] else artifact
+    refused = config.get("modules_to_save") or config.get("use_dora") or config["r"] > RANKS[-1]
+    asked = not torch.cuda.is_available() if merge is None else merge
+    return bool(asked or refused)
 
 
 def _rank_of(adapter: Path) -> int:

@@ -18,11 +18,11 @@ from tuning.plan import Plan, Stage, standing
 from tuning.runs import manifest, provenance
 from tuning.runs.rundir import RunDirectory
 from tuning.sweetspots.store import checkpoint_name
-from tuning.training.config import optimizer_name
+from tuning.training.config import engine_weights, state_bytes
 from tuning.weights.base import MODEL, base_directory
 from tuning.weights.config import ModelLoadConfig, in_half
 from tuning.weights.hub import snapshot_folder
-from tuning.weights.shape import BFLOAT16, FLOAT32, Shape, adapter_of, parameters_of, read_shape
+from tuning.weights.shape import BFLOAT16, FLOAT32, Shape, adapter_of, read_shape
 
 MARGIN = 1.1
 """Free space that a plan needs, as a multiple of the bytes that are counted."""
@@ -136,8 +136,8 @@ def in_words(size: int) -> str:
 def _share(plan: Plan, stage: Stage, run: RunDirectory | None, cuda: bool) -> Share | None:
     """What a training writes; None where the size of its base is not known.
 
-    What is trained is float32: adapters, modules that are trained whole, and checkpoints of the
-    engine, which have AdamW's two moments too. Other weights are as the base is loaded.
+    What is trained is float32: adapters, and checkpoints, which have the optimizer's moments too.
+    Whole models are as the base is loaded.
     """
     config = run_of(stage)
     if stage.kind == "pretrain":
@@ -149,13 +149,14 @@ def _share(plan: Plan, stage: Stage, run: RunDirectory | None, cuda: bool) -> Sh
     t, adapter = config.training, adapter_of(shape, config.lora)
     half = in_half(config.model.dtype, cuda=cuda)
     model = (BFLOAT16 if half else FLOAT32) * shape.parameters
-    checkpoint = FLOAT32 * adapter.saved + _state_bytes(t.optimizer, cuda) * adapter.trained
-    if config.artifact_form == "adapter":
+    checkpoint = FLOAT32 * adapter.saved + state_bytes(t.optimizer, cuda=cuda) * adapter.trained
+    if config.trainer == "engine":
+        whole = engine_weights(shape, config.engine)
+        checkpoint = FLOAT32 * (whole.saved + 2 * whole.trained)
+    elif config.lora.full:
+        checkpoint = (FLOAT32 + state_bytes(t.optimizer, cuda=cuda)) * shape.parameters
+    elif config.artifact_form == "adapter":
         model = FLOAT32 * adapter.saved
-    elif config.trainer == "engine":
-        checkpoint = 3 * FLOAT32 * shape.parameters
-    elif half:
-        model += (FLOAT32 - BFLOAT16) * parameters_of(shape, config.lora.full_modules)
     rules = config.rules if stage.kind == "sft" else []
     reached = [r for r in rules if run and manifest.is_whole(run.path / checkpoint_name(r.label))]
     size = stage.train_size or stage.total_data or 1
@@ -165,12 +166,6 @@ def _share(plan: Plan, stage: Stage, run: RunDirectory | None, cuda: bool) -> Sh
         sweetspots=(model,) * (len(rules) - len(reached)),
         checkpoints=_at_a_time(steps, t.save_steps, manifest.KEPT) * checkpoint,
     )
-
-
-def _state_bytes(optimizer: str, cuda: bool) -> int:
-    """Of a trained parameter: two moments of four bytes, or of one."""
-    name = optimizer_name(optimizer, cuda=cuda)
-    return 0 if name in ("sgd", "adafactor") else 2 if "8bit" in name else 8
 
 
 def _at_a_time(steps: int | None, every: int, kept: int) -> int:

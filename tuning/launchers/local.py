@@ -1,11 +1,12 @@
 """The local launcher: the stages of a plan in order on this machine, small ones side by side.
 
 A stage starts when its parents are done; one that failed blocks only its descendants. A stage that
-several processes can train together gets all GPUs, one process each, or as many processes as were
-asked for. It runs alone with all cores, as a wide stage (pre-training) does, and as one does that
-is tuned, whose trials measure the machine; the others get one GPU
-and a fixed share of the cores each, so that the number of threads of a stage does not depend on
-what else is left to do. Every stage runs under a supervisor, which ends when this process does.
+the engine trains gets all GPUs, one process each; it and one that TRL trains get as many processes
+as were asked for. A stage of several processes runs alone with all cores, as a wide stage
+(pre-training) does, and as one does that is tuned, whose trials measure the machine; the others get
+one GPU and a fixed share of the cores each, so that the number of threads of a stage does not
+depend on what else is left to do. Every stage runs under a supervisor, which ends when this process
+does.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ class Running:
 class LocalLauncher:
     """Runs a plan; `launch()` returns the state and the reason of every stage.
 
-    `processes`: of each stage that several processes can train together; one per GPU by default.
-    `environ`: variables of stages that are not set here.
+    `processes`: of each stage that is trained; by default, one per GPU with the engine, and one
+    with TRL. `environ`: variables of stages that are not set here. `failed`: stages that failed or
+    are blocked already, and are not tried again.
     """
 
     def __init__(
@@ -72,17 +74,19 @@ class LocalLauncher:
         wait: bool = True,
         wandb: str = "off",
         environ: Mapping[str, str] | None = None,
+        failed: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         self.plan = plan
         self.wait = wait
         self.wandb = wandb
         self.devices = provenance.gpus()
-        self.processes = _processes(processes, len(self.devices))
+        self.most = _processes(processes, len(self.devices))
+        self.asked = self.most if processes is not None else 1
         self.slots = max_parallel or max(1, len(self.devices) or min(2, os.cpu_count() or 1))
         self.environ = environ or {}
         self.folder = site.reports_dir() / plan.experiment
         self.display = Display(plan)
-        self.states: dict[str, tuple[str, str]] = {}
+        self.states: dict[str, tuple[str, str]] = dict(failed or {})
         self.running: list[Running] = []
         self.stopping = False
         self._furthest = -1
@@ -175,19 +179,21 @@ class LocalLauncher:
             self.running.append(self._start(stage))
             self.display.started(stage)
 
-    def _joined(self, stage: Stage) -> bool:
-        """Whether several processes train a stage together."""
-        return stage.joinable and "train" in stage.phases and self.processes > 1
+    def processes_of(self, stage: Stage) -> int:
+        """How many processes train a stage together."""
+        if "train" not in stage.phases:
+            return 1
+        return self.most if stage.joinable else self.asked
 
     def _alone(self, stage: Stage) -> bool:
         """Whether no other stage may run beside this one."""
-        return stage.wide or stage.tunes or self._joined(stage) or _gpus_of(stage) > 1
+        several = max(self.processes_of(stage), _gpus_of(stage)) > 1
+        return stage.wide or stage.tunes or several
 
     def _placement(self, stage: Stage) -> Placement:
         """The GPUs and the number of processes of a stage that starts now."""
-        if self._joined(stage):
-            devices = self.devices[: self.processes]
-            return Placement(processes=self.processes, devices=tuple(devices))
+        if (processes := self.processes_of(stage)) > 1:
+            return Placement(processes=processes, devices=tuple(self.devices[:processes]))
         taken = {device for entry in self.running for device in entry.placement.devices}
         free = [device for device in self.devices if device not in taken] or self.devices
         return Placement(devices=tuple(free[: _gpus_of(stage)]))

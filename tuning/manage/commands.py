@@ -17,6 +17,7 @@ from tuning.launchers.slurm.ledger import REPORT, Jobs
 from tuning.launchers.slurm.shared import told_to_followers
 from tuning.manage.status import ENDED, StageStatus, stages_of, table
 from tuning.plan import Plan, descendants
+from tuning.runs import atomic
 from tuning.runs.errors import EXIT_FAILED, StageFailed, UserError, nearest
 from tuning.runs.lock import Lock
 
@@ -28,6 +29,7 @@ LINES = 10_000
 def status(plan: Plan, *, watch: bool, as_json: bool) -> int:
     """Print the state of the stages; with `watch` repeatedly, until all have ended."""
     while True:
+        plan = _latest(plan)
         found = stages_of(plan, site.home())
         if as_json:
             print(json.dumps([asdict(entry) for entry in found], indent=2))
@@ -35,10 +37,36 @@ def status(plan: Plan, *, watch: bool, as_json: bool) -> int:
             if watch and sys.stdout.isatty():
                 print("\033[2J\033[H", end="")
             print(_page(plan, found), flush=True)
-        if not watch or all(entry.state in ENDED for entry in found):
+        over = all(entry.state in ENDED for entry in found) and not _searches(plan)
+        if not watch or over:
             failed = any(entry.state == "failed" for entry in found)
             return EXIT_FAILED if failed and watch else 0
         time.sleep(WATCH_SECONDS)
+
+
+def _latest(plan: Plan) -> Plan:
+    """The plan as it is now: a search adds to it with every round."""
+    written = atomic.read_object(site.reports_dir() / plan.experiment / "plan.json")
+    return Plan.from_json(written) if written and "search" in plan.about else plan
+
+
+def _searches(plan: Plan) -> bool:
+    """Whether a job of a search has yet to submit the next round."""
+    if _search(plan) in ("", "over"):
+        return False
+    return bool(_live(Slurm(), Jobs(site.reports_dir() / plan.experiment)))
+
+
+def _search(plan: Plan) -> str:
+    """How far a search is; "" for any other experiment."""
+    if "search" not in plan.about:
+        return ""
+    from tuning.search.record import Record
+
+    record = Record.read(site.reports_dir() / plan.experiment)
+    if record is None:
+        return ""
+    return "over" if record.rounds[-1].end else f"in round {len(record.rounds)}"
 
 
 def _page(plan: Plan, found: Sequence[StageStatus]) -> str:
@@ -50,6 +78,8 @@ def _page(plan: Plan, found: Sequence[StageStatus]) -> str:
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     report = site.reports_dir() / plan.experiment / "report.html"
     lines = [f"experiment {plan.experiment}: {summary}", "", table(found, width)]
+    if search := _search(plan):
+        lines[0] += f"; its search is {search}"
     if report.exists():
         lines += ["", f"report: {report}"]
     return "\n".join(lines)

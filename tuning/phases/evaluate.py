@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from tuning import config as site
 from tuning.evaluation.config import EvaluationRunConfig
@@ -10,12 +12,14 @@ from tuning.evaluation.generators import GENERATORS
 from tuning.evaluation.prompts import require_test_pool
 from tuning.phases.options import Options
 from tuning.phases.train import use_devices
-from tuning.runs import disk, interrupt
+from tuning.plan import first_share
+from tuning.runs import disk, interrupt, ranks
 from tuning.runs.errors import UserError
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory, claim, locate
 from tuning.sweetspots.store import find_sweetspot
 from tuning.tasks.registry import task
+from tuning.training.config_training import SFTRunConfig
 from tuning.weights.artifact import Artifact, artifact_of
 from tuning.weights.config import ModelLoadConfig
 
@@ -54,6 +58,18 @@ def check_evaluation(config: EvaluationRunConfig, options: Options) -> None:
         GENERATORS[config.sampling.backend].require(config.sampling.tensor_parallel_size)
 
 
+def check_pass_at_k(config: SFTRunConfig) -> None:
+    """Raise UserError if the pass@k that a training stops at cannot be measured here."""
+    if config.pass_at_k.rules:
+        if config.trainer == "trl" and ranks.world_size() > 1:
+            raise UserError(
+                f"pass@k is measured while one process trains, and torchrun started "
+                f"{ranks.world_size()}; train with one, or give --trainer engine."
+            )
+        task(config.task).fetch()
+        GENERATORS[config.pass_at_k.pass_at_k_backend].require()
+
+
 def is_answered(config: EvaluationRunConfig) -> bool:
     """Whether all answers of an evaluation are there."""
     root = site.outputs_dir(config.task)
@@ -64,6 +80,10 @@ def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) 
     """Run the requested phases that are not done yet."""
     root = site.outputs_dir(config.task)
     wanted = [("infer", options.do_inference), ("evaluate", options.do_evaluation)]
+    first = options.first_prompts
+    if first is not None and first < config.sampling.prompts:
+        _begin(config, artifact, options, first)
+        return
     standing = RunDirectory(locate(root, config.run_name, config.hash))
     if all(standing.done(phase) for phase, asked in wanted if asked) and not options.force:
         logger.info(f"{standing.name}: already evaluated")
@@ -94,12 +114,49 @@ def evaluate_run(config: EvaluationRunConfig, directory: RunDirectory, options: 
     evaluate(config, artifact_to_evaluate(config), options)
 
 
-def _infer(directory: RunDirectory, config: EvaluationRunConfig, artifact: Artifact) -> None:
+def _begin(config: EvaluationRunConfig, artifact: Artifact, options: Options, first: int) -> None:
+    """Sample and score the first prompts; the evaluation is as far as if it had been stopped there,
+    and goes on with the others.
+    """
+    root, phase = site.outputs_dir(config.task), first_share(first)
+    standing = RunDirectory(locate(root, config.run_name, config.hash))
+    if not options.force and (standing.done(phase) or standing.done("evaluate")):
+        logger.info(f"{standing.name}: already evaluated on the first {first} prompts")
+        return
+    use_devices(config.sampling.tensor_parallel_size)
+    with claim(
+        root,
+        config.identity(parent=config.evaluates),
+        wait=options.wait,
+        force=options.force,
+        check=interrupt.check,
+    ) as directory:
+        whole = directory.done("infer")
+        with (
+            directory.phase(phase, last=False),
+            disk.reporting_full(directory.path, directory.path),
+        ):
+            if not whole:
+                _infer(directory, config, artifact, first)
+            from tuning.evaluation.scoring import score_first
+
+            scores = score_first(directory, config, first)
+        of = config.sampling.prompts
+        directory.write_status("pending", f"evaluated on the first {first} of {of} prompts")
+    logger.info(f"{directory.name}: pass@1 {_first(scores)} on the first {first} of {of} prompts")
+
+
+def _infer(
+    directory: RunDirectory,
+    config: EvaluationRunConfig,
+    artifact: Artifact,
+    first: int | None = None,
+) -> None:
     from tuning.inference.generator import opened
     from tuning.inference.sampling import sample
 
     with opened(config.sampling.backend, artifact) as generator:
-        sample(directory, config, generator)
+        sample(directory, config, generator, first)
 
 
 def _score(directory: RunDirectory, config: EvaluationRunConfig) -> None:
@@ -109,7 +166,11 @@ def _score(directory: RunDirectory, config: EvaluationRunConfig) -> None:
         from tuning.evaluation.scoring import score
 
         scores = score(directory, config)
-    first = scores["pass_at_k"]["1"]
-    interval = f"{first['estimate']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
     on = f"{scores['prompts']} prompts x {scores['samples']} samples"
-    logger.info(f"{directory.name}: pass@1 {interval} on {on}")
+    logger.info(f"{directory.name}: pass@1 {_first(scores)} on {on}")
+
+
+def _first(scores: Mapping[str, Any]) -> str:
+    """pass@1 with its interval."""
+    first = scores["pass_at_k"]["1"]
+    return f"{first['estimate']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuning.autotune.config import AutotuneConfig, add_autotune_flags, autotune_given
-from tuning.flags import Parser
+from tuning.evaluation.before_after import BeforeAfterConfig, HeldOutConfig
+from tuning.flags import Parser, add_flags, build, command_line, given
 from tuning.runs.errors import UserError, choose
 
 WANDB_MODES = ("off", "offline", "online")
@@ -27,6 +28,10 @@ class Options:
     """The run directory; None: TUNING_HOME/models/{run_name}."""
     autotune: AutotuneConfig | None = None
     """How to tune a new run before it trains; None: not at all."""
+    before_after: BeforeAfterConfig | None = None
+    """What to measure before and after training; None: nothing."""
+    first_prompts: int | None = None
+    """Evaluate on the first so many test prompts only; None: on all."""
 
     @property
     def evaluates(self) -> bool:
@@ -53,10 +58,53 @@ def add_options(parser: Parser, *, training: bool = True) -> None:
         "--do_inference", action="store_true", help="sample answers to the test prompts"
     )
     group.add_argument("--do_evaluation", action="store_true", help="score the sampled answers")
+    group.add_argument(
+        "--first_prompts",
+        type=int,
+        metavar="N",
+        help="sample and score the first N test prompts only; the same command without it does "
+        "the rest",
+    )
     add_claim_flags(group)
     if training:
         add_wandb(group)
         add_autotune_flags(parser)
+        add_before_after_flags(parser)
+
+
+def add_before_after_flags(parser: argparse.ArgumentParser, *, switch: bool = True) -> None:
+    """--evaluate_before, unless the command has it already, and what is measured."""
+    if switch:
+        add_before_after_switch(parser)
+    add_flags(parser, HeldOutConfig)
+
+
+def add_before_after_switch(parser: argparse._ActionsContainer) -> None:
+    """--evaluate_before."""
+    parser.add_argument(
+        "--evaluate_before",
+        action="store_true",
+        help="before and after training, measure perplexity, of preference tuning the implicit "
+        "reward on held-out pairs, and, with --do_inference --do_evaluation, the task score",
+    )
+
+
+def held_out_given(args: argparse.Namespace, on: bool) -> HeldOutConfig | None:
+    """What a command line says of measuring before and after; None if it is not `on`.
+
+    UserError for settings of it where it is not.
+    """
+    values = given(args, (HeldOutConfig,))
+    if on:
+        return build(HeldOutConfig, values)
+    if values:
+        raise UserError(f"--{next(iter(values))} is for --evaluate_before; add it.")
+    return None
+
+
+def held_out_words(held_out: HeldOutConfig) -> list[str]:
+    """The flags that lead to it."""
+    return ["--evaluate_before", *command_line([(held_out, HeldOutConfig())])]
 
 
 def add_claim_flags(group: argparse._ActionsContainer) -> None:
@@ -94,7 +142,13 @@ def options_of(args: argparse.Namespace) -> Options:
         force=args.force,
         wandb=wandb_mode(getattr(args, "wandb", "off")),
         autotune=autotune_given(args, getattr(args, "autotune", False)),
+        first_prompts=args.first_prompts,
     )
+    first = chosen.first_prompts
+    if first is not None and (first < 1 or not (chosen.do_inference and chosen.do_evaluation)):
+        raise UserError(
+            f"first_prompts is {first}; it must be at least 1, with --do_inference --do_evaluation."
+        )
     if not (chosen.do_training or chosen.evaluates):
         flags = "--do_training, --do_inference and --do_evaluation"
         raise UserError(f"nothing to do: give one or more of {flags}.")

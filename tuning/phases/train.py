@@ -22,20 +22,11 @@ from tuning.runs.training import Training, training_in
 
 
 @contextlib.contextmanager
-def training_phase(
-    identity: Identity, options: Options, *, joinable: bool = False
-) -> Iterator[Training]:
+def training_phase(identity: Identity, options: Options) -> Iterator[Training]:
     """Run the block as the training phase of a run; it must not train if `done`. Under torchrun
     all ranks enter it.
-
-    `joinable`: several ranks can train this run together; otherwise they are a UserError.
     """
     require_fits("run", identity.run_name)
-    if ranks.world_size() > 1 and not joinable:
-        raise UserError(
-            f"{identity.kind} runs are trained by one process; torchrun started "
-            f"{ranks.world_size()}. Set nodes and processes to 1 in slurm/cluster.yaml."
-        )
     with on_all_ranks(_held(identity, options)) as training:
         yield replace(training, report_to=_report_to(training, identity, options))
     if ranks.world_size() > 1:

@@ -84,7 +84,14 @@ def _chosen_now(
     return _choose(serves, run, directory, options, start).choice
 
 
-def tune_only(serves: str, run: Any, identity: Identity, options: Options, processes: int) -> None:
+def tune_only(
+    serves: str,
+    run: Any,
+    identity: Identity,
+    options: Options,
+    processes: int,
+    start: Any = None,
+) -> None:
     """Tune a run that several processes will train, and leave the choice in its directory; with
     `force` it is emptied here, and the training must not do so again.
     """
@@ -106,7 +113,7 @@ def tune_only(serves: str, run: Any, identity: Identity, options: Options, proce
             drop_evaluations(directory)
         if directory.done("train") or chosen_in(directory) or not _is_new(directory):
             return
-        _choose(serves, run, directory, options, None, processes)
+        _choose(serves, run, directory, options, start, processes)
 
 
 def _is_new(directory: RunDirectory) -> bool:

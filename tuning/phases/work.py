@@ -9,17 +9,19 @@ again; a stage whose configs no longer hash to what was planned is refused.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuning.autotune.config import AutotuneConfig
+from tuning.evaluation.before_after import BeforeAfterConfig, HeldOutConfig
 from tuning.evaluation.config import EvaluationRunConfig
 from tuning.flags import Parser, restore
 from tuning.phases.options import Options, add_wandb, wandb_mode
 from tuning.plan import Stage, read_stage
 from tuning.runs.errors import StageFailed, UserError
+from tuning.training.config import require_shared
 from tuning.training.config_training import RUN_CONFIGS
 
 STAGE_FLAG = "--stage"
@@ -36,6 +38,15 @@ class Work:
     """The planned name of the run directory."""
     evaluation: EvaluationRunConfig | None = None
     """None if nothing is evaluated."""
+
+    def measured(self, held_out: HeldOutConfig, validation_size: int) -> Work:
+        """The same work, with measuring before and after the training."""
+        from tuning.phases.before_after import before_after_config
+
+        scored = self.options.do_inference and self.options.do_evaluation
+        sampling = self.evaluation.sampling if self.evaluation and scored else None
+        config = before_after_config(self.run, held_out, sampling, validation_size)
+        return replace(self, options=replace(self.options, before_after=config))
 
 
 def planned(argv: Sequence[str] | None = None, kind: str | None = None) -> Work | None:
@@ -65,6 +76,8 @@ def planned(argv: Sequence[str] | None = None, kind: str | None = None) -> Work 
         wait=not args.no_wait,
         wandb=wandb_mode(args.wandb),
         autotune=restore(AutotuneConfig, stage.autotune or {}) if stage.tunes else None,
+        before_after=restore(BeforeAfterConfig, stage.before_after) if stage.before_after else None,
+        first_prompts=stage.first_prompts,
     )
     return Work(
         options=options,
@@ -84,6 +97,13 @@ def run_of(stage: Stage) -> Any:
     config = restore(RUN_CONFIGS[stage.kind], stage.run)
     _require_hash(stage, config.hash, stage.hash)
     return config
+
+
+def require_shares(stages: Iterable[Stage], processes_of: Callable[[Stage], int]) -> None:
+    """Raise UserError for a training with TRL that its processes cannot share."""
+    for stage in stages:
+        if "train" in stage.phases and not stage.joinable and (n := processes_of(stage)) > 1:
+            require_shared(run_of(stage), n)
 
 
 def evaluation_of(stage: Stage) -> EvaluationRunConfig:

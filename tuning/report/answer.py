@@ -1,19 +1,21 @@
 """The answer of an experiment in sentences: made by rules from the rows and their comparisons.
 
 Only ways to spend the same number of examples on the same base model are ranked against each other,
-and a difference is reported only if its 95% interval excludes zero. The headline belongs to the
-first budget; others have a card each, or are left to the table.
+and a difference is reported only if it holds at 95% after correction for their number. The headline
+belongs to the first budget; others have a card each, or are left to the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
-from tuning.report.comparisons import MIN_PROMPTS, QUESTIONS, Comparison, about, against
+from tuning.report.comparisons import MIN_PROMPTS, QUESTIONS, Comparison, about, weighed
 from tuning.report.formats import count, interval, listed, perplexity, sentence, signed
 from tuning.report.labels import Labels
 from tuning.report.rows import TUNED, Budget, Row, base_of, budgets, of_role
+from tuning.report.seeds import trust
 
 CARDS = 3
 """More budgets than these are left to the table."""
@@ -49,9 +51,13 @@ class Ranking:
 
     @classmethod
     def of(cls, ways: Sequence[Row], labels: Labels) -> Ranking:
-        """The ranking of ways that were scored on the same prompts."""
-        best, *others = sorted(ways, key=_estimate, reverse=True)
-        compared = [c for other in others if (c := against("parent", best, other))]
+        """The ranking of ways that were scored on the same prompts; corrected for all pairs of
+        them, since any might have come out best.
+        """
+        placed = sorted(ways, key=_estimate, reverse=True)
+        best, pairs = placed[0], combinations(placed, 2)
+        found = weighed([("parent", better, worse) for better, worse in pairs])
+        compared = [c for c in found if c.ours is best]
         return cls(best=best, compared=compared, labels=labels.within_budget())
 
     @property
@@ -83,10 +89,13 @@ class Ranking:
 
 def answer(rows: Sequence[Row], comparisons: Sequence[Comparison], labels: Labels) -> Answer:
     """How a budget should have been spent, as far as this experiment can tell."""
-    findings = _findings(comparisons, labels)
+    findings = (*_findings(comparisons, labels), *_about_seeds(rows))
     found = {key: ways for key, ways in budgets(rows).items() if len(ways) > 1}
     if not found:
         title, text = _without_choice(rows, comparisons, labels)
+        return Answer(title=title, text=text, findings=findings)
+    if len(found) > 2 and len({model for model, _ in found}) == 1:
+        title, text = _over_budgets(found, labels)
         return Answer(title=title, text=text, findings=findings)
     (model, size), ways = next(iter(found.items()))
     ranking = Ranking.of(ways, labels)
@@ -96,28 +105,58 @@ def answer(rows: Sequence[Row], comparisons: Sequence[Comparison], labels: Label
     if len(found) > 1:
         others = len(found) - 1
         which = "the other budget is" if others == 1 else f"the {others} other budgets are"
-        text += f" That is {model} with {count(size)} examples; {which} in the table."
+        text += f" That is {model} with {labels.sized(size)}; {which} in the table."
     cards = [_card(key, ways, labels) for key, ways in list(found.items())[1:]]
     return Answer(
         title=title, text=text, findings=(*(cards if len(cards) <= CARDS else ()), *findings)
     )
 
 
+def _over_budgets(found: Mapping[Budget, Sequence[Row]], labels: Labels) -> tuple[str, str]:
+    """The title and the text for several budgets of one model: what is best for the smallest and
+    the largest, and for how many it is clear.
+    """
+    ordered = sorted(found.items(), key=lambda entry: entry[0][1] or 0)
+    rankings = [(size, Ranking.of(ways, labels)) for (_, size), ways in ordered]
+    (small, first), (large, last) = rankings[0], rankings[-1]
+    title = (
+        f"Best for {labels.sized(small)}: {_share(first.best)}; for {count(large)}: "
+        f"{_share(last.best)}"
+    )
+    if first.ties and last.ties:
+        title += "; neither is clear"
+    texts = [
+        f"Of {len(ranking.compared) + 1} ways to spend {labels.sized(size)}, "
+        f"{ranking.labels.prose(ranking.best)} scored highest: pass@1 {_interval(ranking.best)} on "
+        f"{_prompts(ranking.best)}."
+        for size, ranking in (rankings[0], rankings[-1])
+    ]
+    clear = sum(not ranking.ties and ranking.settled for _, ranking in rankings)
+    texts.append(
+        f"The best is told from all other ways for {clear} of {len(rankings)} budgets, corrected "
+        "for all pairs of ways; the table below has every budget and the ways that are not told "
+        "apart."
+    )
+    return title, " ".join(texts)
+
+
 def _title(ranking: Ranking, size: int | None) -> str:
     best = ranking.best
     if not ranking.settled:
-        return f"Too few test prompts to say how {count(size)} examples should be split"
+        return f"Too few test prompts to say how {ranking.labels.sized(size)} should be split"
     if ranking.ties:
         which = f" for {ranking.labels.budget(size)}" if ranking.labels.sizes else ""
         return f"No clear winner{which}: {split(best)}, or {split(ranking.ties[0])}"
+    if best.role == "pt" and best.prices:
+        return f"Spend {ranking.labels.sized(size)} as {split(best)}"
     if best.role == "pt":
         return (
-            f"Spend {count(best.sft_share)} of {count(size)} examples on SFT, "
+            f"Spend {count(best.sft_share)} of {ranking.labels.sized(size)} on SFT, "
             f"then {count(best.train_size)} on {best.method}"
         )
     if best.role == "fork":
         return f"Spend {ranking.labels.budget(size)} on {_sft_to(best)}, then {best.method}"
-    return f"Spend all {count(size)} examples on {best.method or 'SFT'}"
+    return f"Spend all {ranking.labels.sized(size)} on {best.method or 'SFT'}"
 
 
 def split(row: Row) -> str:
@@ -154,7 +193,7 @@ def _card(key: Budget, ways: Sequence[Row], labels: Labels) -> Finding:
     best = sentence(ranking.labels.prose(ranking.best))
     who = f"{model} with " if labels.models else ""
     return Finding(
-        question=f"How should {who}{count(size)} examples be split?",
+        question=f"How should {who}{labels.sized(size)} be split?",
         answer=short,
         text=f"{best} scored highest: pass@1 {_interval(ranking.best)}. {ranking.sentence}".strip(),
     )
@@ -164,8 +203,10 @@ def _share(row: Row) -> str:
     """`25% SFT`; of a fork, the sweetspot at which SFT stopped."""
     if row.rule is not None:
         return f"SFT to {row.rule.words}"
-    share = 100 * (row.sft_share or 0) / (row.total_budget or 1)
-    return f"{share:.3g}% SFT" if 0 < share < 100 else f"all {row.method or 'SFT'}"
+    price = row.prices[0] if row.prices else 1
+    share = 100 * (row.sft_share or 0) * price / (row.total_budget or 1)
+    then = f", then {row.method}" if row.method else ""
+    return f"{share:.3g}% SFT{then}" if 0 < share < 100 else f"all {row.method or 'SFT'}"
 
 
 def _without_choice(
@@ -216,6 +257,21 @@ def _findings(comparisons: Sequence[Comparison], labels: Labels) -> tuple[Findin
             found.append(Finding(question=QUESTIONS[mine[0].question], answer=better, text=text))
     sft = _longest_sft(comparisons)
     return tuple([*found, _about_sft(sft, labels)] if sft else found)
+
+
+def _about_seeds(rows: Sequence[Row]) -> tuple[Finding, ...]:
+    """How far one seed can be trusted, where several were trained."""
+    if not (found := trust(rows)):
+        return ()
+    every = found[0]
+    text = (
+        "The score of one seed lies so near the mean over seeds and prompts 95 times in 100; its "
+        f"{every.prompts} prompts alone would say ±{every.prompts_only:.3f}. Between seeds the "
+        f"standard deviation is {every.between:.3f} [{every.between_low:.3f}, "
+        f"{every.between_high:.3f}], from {every.seeds} scores of {every.ways} models."
+    )
+    question = "How far can one seed be trusted?"
+    return (Finding(question=question, answer=f"±{every.one:.3f}", text=text),)
 
 
 def _longest_sft(comparisons: Sequence[Comparison]) -> Comparison | None:

@@ -1,6 +1,7 @@
 """The report of an experiment: results.csv, report.html and the table for the terminal.
 
     outputs/reports/{experiment}/results.csv    one row a stage, in the order of the plan
+    outputs/reports/{experiment}/ways.csv       with several seeds: one row for all seeds of a way
     outputs/reports/{experiment}/report.html    one page that needs no other file
 
 Reads run directories, and usage.json, which launchers write on a cluster. Cheap to import: the
@@ -30,10 +31,20 @@ def write_report(
     """
     from tuning.report.answer import answer
     from tuning.report.comparisons import compare
+    from tuning.report.generations import side_by_side
     from tuning.report.labels import Labels
     from tuning.report.page import page
+    from tuning.report.palette import Palette
     from tuning.report.read import gather
-    from tuning.report.text_table import BUDGET_COLUMNS, COLUMNS, csv_text, terminal_table
+    from tuning.report.search import searched
+    from tuning.report.seeds import united
+    from tuning.report.text_table import (
+        BUDGET_COLUMNS,
+        COLUMNS,
+        WAY_COLUMNS,
+        csv_text,
+        terminal_table,
+    )
     from tuning.report.tunings import tunings
     from tuning.report.usage import usage
 
@@ -42,11 +53,29 @@ def write_report(
     several = plan.about.get("kind") in ("budget", "grid")
     columns = BUDGET_COLUMNS if several else COLUMNS
     atomic.write_text(folder / "results.csv", csv_text(rows, columns))
-    labels, comparisons = Labels.of(rows), compare(rows)
-    summary = answer(rows, comparisons, labels)
+    ways = united(rows)
+    if len(ways) < len(rows):
+        atomic.write_text(folder / "ways.csv", csv_text(ways, WAY_COLUMNS))
+    labels, comparisons = Labels.of(ways), compare(ways)
+    summary = answer(ways, comparisons, labels)
     used = usage(folder)
     tuned = tunings(plan, home)
-    html = page(plan.experiment, plan.about, rows, comparisons, summary, labels, used, tuned)
+    answers = side_by_side(plan, home, rows, Labels.of(rows), Palette(rows))
+    found = searched(plan, home)
+    html = page(
+        plan.experiment,
+        plan.about,
+        ways,
+        comparisons,
+        summary,
+        labels,
+        used,
+        tuned,
+        answers,
+        runs=rows,
+        search=found,
+    )
     atomic.write_text(folder / "report.html", html)
     text = textwrap.fill(f"{summary.title}. {summary.text}", WIDTH)
-    return f"{terminal_table(rows)}\n\n{text}\n\nreport: {folder / 'report.html'}"
+    text += f"\n\n{textwrap.fill(found.text, WIDTH)}" if found else ""
+    return f"{terminal_table(ways)}\n\n{text}\n\nreport: {folder / 'report.html'}"

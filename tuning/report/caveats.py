@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from tuning.report.comparisons import Comparison
-from tuning.report.formats import count
+from tuning.report.formats import count, listed
 from tuning.report.labels import Labels
 from tuning.report.rows import TUNED, WAYS, Row, of_role, same_weights
 
@@ -27,7 +27,7 @@ def caveats(
 ) -> list[str]:
     """The caveats that apply, one or two sentences each."""
     found = [
-        _seeds(rows, labels),
+        _seeds(rows),
         _resolution(comparisons),
         _many(comparisons),
         _schedule(rows),
@@ -42,21 +42,25 @@ def caveats(
     return [text for text in found if text]
 
 
-def _seeds(rows: Sequence[Row], labels: Labels) -> str:
-    trained = of_role(rows, "sft", *WAYS)
-    seeds = sorted({row.seed for row in trained if row.seed is not None})
-    if not seeds or not any(row.scores for row in rows):
-        return ""
-    if labels.seeds and len(seeds) > 1:
+def _seeds(rows: Sequence[Row]) -> str:
+    trained = [row for row in of_role(rows, "sft", *WAYS) if row.scores]
+    several = sorted({seed for row in trained for seed in row.seeds})
+    single = sorted({row.seed for row in trained if row.seed is not None})
+    if several:
         return (
-            f"Every split was trained with seeds {', '.join(map(str, seeds))}, and the headline "
-            "and the figure pool all their answers. The intervals are over test prompts; they hold "
-            "for these seeds and say nothing of others."
+            f"Every way was trained with seeds {listed([str(s) for s in several], 8)}, and its "
+            "score is their mean. The intervals are over test prompts and seeds together. A seed "
+            "sets the adapter's first weights and the order of the examples; which examples they "
+            "are, the base model and the test prompts are the same for all of them, and what other "
+            "ones would change is not shown."
         )
-    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+    if not single:
+        return ""
+    which = f"seed {single[0]}" if len(single) == 1 else f"seeds {', '.join(map(str, single))}"
     return (
         f"Every model was trained once, with {which}. The intervals are over test prompts; they "
-        "do not show how much another seed would change a model."
+        "do not show how much another seed would change a model, and nothing here can: several "
+        "seeds (--seeds 3) measure it."
     )
 
 
@@ -74,12 +78,12 @@ def _resolution(comparisons: Sequence[Comparison]) -> str:
 
 
 def _many(comparisons: Sequence[Comparison]) -> str:
-    if len(comparisons) < 5:
+    if len(comparisons) < 2:
         return ""
     return (
-        f"The page makes {len(comparisons)} comparisons at 95% each, uncorrected: about one in "
-        "twenty would fall outside its interval by chance, and the best of several models tends "
-        "to be overestimated."
+        f"The {len(comparisons)} comparisons of the page are judged together by Holm's method, so "
+        "that the chance of any false one among them is 5%; their intervals are those of each "
+        "alone. The best of several ways tends to be overestimated."
     )
 
 
@@ -117,8 +121,9 @@ def _price(rows: Sequence[Row]) -> str:
     assert sft.cost is not None and sft.sft_data_used
     each = sft.cost.tokens / sft.sft_data_used
     pair = median(row.cost.tokens / row.pft_data for row in pairs if row.cost and row.pft_data)
+    counted = "annotation" if sft.prices else "examples"
     return (
-        f"The budget counts examples, and they differ in price: here an SFT example took "
+        f"The budget counts {counted}, and training differs in price: here an SFT example took "
         f"{each:,.0f} training tokens and a preference example {pair:,.0f}, all passes over them "
         "counted. By tokens or seconds another model may be the best buy."
     )
@@ -167,7 +172,7 @@ def _context(rows: Sequence[Row], labels: Labels) -> str:
 
 
 def _missing(rows: Sequence[Row], labels: Labels) -> str:
-    missing = [row for row in rows if row.missing]
+    missing = [row for row in rows if row.missing or (row.seeds and row.note)]
     if not missing:
         return ""
     by_note: dict[str, list[str]] = {}
@@ -175,4 +180,7 @@ def _missing(rows: Sequence[Row], labels: Labels) -> str:
         by_note.setdefault(row.note, []).append(labels.label(row))
     reasons = "; ".join(f"{', '.join(names)}: {note}" for note, names in by_note.items())
     which = "One row has" if len(missing) == 1 else f"{count(len(missing))} rows have"
-    return f"{which} no result. {reasons}."
+    lacking = (
+        "no result" if all(row.missing for row in missing) else "no result, or not of all seeds"
+    )
+    return f"{which} {lacking}. {reasons}."

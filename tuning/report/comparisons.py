@@ -1,4 +1,5 @@
-"""Which model is better than which: paired bootstraps over the prompts that both answered.
+"""Which model is better than which, on the prompts that both answered and, where several seeds were
+trained, seed by seed; corrected for the number of comparisons made together.
 
 Three questions: does preference tuning improve the SFT model that it starts from, is it better than
 SFT on the whole budget, and are SFT alone and preference tuning alone better than the base. Only
@@ -11,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tuning.evaluation.intervals import Interval, paired_difference
+import numpy as np
+
+from tuning.evaluation.crossed import LEVEL, Crossed, crossed, holm
 from tuning.report.formats import signed
 from tuning.report.rows import TUNED, Row, base_of, of_role
 
 MIN_PROMPTS = 10
-"""With fewer prompts a bootstrap interval means nothing: of one prompt its width is zero."""
+"""With fewer prompts an interval means nothing: of one prompt its width is zero."""
 
 Question = Literal["parent", "whole_budget", "base"]
 QUESTIONS: dict[Question, str] = {
@@ -33,9 +36,15 @@ class Comparison:
     question: Question
     ours: Row
     theirs: Row
-    difference: Interval
-    """Ours minus theirs."""
+    difference: Crossed
+    """Ours minus theirs, with an interval that is not corrected."""
     prompts: int
+    seeds: int
+    """Pairs of seeds; 1: the interval holds for these two models alone."""
+    together: int
+    """Comparisons that it is corrected for, itself included."""
+    corrected: float
+    """Its p-value by Holm's method."""
 
     @property
     def conclusive(self) -> bool:
@@ -43,19 +52,26 @@ class Comparison:
         return self.prompts >= MIN_PROMPTS
 
     @property
+    def apart(self) -> bool:
+        """Whether its own interval excludes zero."""
+        return self.conclusive and (self.difference.low > 0 or self.difference.high < 0)
+
+    @property
     def sign(self) -> int:
-        """1 or -1 if the interval lies on one side of zero, otherwise 0."""
-        if not self.conclusive:
+        """1 or -1 if the difference holds after correction, otherwise 0."""
+        if not self.apart or self.corrected >= 1 - LEVEL:
             return 0
-        return int(self.difference.low > 0) - int(self.difference.high < 0)
+        return 1 if self.difference.estimate > 0 else -1
 
     @property
     def verdict(self) -> str:
         """better, worse, or why neither is shown."""
         if not self.conclusive:
             return "too few prompts to tell"
-        words = {1: "better", -1: "worse", 0: "no difference that these prompts can show"}
-        return words[self.sign]
+        if self.apart and not self.sign:
+            return f"not after correction for {self.together} comparisons"
+        seen = "that these prompts can show" if self.seeds == 1 else "that these seeds can show"
+        return {1: "better", -1: "worse", 0: f"no difference {seen}"}[self.sign]
 
     @property
     def text(self) -> str:
@@ -74,8 +90,7 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
     pairs += [("whole_budget", row, _sft_on_all(rows, row)) for row in of_role(rows, *TUNED)]
     alone = of_role(rows, "sft", "reference_sft", "reference_pt")
     pairs += [("base", row, base_of(rows, row)) for row in alone]
-    found = (against(question, ours, theirs) for question, ours, theirs in pairs)
-    return [comparison for comparison in found if comparison is not None]
+    return weighed([(question, ours, theirs) for question, ours, theirs in pairs if theirs])
 
 
 def _sft_on_all(rows: Sequence[Row], row: Row) -> Row | None:
@@ -84,19 +99,51 @@ def _sft_on_all(rows: Sequence[Row], row: Row) -> Row | None:
     return next((r for r in alike if r.seed == row.seed), next(iter(alike), None))
 
 
-def against(question: Question, ours: Row, theirs: Row | None) -> Comparison | None:
-    """A comparison, or None unless both were scored on the same prompts."""
-    if theirs is None or ours.scores is None or theirs.scores is None:
+def weighed(pairs: Sequence[tuple[Question, Row, Row]]) -> list[Comparison]:
+    """The comparisons of pairs that were scored on the same prompts, corrected for their number."""
+    kept = [(*pair, table) for pair in pairs if (table := _differences(*pair[1:])) is not None]
+    found = crossed([table for *_, table in kept])
+    corrected = holm([difference.p for difference in found])
+    return [
+        Comparison(
+            question=question,
+            ours=ours,
+            theirs=theirs,
+            difference=difference,
+            prompts=table.shape[1],
+            seeds=table.shape[0],
+            together=len(kept),
+            corrected=p,
+        )
+        for (question, ours, theirs, table), difference, p in zip(
+            kept, found, corrected, strict=True
+        )
+    ]
+
+
+def _differences(ours: Row, theirs: Row) -> np.ndarray | None:
+    """pass@1 of ours minus theirs, shape (seeds, prompts); None unless both have the same prompts.
+
+    Seeds are paired by their number, and in order where none is common. A base model is the same
+    for every seed.
+    """
+    if ours.scores is None or theirs.scores is None:
         return None
-    if not ours.scores.correct or len(ours.scores.correct) != len(theirs.scores.correct):
+    mine, others = np.array(ours.scores.seeds), np.array(theirs.scores.seeds)
+    if not mine.size or mine.shape[1] != others.shape[1]:
         return None
-    return Comparison(
-        question=question,
-        ours=ours,
-        theirs=theirs,
-        difference=paired_difference(ours.scores.per_prompt, theirs.scores.per_prompt),
-        prompts=ours.scores.prompts,
-    )
+    if "base" in (ours.role, theirs.role):
+        return mine - others
+    first, second = _seeds_of(ours), _seeds_of(theirs)
+    if common := [seed for seed in first if seed in second]:
+        mine = mine[[first.index(seed) for seed in common]]
+        others = others[[second.index(seed) for seed in common]]
+    pairs = min(len(mine), len(others))
+    return mine[:pairs] - others[:pairs]
+
+
+def _seeds_of(row: Row) -> list[int | None]:
+    return list(row.seeds) or [row.seed]
 
 
 def about(comparisons: Sequence[Comparison], question: Question) -> list[Comparison]:

@@ -10,6 +10,7 @@ from tuning.report.formats import count, perplexity
 from tuning.report.labels import Labels
 from tuning.report.palette import Palette
 from tuning.report.rows import TUNED, Row
+from tuning.sweetspots.rules import PERPLEXITY
 
 WIDTH, HEIGHT = 222, 56
 ACROSS, DOWN = WIDTH + 38, HEIGHT + 14
@@ -117,11 +118,14 @@ def _detail(row: Row) -> str:
     """The second line of a box: the examples of the run, or why it has no result."""
     if row.missing:
         note = _CAUSES.get(row.cause, row.note)
-        if row.cause == "unreached" and row.lowest_perplexity is not None:
-            note += f", lowest {perplexity(row.lowest_perplexity)}"
+        if row.cause == "unreached" and row.rule and row.best_measured is not None:
+            best = "lowest" if row.rule.measure.falls else "highest"
+            note += f", {best} {perplexity(row.best_measured)}"
         return note if len(note) <= MOST_LETTERS else f"{note[: MOST_LETTERS - 1]}…"
     if row.role in TUNED:
         return f"+ {count(row.pft_data)} preference"
     if row.role == "base":
         return f"ppl {perplexity(row.perplexity)}" if row.perplexity else ""
+    if row.rule and row.rule.measure != PERPLEXITY and row.measured is not None:
+        return f"{count(row.sft_data_used)} SFT · {row.rule.measure.title} {row.measured:.3f}"
     return f"{count(row.sft_data_used)} SFT · ppl {perplexity(row.perplexity)}"

@@ -64,7 +64,8 @@ def _score(row: Row) -> str:
 def _share(row: Row) -> float:
     """The part of the budget spent on SFT: as planned, or of a sweetspot as used."""
     used = row.sft_share if row.sft_share is not None else row.sft_data_used
-    return (used or 0) / (row.total_budget or 1)
+    price = row.prices[0] if row.prices else 1
+    return (used or 0) * price / (row.total_budget or 1)
 
 
 def share_figure(rows: Sequence[Row], labels: Labels, palette: Palette) -> str | None:
@@ -335,6 +336,8 @@ def cost_figure(rows: Sequence[Row], labels: Labels, palette: Palette) -> str | 
         _Panel(title="training tokens", parts=lambda row: _parts(row, "tokens"), words=tokens),
         _Panel(title=f"seconds on {device}", parts=lambda r: _parts(r, "seconds"), words=seconds),
     ]
+    if any(row.prices for row in final):
+        panels[:0] = [_Panel(title="annotation cost", parts=_annotation, words="{:,.4g}".format)]
     height = 0.9 + 0.34 * len(final)
     with drawing("cost", "Examples, tokens and seconds of every model", height) as made:
         for number, panel in enumerate(panels):
@@ -347,6 +350,12 @@ def cost_figure(rows: Sequence[Row], labels: Labels, palette: Palette) -> str | 
 
 def _examples(row: Row) -> tuple[float, float]:
     return float(row.sft_data_used or 0), float(row.pft_data or 0)
+
+
+def _annotation(row: Row) -> tuple[float, float]:
+    sft, pft = row.prices or (0.0, 0.0)
+    first, second = _examples(row)
+    return first * sft, second * pft
 
 
 def _parts(row: Row, what: str) -> tuple[float, float]:

@@ -45,9 +45,11 @@ def interval(estimate: float, low: float, high: float) -> str:
     return f"{estimate:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def listed(words: list[str]) -> str:
-    """`a, b and c`; of more than four, the first three."""
-    if len(words) > 4:
+def listed(words: list[str], most: int = 4) -> str:
+    """`a, b and c`; of more than `most`, the first three; "" of none."""
+    if not words:
+        return ""
+    if len(words) > most:
         words = [*words[:3], f"{len(words) - 3} more"]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 

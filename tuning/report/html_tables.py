@@ -87,7 +87,7 @@ def results(rows: Sequence[Row], labels: Labels, palette: Palette) -> Results:
         low, middle, high = (scores.first[i] / top for i in (1, 0, 2)) if scores else (0, 0, 0)
         several = scores.pass_at_k.get(k) if scores else None
         line = Result(
-            name=_name(row, labels, palette),
+            name=name_of(row, labels, palette),
             perplexity=perplexity(row.perplexity),
             inherited=row.role in ("fork", "pt") and row.perplexity is not None,
             counts=_counts(row),
@@ -105,7 +105,8 @@ def results(rows: Sequence[Row], labels: Labels, palette: Palette) -> Results:
     return Results(k=k, parts=parts, lines=lines)
 
 
-def _name(row: Row, labels: Labels, palette: Palette) -> Name:
+def name_of(row: Row, labels: Labels, palette: Palette) -> Name:
+    """The first cell of the line of a row."""
     return Name(
         label=labels.label(row),
         run_name=row.run_name,
@@ -173,7 +174,7 @@ def _compared(c: Comparison, reach: float, labels: Labels, palette: Palette) -> 
     d = c.difference
     low, middle, high = ((value + reach) / (2 * reach) for value in (d.low, d.estimate, d.high))
     return Compared(
-        name=_name(c.ours, labels, palette),
+        name=name_of(c.ours, labels, palette),
         theirs=labels.label(c.theirs),
         difference=c.text,
         bar=Bar(low=low, middle=middle, high=high, zero=0.5) if c.conclusive else None,
@@ -187,6 +188,8 @@ class Price:
     """A line of the costs: of SFT, of preference tuning and of both."""
 
     name: Name
+    annotation: str
+    """The cost of annotating the examples; "" where they have no price."""
     counts: tuple[str, ...]
     tokens: tuple[str, ...]
     seconds: tuple[str, ...]
@@ -199,8 +202,10 @@ def costs(rows: Sequence[Row], labels: Labels, palette: Palette) -> list[Price]:
         if row.sft_cost is None or row.pft_cost is None:
             continue
         parts = (row.sft_cost, row.pft_cost, row.sft_cost + row.pft_cost)
+        price = row.annotation_cost
         line = Price(
-            name=_name(row, labels, palette),
+            name=name_of(row, labels, palette),
+            annotation="" if price is None else f"{price:,.6g}",
             counts=_counts(row),
             tokens=tuple(tokens(part.tokens) for part in parts),
             seconds=tuple(seconds(part.seconds) for part in parts),

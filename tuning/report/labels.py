@@ -25,6 +25,8 @@ class Labels:
     """Whether names have the base model."""
     seeds: bool
     """Whether names have the seed."""
+    unit: str = "examples"
+    """What budgets are counted in."""
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Labels:
@@ -35,6 +37,7 @@ class Labels:
             totals=len(found) > 1,
             models=len({row.model for row in rows}) > 1,
             seeds=False,
+            unit="of cost" if any(row.prices for row in rows) else "examples",
         )
         seeds: dict[str, set[int | None]] = {}
         for row in rows:
@@ -72,8 +75,12 @@ class Labels:
         return f"{name} ({named})" if named else name
 
     def budget(self, size: int | None) -> str:
-        """`the budget`, or its number of examples where numbers are named."""
-        return f"{count(size)} examples" if self.sizes and size else "the budget"
+        """`the budget`, or how large it is where numbers are named."""
+        return self.sized(size) if self.sizes and size else "the budget"
+
+    def sized(self, size: int | None) -> str:
+        """`1,000 examples`, or `1,000 of cost` where examples have a price."""
+        return f"{count(size)} {self.unit}"
 
     def _name(self, row: Row) -> str:
         spot = row.rule.words if row.rule else ""

@@ -9,20 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuning.report import html_tables
+from tuning.report import before_after, html_tables
 from tuning.report.answer import Answer
 from tuning.report.caveats import caveats
 from tuning.report.comparisons import Comparison
 from tuning.report.diagram import chain
 from tuning.report.figures import cost_figure, pass_at_k_figure, share_figure, with_cost
 from tuning.report.formats import count, seconds, tokens
+from tuning.report.generations import Generations
+from tuning.report.grid import best_splits, needed
+from tuning.report.grid_figures import budget_figure, is_grid, ratio_figure
 from tuning.report.labels import Labels
 from tuning.report.palette import COLOURS, Palette
-from tuning.report.perplexity_figure import perplexity_figure
 from tuning.report.rows import Row, of_role
+from tuning.report.search import Searched
+from tuning.report.seeds import Trust, trust
 from tuning.report.settings import settings
+from tuning.report.sft_figure import measures_of, sft_figure
 from tuning.report.tunings import Tuning
 from tuning.report.usage import Line
+from tuning.sweetspots.rules import PERPLEXITY
 
 _KINDS = {"budget": "Budget experiment", "grid": "Several experiments"}
 _SHARE = (
@@ -34,9 +40,22 @@ _RINGS = (
     "preference tuning added. "
 )
 _BARS = "Bars are 95% intervals over prompts."
+_BARS_OF_SEEDS = "Points are means over seeds, bars 95% intervals over prompts and seeds together."
+_RATIO = "The score of each way to spend a budget, a line for each budget. "
+_BUDGET = (
+    "The same scores over the budget, a line for each share of SFT: read across for the budget "
+    "that a score takes, and up for the best split of a budget. "
+)
+MOST_ROWS, MOST_COMPARISONS = 48, 24
+"""Longer tables are folded away, behind the figures."""
 _PERPLEXITY = (
     "Perplexity of the responses in the validation pool while SFT runs. {} A second pass over the "
     "same examples is not charged to the budget again."
+)
+_TARGETS = (
+    "{} of answers that are sampled to problems of the validation pool while SFT runs, with its "
+    "95% interval over problems. At each target a checkpoint was kept; a fork starts from it with "
+    "the examples that are left."
 )
 _FROM_SPOTS = (
     "At each threshold a checkpoint was kept; a fork starts from it with the examples that are "
@@ -48,7 +67,7 @@ _PASS_AT_K = (
     "curves meet as k grows, training made right answers more likely rather than new ones possible."
 )
 _COST = (
-    "The same budget in three currencies: examples, the tokens that the trainer counted, and "
+    "The same budget in several currencies: examples, the tokens that the trainer counted, and "
     "seconds of training. Blue is SFT, the other colour preference tuning. Runs that shared the "
     "machine slowed each other down, so seconds are rough."
 )
@@ -82,8 +101,12 @@ def page(
     labels: Labels,
     usage: Sequence[Line] = (),
     tunings: Sequence[Tuning] = (),
+    generations: Generations | None = None,
+    *,
+    runs: Sequence[Row] = (),
+    search: Searched | None = None,
 ) -> str:
-    """The HTML of the report."""
+    """The HTML of the report; `runs` are the rows before seeds were united."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     palette = Palette(rows)
@@ -111,22 +134,51 @@ def page(
         pretraining=_pretraining(rows),
         usage=usage,
         tunings=tunings,
+        search=search,
+        before_after=before_after.table(rows, labels, palette),
+        generations=generations,
         caveats=caveats(rows, comparisons, about, labels),
+        best=best_splits(rows, labels),
+        needed=needed(rows, labels),
+        trusts=_trusts(rows, labels),
+        every=_every(runs, rows),
+        folded=MOST_COMPARISONS,
+        long=len(rows) > MOST_ROWS,
         settings=settings(rows, labels),
     )
+
+
+def _trusts(rows: Sequence[Row], labels: Labels) -> list[tuple[str, Trust]]:
+    """What is known of single seeds: of all budgets, and of each if there are several."""
+    found = []
+    for each in trust(rows):
+        model, size = each.budget or (None, None)
+        name = labels.sized(size) if each.budget else "all models"
+        found.append((f"{model}: {name}" if model and labels.models else name, each))
+    return found
+
+
+def _every(runs: Sequence[Row], rows: Sequence[Row]) -> Any:
+    """The results of every run, where the page shows several seeds as one."""
+    if len(runs) <= len(rows):
+        return None
+    return html_tables.results(runs, Labels.of(runs), Palette(runs))
 
 
 def _facts(about: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """What the experiment was made from, as far as it is known."""
     scores = next((row.scores for row in rows if row.scores), None)
+    priced = "sft_cost" in about
     shares = [f"{100 * float(ratio):g}%" for ratio in about.get("sft_ratios", ())]
     facts = [
         ("model", _listed(about.get("models"))),
         ("dataset", _listed(about.get("dataset"))),
         ("task", _listed(about.get("task"))),
-        ("budget", _examples(about.get("train_sizes"))),
+        ("budget", _examples(about.get("train_sizes"), "of cost" if priced else "examples")),
         ("for SFT", _listed(shares)),
         ("SFT may use", _examples(about.get("sft_data"))),
+        ("an SFT example costs", _listed(about.get("sft_cost"))),
+        ("a preference example costs", _listed(about.get("pft_cost"))),
         ("seeds", _listed(about.get("seeds"))),
         ("tested on", f"{scores.prompts:,} prompts × {scores.samples} answers" if scores else ""),
     ]
@@ -137,8 +189,8 @@ def _listed(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
-def _examples(sizes: Sequence[int] | None) -> str:
-    return f"{', '.join(map(count, sizes))} examples" if sizes else ""
+def _examples(sizes: Sequence[int] | None, unit: str = "examples") -> str:
+    return f"{', '.join(map(count, sizes))} {unit}" if sizes else ""
 
 
 def _chain(rows: Sequence[Row], labels: Labels, palette: Palette) -> Figure | None:
@@ -156,10 +208,26 @@ def _figures(rows: Sequence[Row], labels: Labels, palette: Palette) -> list[Figu
     spots = of_role(rows, "sweetspot")
     unspent = of_role(rows, "sft", "sweetspot")
     rings = _RINGS if any(row.scores and row.total_budget for row in unspent) else ""
-    perplexity = _PERPLEXITY.format(_FROM_SPOTS if spots else _FROM_ENDS)
+    falls = [row for row in spots if row.rule and row.rule.measure == PERPLEXITY]
+    after = _FROM_SPOTS if falls else "" if spots else _FROM_ENDS
+    perplexity = " ".join(_PERPLEXITY.format(after).split())
+    bars = _BARS_OF_SEEDS if any(row.seeds for row in rows) else _BARS
+    share = ("How to spend the budget", share_figure(rows, labels, palette), _SHARE + rings + bars)
+    if is_grid(rows):
+        ratio = ratio_figure(rows, labels, palette)
+        share = ("How to spend the budget", ratio, _RATIO + bars)
     drawn = [
-        ("How to spend the budget", share_figure(rows, labels, palette), _SHARE + rings + _BARS),
-        ("Perplexity during SFT", perplexity_figure(rows, labels, palette), perplexity),
+        share,
+        ("What a larger budget buys", budget_figure(rows, labels), _BUDGET + bars),
+        ("Perplexity during SFT", sft_figure(rows, labels, palette), perplexity),
+        *(
+            (
+                f"{m.title} during SFT",
+                sft_figure(rows, labels, palette, m),
+                _TARGETS.format(m.title),
+            )
+            for m in measures_of(rows)
+        ),
         ("More than one attempt", pass_at_k_figure(rows, labels, palette), _PASS_AT_K),
     ]
     present = [(title, svg, caption) for title, svg, caption in drawn if svg]

@@ -28,12 +28,23 @@ SERIES = {
     "spot-3": ("#7a5bc0", "#b7a0ee"),
     "spot-4": ("#8a7a1f", "#d3c25c"),
     "spot-5": ("#4aa3d9", "#8fd0f7"),
+    "ramp-0": ("#e0a030", "#f2b84b"),
+    "ramp-1": ("#d9774b", "#f09468"),
+    "ramp-2": ("#c4526a", "#ec7f95"),
+    "ramp-3": ("#9c4285", "#cf86bf"),
+    "ramp-4": ("#6f4596", "#ad93dc"),
+    "ramp-5": ("#46488f", "#8f9be6"),
+    "ramp-6": ("#1f4379", "#7fb2ee"),
 }
+RAMP = tuple(name for name in SERIES if name.startswith("ramp-"))
+"""An order of colours, for something that there is more and more of."""
 COLOURS = NEUTRAL | SERIES
 """Name of the CSS variable -> (light, dark)."""
 INK, MUTED, GRID, CARD = (NEUTRAL[name][0] for name in ("ink", "muted", "grid", "card"))
 MARKERS = {"dpo": "o", "kto": "s", "grpo": "^"}
 DASHES = {"dpo": "-", "kto": (0, (5, 1.6)), "grpo": (0, (1.5, 1.3))}
+HUES = 6
+"""Of sweetspots, splits or budgets; then they begin again."""
 _BY_ROLE = {"sft": "sft", "reference_sft": "whole", "reference_pt": "pref"}
 
 
@@ -61,12 +72,18 @@ class Palette:
     def name(self, row: Row) -> str:
         """The name of the CSS variable."""
         if self._budgets and row.role in WAYS:
-            return f"spot-{self._budgets.index(row.budget) % 6}"
+            return f"spot-{self._place(row) % HUES}"
         if row.role in ("sweetspot", "fork"):
-            return f"spot-{self._kinds.index(row.rule) % 6}"
+            return f"spot-{self._kinds.index(row.rule) % HUES}"
         if row.role == "pt":
-            return f"spot-{self._kinds.index(row.sft_share or 0) % 6}"
+            return f"spot-{self._kinds.index(row.sft_share or 0) % HUES}"
         return _BY_ROLE.get(row.role, "base")
+
+    def _place(self, row: Row) -> int:
+        """The place of the row's budget; of its size, where there are more budgets than hues."""
+        if len(self._budgets) <= HUES:
+            return self._budgets.index(row.budget)
+        return sorted({size or 0 for _, size in self._budgets}).index(row.total_budget or 0)
 
     def __getitem__(self, row: Row) -> str:
         """The colour on light paper."""

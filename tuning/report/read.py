@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from tuning.plan import Plan, Stage, Standing, standing
+from tuning.report.before_after import measured
 from tuning.report.rows import Cost, Row, Scores
 from tuning.runs import typed
 from tuning.runs.errors import Skipped, StageFailed, UserError
+from tuning.runs.identity import digest
 from tuning.runs.rundir import RunDirectory
-from tuning.sweetspots.rules import parse
+from tuning.sweetspots.rules import PERPLEXITY, parse
 from tuning.sweetspots.store import Sweetspot, find_sweetspot
 
 States = Mapping[str, tuple[str, str]]
@@ -69,14 +71,18 @@ class _Reader:
             "config_hash": stage.hash,
             "model": self._model(stage),
             "sft_share": self._share(stage),
+            "sft_ratio": self._ratio(stage),
+            "prices": self._prices,
             "pft_method": stage.pft_method,
             "rule": parse(stage.sweetspot) if stage.sweetspot else None,
             "scores": scores,
             "seed": stage.seed,
+            "variant": digest(_seedless(stage.run)),
             "train_size": found.train_size or stage.train_size,
             "total_budget": self._budget(stage),
             "config": found.run.config if found.run else None,
             "evaluation_config": evaluation_config,
+            "before_after": measured(found.run),
         }
 
     def _state(self, stage: Stage, found: Standing) -> tuple[str, str]:
@@ -105,6 +111,23 @@ class _Reader:
         if stage.role == "pt":
             return self.plan.stage(stage.parent or "").train_size
         return {"reference_sft": stage.train_size, "reference_pt": 0}.get(stage.role)
+
+    def _ratio(self, stage: Stage) -> float | None:
+        """The share of the budget planned for SFT: the nearest of those that were asked for."""
+        taken, budget = self._share(stage), self._budget(stage)
+        asked = self.plan.about.get("sft_ratios", ())
+        if taken is None or not budget or not asked:
+            return None
+        exact = taken * (self._prices or (1.0, 1.0))[0] / budget
+        return min(map(float, asked), key=lambda ratio: abs(ratio - exact))
+
+    @property
+    def _prices(self) -> tuple[float, float] | None:
+        """What an example costs, where budgets are costs."""
+        about = self.plan.about
+        if "sft_cost" not in about and "pft_cost" not in about:
+            return None
+        return float(about["sft_cost"]), float(about["pft_cost"])
 
     def _budget(self, stage: Stage) -> int | None:
         """The examples of the whole budget.
@@ -154,7 +177,7 @@ class _Reader:
             if self._model(stage) != self._model(base):
                 continue
             run = standing(self.plan, stage, self.home).run
-            first = next((p for p in _curve(run) if p["step"] == 0), {})
+            first = next((p for p in _curve(run, PERPLEXITY.title) if p["step"] == 0), {})
             value = _result(run).get("base_perplexity", first.get("perplexity"))
             if value is not None:
                 return float(value)
@@ -172,8 +195,14 @@ class _Reader:
             "sft_cost": _cost(result),
             "pft_cost": _NO_COST,
             "device": result.get("device"),
-            "curve": _curve(run),
+            "curves": self._curves(stage, run),
         }
+
+    def _curves(self, stage: Stage, run: RunDirectory | None) -> dict[str, Any]:
+        """The measurements of an SFT run: of perplexity, and of what its sweetspots are of."""
+        spots = (s.sweetspot for s in self.plan.stages if s.parent == stage.name and s.sweetspot)
+        titles = dict.fromkeys([PERPLEXITY.title, *(parse(s).measure.title for s in spots)])
+        return {title: _curve(run, title) for title in titles}
 
     def _sweetspot(self, stage: Stage, run: RunDirectory | None) -> dict[str, Any]:
         sft = standing(self.plan, self.plan.stage(stage.parent or ""), self.home).run
@@ -184,14 +213,18 @@ class _Reader:
             "seed": parent.seed if parent else None,
             "device": parent.device if parent else None,
             "pft_data": 0,
-            "lowest_perplexity": outcome.get("best"),
+            "best_measured": outcome.get("best"),
         }
         spot = _found(sft, stage.sweetspot)
         if sft is None or spot is None:
             return more
-        cost = _cost_at(sft, int(spot.metadata["global_step"]))
+        step, title = int(spot.metadata["global_step"]), parse(spot.label).measure.title
+        cost = _cost_at(sft, step)
+        curve = _curve(sft, PERPLEXITY.title)
+        there = (p[PERPLEXITY.title] for p in curve if p["step"] == step)
         return more | {
-            "perplexity": spot.metadata["perplexity"],
+            "measured": spot.metadata[title],
+            "perplexity": spot.metadata.get(PERPLEXITY.title) or next(there, None),
             "sft_data_used": spot.data_used,
             "cost": cost,
             "sft_cost": cost,
@@ -227,12 +260,23 @@ class _Reader:
         }
 
 
+_OF_A_SEED = ("seed", "named_seed", "is_default", "is_default_but_rules", "parent")
+"""Keys of a run's config that may differ between seeds of the same settings."""
+
+
+def _seedless(config: Any) -> Any:
+    """A run's config without what its seed and its parent change."""
+    if not isinstance(config, Mapping):
+        return config
+    return {key: _seedless(value) for key, value in config.items() if key not in _OF_A_SEED}
+
+
 def _sft_part(stage: Stage, parent: Row | None) -> dict[str, Any]:
     """What a preference run inherits from the SFT model that it continues."""
     return {
         "parent": parent.run_name if parent else stage.parent,
         "perplexity": parent.perplexity if parent else None,
-        "lowest_perplexity": parent.lowest_perplexity if parent else None,
+        "best_measured": parent.best_measured if parent else None,
         "sft_data_used": parent.sft_data_used if parent else None,
         "sft_cost": parent.sft_cost if parent else None,
     }
@@ -257,10 +301,11 @@ def _cost_at(run: RunDirectory, step: int) -> Cost | None:
     return Cost(tokens=int(upto[-1]["tokens"]), seconds=float(upto[-1]["seconds"]))
 
 
-def _curve(run: RunDirectory | None) -> tuple[dict[str, Any], ...]:
+def _curve(run: RunDirectory | None, title: str) -> tuple[dict[str, Any], ...]:
+    """The lines of a run's metrics that measure something."""
     if run is None:
         return ()
-    needed = ("perplexity", "data_points_seen")
+    needed = (title, "data_points_seen")
     return tuple(
         line
         for line in run.metrics()

@@ -5,8 +5,8 @@ How a row is called in tables and sentences depends on the other rows; see `labe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tuning.sweetspots.rules import Rule
@@ -36,6 +36,11 @@ class Scores:
     """
     beyond_context: int = 0
     """Prompts that are longer than the context of the model."""
+    by_seed: tuple[tuple[float, ...], ...] = ()
+    """Of several seeds as one: pass@1 of each prompt, for each seed."""
+    prompt_error: float | None = None
+    seed_error: float | None = None
+    """Of several seeds as one: the standard errors of pass@1 over prompts and over seeds."""
 
     @property
     def largest_k(self) -> int:
@@ -51,6 +56,11 @@ class Scores:
     def per_prompt(self) -> list[float]:
         """pass@1 of each prompt."""
         return [count / self.samples for count in self.correct]
+
+    @property
+    def seeds(self) -> tuple[tuple[float, ...], ...]:
+        """pass@1 of each prompt, for each seed."""
+        return self.by_seed or (tuple(self.per_prompt),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +95,19 @@ class Row:
     """The base model, as collections.yaml or the command line names it."""
     sft_share: int | None = None
     """SFT examples planned for a model that spends a whole budget; None for a fork."""
+    sft_ratio: float | None = None
+    """The planned share of the budget that SFT takes, where budgets are split by shares."""
+    prices: tuple[float, float] | None = None
+    """Annotation cost of an SFT and of a preference example, where budgets are costs."""
     pft_method: str | None = None
     parent: str | None = None
     """`run_name` of the row that this one starts from."""
     rule: Rule | None = None
     """Of a sweetspot, and of a fork that starts from one."""
-    lowest_perplexity: float | None = None
-    """Of an unreached sweetspot: the lowest perplexity that SFT measured."""
+    measured: float | None = None
+    """Of a sweetspot: what its measure was when it was reached."""
+    best_measured: float | None = None
+    """Of an unreached sweetspot: the best value of its measure."""
     perplexity: float | None = None
     """On the validation pool: of an SFT run at its end, of a sweetspot at its step, of the base
     before the first step. Preference tuning measures none: its row has that of its parent."""
@@ -108,6 +124,12 @@ class Row:
     """The part of preference tuning in making this model from the base."""
     scores: Scores | None = None
     seed: int | None = None
+    """None for a model of no seed, and for several seeds as one row."""
+    seeds: tuple[int, ...] = ()
+    """Of several seeds as one row: those that were scored."""
+    variant: str = ""
+    """Equal for runs of one role that differ in nothing but seeds, sizes and what they start from.
+    """
     train_size: int | None = None
     """Examples given to the run; early stopping may use fewer."""
     total_budget: int | None = None
@@ -115,8 +137,11 @@ class Row:
     config: dict[str, Any] | None = None
     """config.json of the run."""
     evaluation_config: dict[str, Any] | None = None
-    curve: tuple[dict[str, Any], ...] = field(default=(), repr=False)
-    """The perplexity measurements of an SFT run: step, perplexity, data_points_seen."""
+    before_after: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What the training of this run changed, as before_after.json has it; None: not measured."""
+    curves: Mapping[str, tuple[dict[str, Any], ...]] = field(default_factory=dict, repr=False)
+    """The measurements of an SFT run by the title of the measure: step, data_points_seen, and under
+    the title the value, of pass@k with its interval (_low, _high)."""
 
     @property
     def total_data(self) -> int | None:
@@ -124,6 +149,13 @@ class Row:
         if self.sft_data_used is None or self.pft_data is None:
             return None
         return self.sft_data_used + self.pft_data
+
+    @property
+    def annotation_cost(self) -> float | None:
+        """Of the examples used, at the prices that were given."""
+        if self.prices is None or self.sft_data_used is None or self.pft_data is None:
+            return None
+        return self.sft_data_used * self.prices[0] + self.pft_data * self.prices[1]
 
     @property
     def budget(self) -> Budget:
@@ -169,31 +201,9 @@ def same_weights(spot: Row, sft: Row) -> bool:
 
 
 def budgets(rows: Sequence[Row]) -> dict[Budget, list[Row]]:
-    """The scored ways to spend each budget.
-
-    The seeds of one way are pooled to one entry, as if one model had given all their answers.
-    """
-    found: dict[Budget, dict[tuple[Any, ...], list[Row]]] = {}
+    """The scored ways to spend each budget."""
+    found: dict[Budget, list[Row]] = {}
     for row in of_role(rows, *WAYS):
         if row.scores:
-            start = row.parent if row.role == "fork" else None
-            way = (row.role, row.pft_method, row.sft_share, row.rule, start)
-            found.setdefault(row.budget, {}).setdefault(way, []).append(row)
-    return {key: [_pooled(same) for same in ways.values()] for key, ways in found.items()}
-
-
-def _pooled(rows: Sequence[Row]) -> Row:
-    """One row for the seeds of a way, with the answers of all of them to each prompt."""
-    from tuning.evaluation.intervals import mean_interval
-    from tuning.evaluation.pass_at_k import per_prompt
-
-    first = replace(rows[0], seed=None)
-    scored = [row.scores for row in rows if row.scores]
-    if len(scored) < 2 or len({len(scores.correct) for scores in scored}) > 1:
-        return first
-    samples = sum(scores.samples for scores in scored)
-    correct = tuple(map(sum, zip(*(scores.correct for scores in scored), strict=True)))
-    mean = mean_interval(per_prompt(correct, samples, 1))
-    interval = (mean.estimate, mean.low, mean.high)
-    pooled = replace(scored[0], samples=samples, correct=correct, pass_at_k={1: interval}, parts={})
-    return replace(first, scores=pooled)
+            found.setdefault(row.budget, []).append(row)
+    return found

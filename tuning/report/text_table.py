@@ -7,8 +7,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from tuning.report import before_after
 from tuning.report.formats import UNKNOWN, count, interval, perplexity, share, shorten, tokens
 from tuning.report.rows import Row, largest_k, part_names
+from tuning.sweetspots.rules import brief
 
 COLUMNS = (
     "run_name",
@@ -28,41 +30,62 @@ COLUMNS = (
     "samples",
     "train_tokens",
     "train_seconds",
+    "total_tokens",
+    "total_seconds",
     "config_hash",
     "seed",
     "note",
 )
-BUDGET_COLUMNS = (*COLUMNS[:3], "model", "total_budget", *COLUMNS[3:])
+BUDGET_COLUMNS = (
+    *COLUMNS[:3],
+    "model",
+    "total_budget",
+    "sft_ratio",
+    "annotation_cost",
+    *COLUMNS[3:],
+)
 """Of experiments that may have several base models and budgets."""
+_OF_SEEDS = ("seeds", "prompt_error", "seed_error")
+WAY_COLUMNS = (
+    *(name for name in BUDGET_COLUMNS if name not in ("config_hash", "seed")),
+    *_OF_SEEDS,
+)
+"""Of ways with several seeds as one: means over the seeds, and the standard errors of pass@1."""
 NAME_WIDTH = 46
 NOTE_WIDTH = 56
 
 
 def csv_text(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
-    """results.csv, with a last column for each further measure of the task; unknown values are
-    empty.
+    """results.csv, with a last column for each further measure of the task, and those of what each
+    training changed, where it was measured; unknown values are empty.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     parts = part_names(rows)
-    writer.writerow([*columns, *parts])
-    for row in rows:
+    changes = before_after.columns(rows)
+    writer.writerow([*columns, *parts, *changes])
+    for number, row in enumerate(rows):
         values = _values(row) | {name: _part(row, name) for name in parts}
-        writer.writerow([_plain(values[column]) for column in (*columns, *parts)])
+        changed = [values_of[number] for values_of in changes.values()]
+        told = [*(values[column] for column in (*columns, *parts)), *changed]
+        writer.writerow([_plain(value) for value in told])
     return buffer.getvalue()
 
 
 def _values(row: Row) -> dict[str, Any]:
     scores = row.scores
     first = scores.first if scores else (None, None, None)
+    whole = row.sft_cost + row.pft_cost if row.sft_cost and row.pft_cost else None
     return {
         "run_name": row.run_name,
         "stage": row.role,
         "pft_method": row.pft_method,
         "model": row.model,
         "total_budget": row.total_budget,
+        "sft_ratio": row.sft_ratio,
+        "annotation_cost": row.annotation_cost,
         "parent": row.parent,
-        "threshold": row.rule.setting if row.rule else None,
+        "threshold": brief(row.rule) if row.rule else None,
         "perplexity": row.perplexity,
         "sft_data_used": row.sft_data_used,
         "pft_data": row.pft_data,
@@ -75,7 +98,12 @@ def _values(row: Row) -> dict[str, Any]:
         "samples": scores.samples if scores else None,
         "train_tokens": row.cost.tokens if row.cost else None,
         "train_seconds": row.cost.seconds if row.cost else None,
+        "total_tokens": whole.tokens if whole else None,
+        "total_seconds": whole.seconds if whole else None,
         "config_hash": row.config_hash,
+        "seeds": " ".join(map(str, row.seeds or () if row.seed is None else (row.seed,))),
+        "prompt_error": scores.prompt_error if scores else None,
+        "seed_error": scores.seed_error if scores else None,
         "seed": row.seed,
         "note": row.note,
     }
@@ -121,7 +149,8 @@ def terminal_table(rows: Sequence[Row]) -> str:
 
 def _cells(row: Row, parts: Sequence[str]) -> list[str]:
     scores, cost = row.scores, row.cost
-    name = shorten(row.run_name, NAME_WIDTH)
+    seeds = f" ×{len(row.seeds)}" if row.seeds else ""
+    name = f"{shorten(row.run_name, NAME_WIDTH - len(seeds))}{seeds}"
     first = interval(*scores.first) if scores else UNKNOWN
     several = scores is not None and scores.largest_k > 1
     return [

@@ -22,6 +22,10 @@ class StageFailed(Exception):
     """A stage failed for a known reason; printed as one line, exit code 1."""
 
 
+class InUse(StageFailed):
+    """Another process holds what was asked for without waiting."""
+
+
 class Skipped(Exception):
     """A stage has nothing to do, because of `met_by_base`, `unreached` or `no_budget_left`; printed
     as one line, exit code 0.

@@ -25,7 +25,7 @@ from typing import IO, NoReturn
 
 from tuning.runs import interrupt
 from tuning.runs.atomic import read_json, write_json
-from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, StageFailed
+from tuning.runs.errors import EXIT_AGAIN, EXIT_FAILED, InUse
 from tuning.runs.json_text import NotJSON
 from tuning.runs.log import logger
 from tuning.runs.progress import tell_waiting
@@ -268,7 +268,7 @@ class Lock:
         check: Callable[[], None] = lambda: None,
         poll_seconds: float = 0.5,
     ) -> Iterator[None]:
-        """Hold the lock for a block. If another process holds it, wait, or raise StageFailed with
+        """Hold the lock for a block. If another process holds it, wait, or raise InUse with
         `wait=False`.
 
         `check` is called while waiting and may raise, to stop waiting.
@@ -276,7 +276,7 @@ class Lock:
         named: Holder | None = None
         while (other := self.try_acquire()) is not None:
             if not wait:
-                raise StageFailed(f"{self.path.parent} is in use by {other}.")
+                raise InUse(f"{self.path.parent} is in use by {other}.")
             if named is None or (other.host, other.pid) != (named.host, named.pid):
                 waiting = f"{self.path.parent.name}: in use by {other}; waiting for it"
                 logger.info(waiting)

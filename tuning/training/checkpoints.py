@@ -1,5 +1,6 @@
 """Checkpoints of the Hugging Face Trainer that are whole or not there, and that resume exactly.
 
+Rank 0 writes, reports and shows progress; the others only write the state of their random numbers.
 The Trainer writes a checkpoint file by file. The callback below seals it with a manifest once all
 is written; what a kill or a full disk cut short has none and is passed over. With the seal goes
 what the Trainer does not keep: how far the sweetspot rules are, and the seconds that training took.
@@ -13,12 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from tuning.engine import ranks
 from tuning.runs import atomic, disk, interrupt, manifest
 from tuning.runs.rundir import RunDirectory
 from tuning.runs.wandb_run import Reported
+from tuning.training import sharded
 from tuning.training.consumed import Consumed
 
 RUN_STATE = "run_state.json"
@@ -44,7 +49,11 @@ class Resume:
 
 
 def resume_point(directory: RunDirectory) -> Resume:
-    """The newest whole checkpoint of a run; later ones and later metrics are removed."""
+    """The newest whole checkpoint of a run, on all ranks; later ones and metrics are removed."""
+    return ranks.from_first(_resume_point(directory) if ranks.rank() == 0 else None)
+
+
+def _resume_point(directory: RunDirectory) -> Resume:
     newest = manifest.newest_whole(directory.path)
     resume = Resume()
     if newest is not None:
@@ -76,6 +85,9 @@ class RunCallback(TrainerCallback):
         if resume.checkpoint is not None:
             consumed.load(resume.state.get(CONSUMED))
         self.note = ""
+        self.stopped = False
+        """Whether a rank was asked to stop; the same on all of them."""
+        self._first = ranks.rank() == 0
         self._before = resume.seconds
         self._start = time.monotonic()
         self._bar: tqdm | None = None
@@ -98,16 +110,21 @@ class RunCallback(TrainerCallback):
             desc="training",
             unit="step",
             mininterval=2.0,
+            disable=not self._first,
         )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        for keys, asked in ranks.gather((self.consumed.noted(), interrupt.asked_to_stop())):
+            self.consumed.add(keys)
+            self.stopped |= asked
         self.consumed.check(state.global_step)
-        if interrupt.asked_to_stop():
+        if self.stopped:
             control.should_save = True
             control.should_training_stop = True
-        self.directory.progress("train", state.global_step, state.max_steps, self.note)
+        if self._first:
+            self.directory.progress("train", state.global_step, state.max_steps, self.note)
         if self._bar is not None:
             self._bar.update(1)
             self._bar.set_postfix_str(self.note, refresh=False)
@@ -120,7 +137,7 @@ class RunCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        if not logs or "loss" not in logs:
+        if not self._first or not logs or "loss" not in logs:
             return
         record = {key: value for key, value in logs.items() if isinstance(value, int | float)}
         record.pop("num_tokens", None)
@@ -137,6 +154,9 @@ class RunCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        ranks.wait()  # all have written their part
+        if not self._first:
+            return
         folder = manifest.checkpoint_directory(self.directory.path, state.global_step)
         saved = self.stateful.state() if self.stateful else {}
         with disk.reporting_full(self.directory.path, folder):
@@ -165,10 +185,44 @@ class WholeCheckpoints:
     Preference trainers keep a frozen copy of the parent as a second adapter. Saved beside the
     trained one, it makes the Trainer restore neither on resume; left out, the trained one is
     restored and the copy is rebuilt.
+
+    Of a sharded model it writes what it writes of a whole one (sharded.py).
     """
 
     model: Any
+    args: Any
+    optimizer: Any
+    lr_scheduler: Any
     directory: RunDirectory
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        state = sharded.whole_state(self.model)
+        if state is None:
+            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        elif self.args.should_save:
+            self._save(output_dir, state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not sharded.is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+            return
+        state = sharded.whole_optimizer_state(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not sharded.is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+            return
+        sharded.load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        self.lr_scheduler.load_state_dict(schedule)
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        """The weights of a model that is to be sharded are loaded before it is."""
+        if not sharded.is_sharded(self.model):
+            super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         model = self.model

@@ -14,6 +14,7 @@ from tuning.methods import METHODS
 from tuning.runs.errors import UserError, choose
 from tuning.settings import require, setting
 from tuning.weights.config import LoraConfig, ModelLoadConfig
+from tuning.weights.shape import Adapter, Shape, in_subspaces
 
 OPTIMIZERS = (
     "auto",
@@ -41,8 +42,17 @@ PACKED_TOKENS = 8192
 """Tokens of a forward pass in SFT on the engine, unless --max_tokens_per_gpu is given."""
 
 
+ON_TRL = ("ddp", "fsdp2")
+"""Ways of --parallel that TRL has, through accelerate."""
+
+
 def _on_trl(part: Any, run: Any) -> bool:
     return bool(run.trainer == "trl")
+
+
+def _trains_an_adapter(part: Any, run: Any) -> bool:
+    """Where all weights are trained, a parent's adapter is merged in any case."""
+    return run is part or not run.lora.full
 
 
 def _only(*methods: str) -> dict[str, Any]:
@@ -91,7 +101,7 @@ class EngineSFTConfig(OSFTConfig):
     """The trainer of SFT, and the settings that only the engine has."""
 
     trainer: Literal["trl", "engine"] = "trl"
-    """trl trains an adapter, on one device; engine trains all weights, on any number of devices."""
+    """trl trains an adapter, engine all weights; either in several processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +116,7 @@ class DPOTrainingConfig(TrainingArgumentsConfig):
     """Weight of the language-model loss on the chosen answers beside the DPO loss (dpo)."""
     kl_batch_size: int = setting(8, **_only("kto"))
     """Rows over which the KL term is estimated; the micro-batch of this method, even (kto)."""
-    merge_parent: bool = False
+    merge_parent: bool = setting(False, hashed=_trains_an_adapter)
     """Merge the parent's adapter into the base and train a new one over it."""
     num_generations: int = setting(8, **_only("grpo"))
     """Completions sampled per prompt (grpo)."""
@@ -133,7 +143,7 @@ def _names(*parts: type) -> frozenset[str]:
 
 
 _METHOD_SETTINGS = _by_method(DPOTrainingConfig)
-_ON_TRL = _names(LoraConfig) | {"micro_batch_size", "gradient_checkpointing"}
+_ON_TRL = _names(LoraConfig) | {"micro_batch_size", "gradient_checkpointing", "parallel"}
 _ON_ENGINE = _names(OSFTConfig, ComputeConfig) - {"micro_batch_size"}
 _REFUSED = {
     "trl": "is for --trainer engine; the trainer is trl",
@@ -162,13 +172,25 @@ def unused(trainer: str) -> frozenset[str]:
 
 def refuse_unused(trainer: str, given: Iterable[str]) -> None:
     """Raise UserError for a setting, asked for by name, that the trainer does not use."""
-    for name in sorted(unused(trainer) & set(given)):
+    given = set(given)
+    for name in sorted(unused(trainer) & given):
         why = _REFUSED.get(trainer, f"is for SFT with --trainer engine; {trainer} trains with TRL")
         if trainer in METHODS and name == "micro_batch_size":
             why = f"is not used by {trainer}: its micro-batch is part of its result"
         elif trainer in METHODS and name in _METHOD_SETTINGS:
             why = f"is not used by {trainer}; it is for {', '.join(_METHOD_SETTINGS[name])}"
         raise UserError(f"{name} {why}.")
+
+
+def refuse_adapter(given: Iterable[str]) -> None:
+    """Raise UserError for a setting of an adapter, asked for by name, where all weights are
+    trained.
+    """
+    adapter = _names(LoraConfig) - {"full"} | {"merge_parent"}
+    for name in sorted(adapter & set(given)):
+        raise UserError(
+            f"{name} is for an adapter, and --full trains all weights; leave one of them out."
+        )
 
 
 def compute_config(trainer: str, values: Mapping[str, Any], effective_batch: int) -> ComputeConfig:
@@ -178,6 +200,12 @@ def compute_config(trainer: str, values: Mapping[str, Any], effective_batch: int
     compute = build(ComputeConfig, values)
     if trainer == "engine":
         return replace(compute, max_tokens_per_gpu=compute.max_tokens_per_gpu or PACKED_TOKENS)
+    if values.get("parallel") is None:
+        compute = replace(compute, parallel="ddp")
+    elif compute.parallel not in ON_TRL:
+        raise UserError(
+            f"parallel {compute.parallel} is for --trainer engine; TRL takes {' or '.join(ON_TRL)}."
+        )
     given = compute.micro_batch_size
     default = largest_divisor(effective_batch, MICRO_BATCH)
     micro = min(given, effective_batch) if given else default
@@ -193,9 +221,36 @@ def require_whole_micro_batches(compute: ComputeConfig, effective_batch: int) ->
         )
 
 
+def require_shared(run: Any, processes: int) -> None:
+    """Raise UserError unless so many processes can train a run with TRL: its effective batch is
+    micro-batch x processes x accumulation exactly. The engine shares any batch.
+    """
+    if run.trainer == "engine":
+        return
+    own = method_settings(run.pft_method) if run.kind == "pt" else []
+    for name in ("effective_batch_size", *(n for n in own if n == "kl_batch_size")):
+        value = getattr(run.training, name)
+        if value % processes:
+            raise UserError(
+                f"{name} {value} cannot be shared by {processes} processes: micro-batch x "
+                f"processes x accumulation has to be exactly the batch. Give one that is a "
+                f"multiple of {processes}, or a number of processes that divides {value}."
+            )
+
+
 def largest_divisor(number: int, at_most: int) -> int:
     """The largest divisor of `number` that is not above `at_most`."""
     return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+
+
+def require_frozen(model: ModelLoadConfig, *, full: bool, merged: bool = False) -> None:
+    """Raise UserError where weights that are held in 4 bits would be trained or merged."""
+    if model.load_in_4bit and (full or merged):
+        name, instead = ("full", "an adapter") if full else ("merge_parent", "the parent's adapter")
+        raise UserError(
+            f"{name} cannot be had with --load_in_4bit, whose weights stay as they are; train "
+            f"{instead} (--{name} false), or leave out --load_in_4bit."
+        )
 
 
 def optimizer_name(optimizer: str, *, cuda: bool) -> str:
@@ -206,6 +261,19 @@ def optimizer_name(optimizer: str, *, cuda: bool) -> str:
     return "adamw_8bit" if eight_bit else "adamw_torch"
 
 
+def engine_weights(shape: Shape, osft: OSFTConfig) -> Adapter:
+    """The parameters that the engine keeps, and those that it trains."""
+    if not osft.osft:
+        return Adapter(saved=shape.parameters, trained=shape.parameters)
+    return in_subspaces(shape, osft.osft_unfreeze_rank_ratio, osft.osft_target_patterns)
+
+
+def state_bytes(optimizer: str, *, cuda: bool) -> int:
+    """Bytes of an optimizer's state, a trained parameter: two moments of four bytes, or of one."""
+    name = optimizer_name(optimizer, cuda=cuda)
+    return 0 if name in ("sgd", "adafactor") else 2 if "8bit" in name else 8
+
+
 def check_engine(
     compute: ComputeConfig, model: ModelLoadConfig, training: TrainingArgumentsConfig
 ) -> None:
@@ -213,6 +281,11 @@ def check_engine(
     fits = (compute.max_tokens_per_gpu or 0) >= model.max_seq_length
     longest = f"max_seq_length, {model.max_seq_length}, or more: every example fits one pass"
     require(compute, "max_tokens_per_gpu", fits, longest)
+    if model.load_in_4bit or model.backend_train == "unsloth":
+        name = "load_in_4bit" if model.load_in_4bit else "backend_train unsloth"
+        raise UserError(
+            f"{name} is for --trainer trl; the engine opens a model itself and trains all weights."
+        )
     if training.optimizer not in ENGINE_OPTIMIZERS:
         raise UserError(
             f"optimizer is {training.optimizer}; the engine trains with AdamW: with --trainer "

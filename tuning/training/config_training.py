@@ -17,32 +17,35 @@ from typing import Any
 
 from tuning import config as site
 from tuning import methods
-from tuning.data import train_dataset
 from tuning.data.budget import total_steps
 from tuning.data.config import DatasetConfig, dataset_config
 from tuning.engine.config import ComputeConfig, LossConfig, loss_name
-from tuning.engine.run_config import PretrainRunConfig, pretrain_config
+from tuning.engine.run_config import PretrainRunConfig, pretrain_hash
+from tuning.evaluation.prompts import require_problems
 from tuning.flags import build
 from tuning.plan import REMAINING
 from tuning.runs.errors import UserError
-from tuning.runs.identity import number
-from tuning.runs.rundir import SHORT
+from tuning.runs.rundir import SHORT, RunDirectory
 from tuning.schema import override
-from tuning.settings import RunConfig, require, setting
-from tuning.sweetspots.config import PerplexityConfig, parse_patience
-from tuning.sweetspots.monitor import Spending
+from tuning.settings import RunConfig, setting
+from tuning.sweetspots.config import PassAtKStoppingConfig, PerplexityConfig
+from tuning.sweetspots.monitor import Monitors, Spending
 from tuning.sweetspots.rules import Rule
-from tuning.tasks import registry as tasks
 from tuning.training.config import (
     DPOTrainingConfig,
     EngineSFTConfig,
     TrainingArgumentsConfig,
     check_engine,
     compute_config,
+    refuse_adapter,
     refuse_unused,
+    require_frozen,
     require_whole_micro_batches,
     used,
 )
+from tuning.training.naming import shown, with_seed
+from tuning.training.reads import require_rows
+from tuning.training.sweetspot_rules import pass_at_k_rules, perplexity_rules, with_rules_of
 from tuning.weights.config import LoraConfig, ModelLoadConfig
 from tuning.weights.files import checked_hash
 
@@ -72,17 +75,23 @@ class SFTRunConfig(RunConfig):
     kind = "sft"
     model: ModelLoadConfig
     dataset: DatasetConfig
-    task: str = setting(hashed=False)
+    task: str = setting(hashed=lambda part, run: bool(run.pass_at_k.rules))
+    """It grades the answers of which pass@k is measured."""
     lora: LoraConfig = setting(hashed=lambda part, run: run.trainer == "trl")
     training: TrainingArgumentsConfig
     loss: LossConfig = setting(default_factory=LossConfig, before=LossConfig())
     perplexity: PerplexityConfig
+    pass_at_k: PassAtKStoppingConfig = setting(
+        default_factory=PassAtKStoppingConfig, before=PassAtKStoppingConfig()
+    )
     compute: ComputeConfig = setting(default_factory=ComputeConfig)
     engine: EngineSFTConfig = setting(
         default_factory=EngineSFTConfig, hashed=lambda part, run: run.trainer == "engine"
     )
     is_default: bool = setting(True, hashed=False)
     """Whether all that its name does not show is the model's default."""
+    named_seed: int | None = setting(None, hashed=False)
+    """The seed in its name; None if it is the model's default."""
     is_default_but_rules: bool = setting(True, hashed=False)
     """The same, the sweetspot rules aside."""
 
@@ -90,6 +99,7 @@ class SFTRunConfig(RunConfig):
         if self.trainer == "engine":
             check_engine(self.compute, self.model, self.training)
         else:
+            require_frozen(self.model, full=self.lora.full)
             require_whole_micro_batches(self.compute, self.training.effective_batch_size)
 
     @property
@@ -111,13 +121,16 @@ class SFTRunConfig(RunConfig):
 
     @property
     def artifact_form(self) -> str:
-        """The engine trains, and leaves, full weights."""
-        return "full" if self.trainer == "engine" else "adapter"
+        """The engine trains, and leaves, full weights; TRL where that is asked for."""
+        return "full" if self.trainer == "engine" or self.lora.full else "adapter"
 
     @property
     def run_name(self) -> str:
-        """`{model}_sft-{dataset}-{n}`, followed by `-{hash8}` unless all else is the default."""
-        name = f"{self.model.label}_sft-{self.dataset.dataset}-{self.train_size}"
+        """`{model}_sft-{dataset}-{n}`, with `_seed-{seed}` if that is not the default, followed by
+        `-{hash8}` unless all else is.
+        """
+        data = f"{self.dataset.dataset}-{self.train_size}"
+        name = with_seed(f"{self.model.label}_sft-{data}", self.named_seed)
         return name if self.is_default else f"{name}-{self.hash[:SHORT]}"
 
     def default(self) -> SFTRunConfig:
@@ -132,7 +145,11 @@ class SFTRunConfig(RunConfig):
     @property
     def rules(self) -> list[Rule]:
         """The rules of its sweetspots."""
-        return self.perplexity.rules
+        return [*self.perplexity.rules, *self.pass_at_k.rules]
+
+    def monitors(self, directory: RunDirectory) -> Monitors:
+        """What watches its rules while it trains in a directory."""
+        return Monitors(self.perplexity, self.pass_at_k, self.spending, directory, self.hash)
 
     @property
     def spending(self) -> Spending:
@@ -157,9 +174,18 @@ class PTRunConfig(RunConfig):
     parent: Parent | None = None
     is_default: bool = setting(True, hashed=False)
     """Whether all that its name does not show is the model's default."""
+    named_seed: int | None = setting(None, hashed=False)
+    """The seed in its name; None if it is the model's default."""
 
     def __post_init__(self) -> None:
-        methods.method(self.pft_method).check(self.training)
+        method = methods.method(self.pft_method)
+        method.check(self.training)
+        if self.model.backend_train == "unsloth" and not method.unsloth:
+            raise UserError(
+                f"backend_train unsloth is not for {method.name}; give --backend_train auto, which "
+                "takes it where it can."
+            )
+        require_frozen(self.model, full=self.lora.full, merged=self.training.merge_parent)
         if "micro_batch_size" in used(self.pft_method):
             require_whole_micro_batches(self.compute, self.training.effective_batch_size)
 
@@ -176,14 +202,16 @@ class PTRunConfig(RunConfig):
 
     @property
     def artifact_form(self) -> str:
-        """A run that merged its parent leaves full weights, any other an adapter."""
-        return "full" if self.training.merge_parent else "adapter"
+        """A run that trained all weights, or merged its parent, leaves full weights, any other an
+        adapter.
+        """
+        return "full" if self.lora.full or self.training.merge_parent else "adapter"
 
     @property
     def continues_adapter(self) -> bool:
-        """Whether the parent's adapter is trained further, and not a new one."""
+        """Whether the parent's adapter is trained further, and not a new one or all weights."""
         has_adapter = self.parent is not None and self.parent.lora is not None
-        return has_adapter and not self.training.merge_parent
+        return has_adapter and self.artifact_form == "adapter"
 
     @property
     def is_fork(self) -> bool:
@@ -205,17 +233,19 @@ class PTRunConfig(RunConfig):
             start = self.parent.run_name if self.parent else self.model.label
             method = "" if self.pft_method == "dpo" else f"_{self.pft_method}"
             name, plain = f"{start}_pt-{data}{method}", self.is_default
+        name = with_seed(name, self.named_seed)
         return name if plain else f"{name}-{self.hash[:SHORT]}"
 
     def default(self) -> PTRunConfig:
-        """The same run with the defaults of its model."""
-        return preference_config(
-            model=self.model.model,
-            dataset=self.dataset.dataset,
-            task=self.task,
-            pft_method=self.pft_method,
-            train_size=self.dataset.train_size,
-            parent=self.parent,
+        """The same run with the defaults of its model, which need not fit its rows."""
+        return _preference(
+            self.model.model,
+            self.dataset.dataset,
+            self.task,
+            self.pft_method,
+            self.dataset.train_size,
+            self.parent,
+            {},
         )
 
 
@@ -231,6 +261,7 @@ SFT_PARTS: tuple[type, ...] = (
     TrainingArgumentsConfig,
     LossConfig,
     PerplexityConfig,
+    PassAtKStoppingConfig,
     ComputeConfig,
     EngineSFTConfig,
 )
@@ -244,53 +275,45 @@ def sft_config(
     task: str,
     train_size: int,
     values: Mapping[str, Any] | None = None,
+    cuda: bool | None = None,
 ) -> SFTRunConfig:
-    """An SFT run: defaults, then collections.yaml, then `values` (flat names)."""
+    """An SFT run: defaults, then collections.yaml, then `values` (flat names).
+
+    `cuda`: whether it will train on CUDA; None: as this machine has it.
+    """
     values = dict(values or {})
     chosen = _model_settings(model, ("sft",), SFT_PARTS) | values
     trainer = chosen.get("trainer", "trl")
+    lora = build(LoraConfig, chosen)
     refuse_unused(trainer, values)
+    if lora.full:
+        refuse_adapter(values)
     task = site.collections().task(task)
     training, loss = build(TrainingArgumentsConfig, chosen), build(LossConfig, chosen)
     made = SFTRunConfig(
         model=_model(model, chosen),
         dataset=dataset_config(dataset, task, "sft", train_size),
         task=task,
-        lora=build(LoraConfig, chosen),
+        lora=lora,
         training=training,
         loss=replace(loss, loss=loss_name(loss.loss)),
-        perplexity=_sorted(build(PerplexityConfig, chosen)),
+        perplexity=perplexity_rules(chosen),
+        pass_at_k=pass_at_k_rules(chosen, values, cuda),
         compute=compute_config(trainer, chosen, training.effective_batch_size),
         engine=build(EngineSFTConfig, chosen),
     )
+    if made.pass_at_k.rules:
+        require_problems(made.dataset.entry, task, made.pass_at_k.pass_at_k_prompts)
     if not values:
         return made
     default = made.default()
-    ruled = replace(made, perplexity=_with_rules_of(default.perplexity, made.perplexity))
-    return replace(
-        made,
-        is_default=made.hashed == default.hashed,
-        is_default_but_rules=ruled.hashed == default.hashed,
+    ruled = replace(
+        default,
+        perplexity=with_rules_of(made.perplexity, default.perplexity),
+        pass_at_k=with_rules_of(made.pass_at_k, default.pass_at_k),
     )
-
-
-def _sorted(perplexity: PerplexityConfig) -> PerplexityConfig:
-    """The settings with their thresholds from high to low, as they are crossed, and each patience
-    rule written in one way.
-    """
-    thresholds = tuple(sorted(perplexity.perplexity_thresholds, reverse=True))
-    patience = tuple(
-        f"{n}:{number(d)}" for n, d in map(parse_patience, perplexity.perplexity_patience)
-    )
-    return replace(perplexity, perplexity_thresholds=thresholds, perplexity_patience=patience)
-
-
-def _with_rules_of(rules: PerplexityConfig, perplexity: PerplexityConfig) -> PerplexityConfig:
-    return replace(
-        perplexity,
-        perplexity_thresholds=rules.perplexity_thresholds,
-        perplexity_patience=rules.perplexity_patience,
-    )
+    strictly = made.hashed == ruled.hashed
+    return replace(made, is_default_but_rules=strictly, **shown(made, default))
 
 
 def preference_config(
@@ -304,18 +327,33 @@ def preference_config(
     values: Mapping[str, Any] | None = None,
 ) -> PTRunConfig:
     """A preference run: defaults, then collections.yaml (pft, then the method), then `values`."""
+    made = _preference(model, dataset, task, pft_method, train_size, parent, values or {})
+    require_rows(made.dataset, made.pft_method, made.task, made.training)
+    return made if not values else replace(made, **shown(made, made.default()))
+
+
+def _preference(
+    model: str,
+    dataset: str,
+    task: str,
+    pft_method: str,
+    train_size: int | None,
+    parent: Parent | None,
+    values: Mapping[str, Any],
+) -> PTRunConfig:
+    """The run, whether the rows are such that it could be trained or not."""
     method = site.collections().method(pft_method)
     task = site.collections().task(task)
-    refuse_unused(method, values or {})
-    chosen = _model_settings(model, ("pft", method), PT_PARTS) | dict(values or {})
+    refuse_unused(method, values)
+    chosen = _model_settings(model, ("pft", method), PT_PARTS) | dict(values)
     lora, training = build(LoraConfig, chosen), build(DPOTrainingConfig, chosen)
-    if parent is not None and parent.lora is not None and not training.merge_parent:
+    if lora.full:
+        refuse_adapter(values)
+    elif parent is not None and parent.lora is not None and not training.merge_parent:
         lora = parent.lora
-    data = dataset_config(dataset, task, "pt", train_size)
-    _require_rows(data, method, task, training)
-    made = PTRunConfig(
+    return PTRunConfig(
         model=_model(model, chosen),
-        dataset=data,
+        dataset=dataset_config(dataset, task, "pt", train_size),
         task=task,
         pft_method=method,
         lora=lora,
@@ -323,37 +361,19 @@ def preference_config(
         compute=compute_config(method, chosen, training.effective_batch_size),
         parent=parent,
     )
-    return made if not values else replace(made, is_default=made.hashed == made.default().hashed)
-
-
-def _require_rows(data: DatasetConfig, method: str, task: str, training: DPOTrainingConfig) -> None:
-    """Raise UserError unless the preference pool has what a method reads."""
-    able, unpaired = methods.method(method), train_dataset.is_unpaired(data.entry)
-    if able.unpaired and unpaired:
-        train_dataset.require_labels(data.entry, data.train_size, method)
-        batch, kl = training.effective_batch_size, training.kl_batch_size
-        fits = f"a divisor of the {batch} rows of a step, as the preference pool is unpaired"
-        require(training, "kl_batch_size", batch % kl == 0, fits)
-        return
-    if unpaired and not able.rewarded:
-        raise UserError(
-            f"the preference pool of '{data.dataset}' is unpaired ({', '.join(methods.UNPAIRED)}), "
-            f"and {method} needs {', '.join(able.columns)}; choose "
-            f"{' or '.join(m.name for m in methods.METHODS.values() if m.unpaired)}, or other data."
-        )
-    train_dataset.require_columns(data.entry, "preference", columns_of(method, task), method)
-
-
-def columns_of(pft_method: str, task: str) -> tuple[str, ...]:
-    """The columns of the preference pool that a method reads."""
-    method = methods.method(pft_method)
-    return method.reads(tasks.task(task).columns if method.rewarded else ())
 
 
 def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:
     """A base model with the defaults of SFT, for evaluating it as it is."""
     chosen = _model_settings(model, ("sft",), SFT_PARTS) | dict(values or {})
+    chosen.pop("backend_train", None)
     return _model(model, chosen)
+
+
+def validation_size(model: str, values: Mapping[str, Any] | None = None) -> int:
+    """The rows of the validation pool on which SFT of a model measures its perplexity."""
+    chosen = _model_settings(model, ("sft",), SFT_PARTS) | dict(values or {})
+    return build(PerplexityConfig, chosen).validation_size
 
 
 def _model_settings(model: str, stages: Sequence[str], parts: Sequence[type]) -> dict[str, Any]:
@@ -390,5 +410,5 @@ def _model(name: str, chosen: Mapping[str, Any]) -> ModelLoadConfig:
 def _base_hash(entry: site.ModelEntry) -> str | None:
     """The hash of the run that makes a base model, or of the files of a local one."""
     if entry.from_run:
-        return pretrain_config(entry.from_run).hash
+        return pretrain_hash(entry.from_run)
     return checked_hash(Path(entry.path)) if entry.path else None

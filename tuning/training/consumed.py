@@ -51,14 +51,29 @@ class Consumed:
             self._copies[key] = self._copies.get(key, 0) + 1
         self._counts = dict.fromkeys(self._copies, 0)
         self._strangers = 0
+        self._new: list[Key] = []
+
+    def note(self, keys: Iterable[Key]) -> None:
+        """Note the rows of this process's micro-batch that give a gradient."""
+        self._new += keys
+
+    def noted(self) -> list[Key]:
+        """What was noted since the last call; to be added on all processes."""
+        new, self._new = self._new, []
+        return new
 
     def add(self, keys: Iterable[Key]) -> None:
-        """Count the rows of a micro-batch that give a gradient."""
+        """Count rows of a step, of whichever process."""
         for key in keys:
             if key in self._counts:
                 self._counts[key] += 1
             else:
                 self._strangers += 1
+
+    @property
+    def step_rows(self) -> int | None:
+        """Rows of a whole step in the order of the epoch; None where it takes them otherwise."""
+        return None if self.whole_batches else self.batch * self.rows_per_example
 
     @property
     def seen(self) -> int:
@@ -118,13 +133,15 @@ class CountsRows:
     """Mixed into a Trainer: counts the rows of each micro-batch as it is trained on."""
 
     consumed: Consumed
+    share: float = 1.0
 
     def rows_in(self, inputs: Any) -> list[Key]:
         """The rows of a micro-batch that give a gradient."""
         raise NotImplementedError
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.consumed.add(self.rows_in(inputs))
+        if self.share:
+            self.consumed.note(self.rows_in(inputs))
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from tuning.engine import ranks
 from tuning.runs.rundir import RunDirectory
 from tuning.training import preference, trainers
 from tuning.training.checkpoints import WholeCheckpoints
 from tuning.training.config_training import PTRunConfig
 from tuning.training.consumed import Consumed, CountsRows, Key, ids_of, key_of
 from tuning.training.pools import preference_pairs
+from tuning.training.shares import SHARE, SharesSteps
 from tuning.training.start import Start
 
 
-class _Trainer(CountsRows, WholeCheckpoints, DPOTrainer):
+class _Trainer(SharesSteps, CountsRows, WholeCheckpoints, DPOTrainer):
     """TRL's trainer on pairs that are encoded already, with checkpoints that are whole and a loss
     that is that of the whole batch.
 
     TRL takes means within each micro-batch, of pairs and, for the language-model term, of tokens;
-    weighing each mean by its share of the step's pairs or tokens makes the micro-batch a matter of
-    memory alone.
+    weighing each mean by its share of the step's pairs or tokens, over all processes, makes the
+    micro-batch and the number of processes a matter of memory and time alone.
     """
 
     sft_loss_weight: float
@@ -39,14 +42,16 @@ class _Trainer(CountsRows, WholeCheckpoints, DPOTrainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, items = super().get_batch_samples(*args, **kwargs)
-        self._micro_batches = len(batches)
-        self._pairs = sum(_pairs(batch) for batch in batches)
-        self._tokens = sum(_chosen_tokens(batch) for batch in batches)
+        own = [(_pairs(b), _chosen_tokens(b)) for b in batches if b.get(SHARE, 1.0)]
+        counts = ranks.total(torch.tensor(own, dtype=torch.int64).reshape(-1, 2).sum(dim=0))
+        self._pairs, self._tokens = counts.tolist()
+        self._means = len(batches) * ranks.world_size()
         return batches, items
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        pairs = self._micro_batches * _pairs(inputs) / self._pairs
-        tokens = self._micro_batches * _chosen_tokens(inputs) / max(self._tokens, 1)
+        own = self._means if self.share else 0
+        pairs = own * _pairs(inputs) / self._pairs
+        tokens = own * _chosen_tokens(inputs) / max(self._tokens, 1)
         weights = {"sigmoid": pairs, "sft": self.sft_loss_weight * tokens}
         self.loss_weights = [weights[name] for name in self.loss_types]
         return super().compute_loss(model, inputs, *args, **kwargs)
@@ -70,6 +75,7 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
     pairs = preference_pairs(config, prepared.tokenizer, start.train_size)
     trainer = _Trainer(
         model=prepared.model,
+        ref_model=prepared.reference(config),
         args=DPOConfig(
             **trainers.arguments(config, directory, report_to, prepared.steps, prepared.batch),
             beta=config.training.beta,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,15 +23,17 @@ from tuning.engine.losses import loss_function
 from tuning.engine.perplexity import PoolPerplexity, rows_of
 from tuning.engine.reporting import Reporter
 from tuning.engine.setup import batches_of, open_model
+from tuning.inference.beside import BESIDE, Beside
+from tuning.inference.probe import PassAtKProbe
 from tuning.runs import manifest
 from tuning.runs.atomic import read_object
 from tuning.runs.errors import StageFailed
 from tuning.runs.rundir import SHORT, RunDirectory
-from tuning.sweetspots.monitor import Monitor
+from tuning.sweetspots.monitor import Measurement, Monitor, Monitors
 from tuning.training.config_training import SFTRunConfig
-from tuning.training.pools import sft_pools
+from tuning.training.pools import problems, sft_pools
 from tuning.weights import loading, reading
-from tuning.weights.artifact import artifact_of
+from tuning.weights.artifact import Artifact, artifact_of
 from tuning.weights.base import MODEL
 
 RULES = "sweetspot_rules"
@@ -58,13 +62,14 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     )
 
     saved = _saved(directory)
-    monitor = Monitor(config.perplexity, config.spending, directory, config.hash)
+    monitors = config.monitors(directory)
     if saved:
-        monitor.rules.load(saved["extra"][RULES])
+        monitors.load(saved["extra"][RULES])
     perplexity = PoolPerplexity(pool, batches, spread, settings.precision)
-    sweetspots = _Sweetspots(monitor, perplexity, steps, tokenizer, loading.dtype_of(base.dtype))
+    dtype = loading.dtype_of(base.dtype)
+    sweetspots = _Sweetspots(config, monitors, perplexity, tokenizer, dtype, base, directory)
     # A run that the rules had ended before it was killed has no step left.
-    left = saved["step"] if monitor.stops else steps
+    left = saved["step"] if monitors.stops else steps
     name = config.run_name.removesuffix(f"-{config.hash[:SHORT]}")
     reporter = Reporter(
         directory,
@@ -75,7 +80,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
         report_to=report_to,
     )
     peak = loop.peak_flops(spread, settings.precision)
-    with reporter:
+    with reporter, closing(sweetspots):
         state = loop.train(
             spread,
             batches,
@@ -90,7 +95,7 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
             after_step=sweetspots.after_step,
             should_stop=ranks.agreed_to_stop,
         )
-    _finish(config, directory, state, monitor, tokenizer)
+    _finish(config, directory, state, monitors, tokenizer)
 
 
 def loop_config(config: SFTRunConfig, steps: int) -> LoopConfig:
@@ -126,52 +131,86 @@ def _saved(directory: RunDirectory) -> dict[str, Any]:
 
 
 class _Sweetspots:
-    """Called between steps: measure the perplexity, apply the rules, save sweetspots."""
+    """Called between steps: measure perplexity and pass@k, apply the rules, save sweetspots."""
 
     def __init__(
         self,
-        monitor: Monitor,
+        config: SFTRunConfig,
+        monitors: Monitors,
         perplexity: PoolPerplexity,
-        steps: int,
         tokenizer: Any,
         dtype: torch.dtype,
+        base: Artifact,
+        directory: RunDirectory,
     ) -> None:
-        self.monitor = monitor
+        self.monitors = monitors
         self.perplexity = perplexity
-        self.steps = steps
+        self.steps = config.steps
         self.tokenizer = tokenizer
         self.dtype = dtype
+        self.pass_at_k = _PassAtK(config, base, directory) if monitors.pass_at_k else None
 
     def after_step(self, state: TrainingState) -> bool:
-        """Measure if it is time; True after the last rule has fired. The time counts as training,
-        as it does with TRL."""
-        if not self.monitor.due(state.step, self.steps):
+        """Measure what it is time for; True after the last rule has fired. The time counts as
+        training, as it does with TRL.
+        """
+        due = [monitor for monitor in self.monitors.all if monitor.due(state.step, self.steps)]
+        if not due:
             return False
         started = time.perf_counter()
-        self._measure(state)
-        state.extra[RULES] = self.monitor.rules.state()
+        for monitor in due:
+            self._measure(monitor, state)
+        state.extra[RULES] = self.monitors.state()
         state.seconds += time.perf_counter() - started
-        return self.monitor.stops
+        return self.monitors.stops
 
-    def _measure(self, state: TrainingState) -> None:
-        self.monitor.begin(state.step, self.steps)
+    def _measure(self, monitor: Monitor, state: TrainingState) -> None:
+        monitor.begin(state.step, self.steps)
 
         def write(folder: Path) -> None:
             write_model(state.spread, folder, self.dtype, self.tokenizer)
 
-        fired = self.monitor.observe(state.step, self.perplexity.measure().measurement)
-        for rule in ranks.from_first(self.monitor.missing(fired)):
+        if monitor is self.monitors.pass_at_k:
+            assert self.pass_at_k is not None
+            measured = self.pass_at_k.measure(write)
+        else:
+            measured = self.perplexity.measure().measurement
+        fired = monitor.observe(state.step, measured)
+        for rule in ranks.from_first(monitor.missing(fired)):
             if _first():
-                self.monitor.save(rule, state.step, write)
+                monitor.save(rule, state.step, write)
             else:
-                write(self.monitor.target(rule))
+                write(monitor.target(rule))
+
+    def close(self) -> None:
+        """End what answered."""
+        if self.pass_at_k is not None:
+            self.pass_at_k.beside.close()
+
+
+class _PassAtK:
+    """pass@k of the model as it is written to a folder: an engine beside the training answers."""
+
+    def __init__(self, config: SFTRunConfig, base: Artifact, directory: RunDirectory) -> None:
+        part = config.pass_at_k
+        self.probe = PassAtKProbe(problems(config), config.task, part, config.hash)
+        keep = part.use_persistent_vllm
+        self.beside = Beside(base, self.probe.sampling, directory.path / BESIDE, keep=keep)
+
+    def measure(self, write: Callable[[Path], None]) -> Measurement:
+        """What rank 0 measures; all ranks must call this, and write together."""
+        if not _first():
+            write(self.beside.folder)
+            return ranks.from_first(None)
+        with self.beside.generator(write) as generator:
+            return ranks.from_first(self.probe.measure(generator, to_the_end=True))
 
 
 def _finish(
     config: SFTRunConfig,
     directory: RunDirectory,
     state: TrainingState,
-    monitor: Monitor,
+    monitors: Monitors,
     tokenizer: Any,
 ) -> None:
     """Write the model and result.json; checkpoints are deleted when the run is marked done."""
@@ -192,7 +231,5 @@ def _finish(
         train_seconds=round(state.seconds, 2),
         device=ranks.device().type,
         processes=ranks.world_size(),
-        perplexity=monitor.rules.history[-1],
-        base_perplexity=monitor.rules.history[0],
-        sweetspots=monitor.rules.outcome(),
+        **monitors.result,
     )

@@ -7,13 +7,22 @@ rejected answers are not looked at.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import math
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import torch
 from datasets import Dataset
+from transformers import LogitsProcessor, LogitsProcessorList
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from tuning.engine import ranks
+from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory
 from tuning.tasks.registry import task
 from tuning.training import preference, trainers
@@ -21,7 +30,52 @@ from tuning.training.checkpoints import WholeCheckpoints
 from tuning.training.config_training import PTRunConfig
 from tuning.training.consumed import Consumed, key_of
 from tuning.training.pools import rewarded_rows
+from tuning.training.shares import SharesSteps
 from tuning.training.start import Start
+
+
+class _Draws(LogitsProcessor):
+    """Draws the next tokens of a batch of answers: of all ranks' answers the same numbers are drawn
+    on every rank, and each uses those of its own.
+
+    Sampling is the least of exponential variates divided by the probabilities; all other tokens are
+    made impossible.
+    """
+
+    def __init__(self, seed: str, answers: int, args: Any) -> None:
+        number = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=7).digest())
+        self.generator = torch.Generator(args.device).manual_seed(number)
+        self.temperature = args.temperature
+        self.answers = answers
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores of shape (answers, vocabulary)."""
+        first, everyone = ranks.rank() * self.answers, ranks.world_size() * self.answers
+        variates = torch.empty(everyone, scores.shape[1], device=scores.device)
+        variates.exponential_(generator=self.generator)
+        odds = torch.softmax(scores.float() / self.temperature, dim=-1)
+        drawn = (odds / variates[first : first + self.answers]).argmax(dim=-1, keepdim=True)
+        return torch.full_like(scores, -math.inf).scatter_(1, drawn, 0.0)
+
+
+@contextlib.contextmanager
+def _drawing(model: Any, draws: _Draws, *, synced: bool) -> Iterator[None]:
+    """Have `generate` draw so within the block; `synced`: all ranks go on until each has its
+    answers, as they hold a part of the weights each.
+    """
+    before = vars(model).get("generate")
+    model.generate = partial(
+        model.generate,
+        logits_processor=LogitsProcessorList([draws]),
+        synced_gpus=synced,
+    )
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.generate
+        else:
+            model.generate = before
 
 
 class _EpochSampler(RepeatSampler):
@@ -33,16 +87,19 @@ class _EpochSampler(RepeatSampler):
         self.generator.manual_seed((self.seed or 0) + epoch)
 
 
-class _Trainer(WholeCheckpoints, GRPOTrainer):
+class _Trainer(SharesSteps, WholeCheckpoints, GRPOTrainer):
     """TRL's trainer with checkpoints that are whole and epochs that resume.
 
-    It samples in the precision that it trains in: TRL leaves autocast out there, and a bfloat16
-    model with modules that are trained whole, in float32, cannot be called without it.
+    What it samples does not depend on the number of processes. It samples in the precision that it
+    trains in: TRL leaves autocast out there, and a bfloat16 model with modules that are trained
+    whole, in float32, cannot be called without it.
     """
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self.accelerator.autocast():
-            return super()._generate_single_turn(*args, **kwargs)
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        model: Any = self.accelerator.unwrap_model(self.model_wrapped)
+        draws = _Draws(f"{self.args.seed}:{self.state.global_step}", len(prompt_ids), self.args)
+        with self.accelerator.autocast(), _drawing(model, draws, synced=self.is_fsdp_enabled):
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
@@ -53,7 +110,12 @@ class _Trainer(WholeCheckpoints, GRPOTrainer):
 def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to: list[str]) -> None:
     """Train, or continue, the run in `directory` and leave its model there."""
     prepared = preference.prepare(config, directory, start)
-    t = config.training
+    t, processes = config.training, ranks.world_size()
+    if prepared.batch % processes:
+        raise UserError(
+            f"a step of grpo takes {prepared.batch} prompts here, which {processes} processes "
+            "cannot share evenly, as it needs; train this run with one process."
+        )
     arguments = trainers.arguments(config, directory, report_to, prepared.steps, prepared.batch)
     arguments["per_device_train_batch_size"] *= t.num_generations
     arguments["include_num_input_tokens_seen"] = "no"
@@ -64,7 +126,7 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
 
     def task_reward(completions: Any, row: list[int], **_: Any) -> list[float | None]:
         for number, answers in Counter(row).items():
-            consumed.add([keys[number]] * (answers // t.num_generations))
+            consumed.note([keys[number]] * (answers // t.num_generations))
         return [
             grade(completion[0]["content"], rows[number]).reward
             for completion, number in zip(completions, row, strict=True)
@@ -87,4 +149,8 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
         processing_class=prepared.tokenizer,
         peft_config=prepared.peft_config,
     )
+    if (
+        trainer.ref_model is not None
+    ):  # which TRL has read from the base, whatever was merged into it
+        trainer.ref_model.load_state_dict(trainer.model.state_dict())
     preference.run(trainer, prepared, config, directory, start, consumed)

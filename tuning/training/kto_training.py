@@ -4,6 +4,7 @@ pool, or two made from each pair.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -12,20 +13,32 @@ from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
 from tuning.data import train_dataset
+from tuning.runs.ranks import world_size
 from tuning.runs.rundir import RunDirectory
 from tuning.training import preference, trainers
 from tuning.training.checkpoints import WholeCheckpoints
 from tuning.training.config_training import PTRunConfig
 from tuning.training.consumed import Consumed, CountsRows, Key, ids_of, key_of
 from tuning.training.pools import preference_pairs, unpaired_answers
+from tuning.training.shares import SharesSteps
 from tuning.training.start import Start
 
 Row = dict[str, Any]
 """The ids of a prompt and a completion, and whether it is a good one."""
 
 
-class _Trainer(CountsRows, WholeCheckpoints, KTOTrainer):
-    """TRL's trainer on rows that are encoded already, with checkpoints that are whole."""
+class _Trainer(SharesSteps, CountsRows, WholeCheckpoints, KTOTrainer):
+    """TRL's trainer on rows that are encoded already, with checkpoints that are whole.
+
+    TRL takes the mean over ranks of their KL terms and of their losses; each is weighed by the
+    rank's share of the micro-batch, so that both are those of all its rows.
+    """
+
+    def _compute_kl_logps(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._compute_kl_logps(*args, **kwargs) * self.share
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(*args, **kwargs) * self.share
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
@@ -43,12 +56,13 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
     micro = micro_batch(prepared.batch, rows_per_example, config.training.kl_batch_size)
     arguments = trainers.arguments(config, directory, report_to, prepared.steps, prepared.batch)
     arguments |= {
-        "per_device_train_batch_size": micro,
+        "per_device_train_batch_size": max(2, math.ceil(micro / world_size())),
         "gradient_accumulation_steps": rows_per_example * prepared.batch // micro,
     }
     rows = with_neighbours(rows, config.training.seed, micro)
     trainer = _Trainer(
         model=prepared.model,
+        ref_model=prepared.reference(config),
         args=KTOConfig(**arguments, beta=config.training.beta, max_length=None),
         train_dataset=Dataset.from_list(rows),
         processing_class=prepared.tokenizer,

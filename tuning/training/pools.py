@@ -27,6 +27,11 @@ def sft_pools(config: SFTRunConfig, tokenizer: Any) -> tuple[list[Encoded], list
     return pools
 
 
+def problems(config: SFTRunConfig) -> list[train_dataset.Row]:
+    """The rows of the validation pool of which an SFT run measures pass@k."""
+    return config.dataset.rows("validation")[: config.pass_at_k.pass_at_k_prompts]
+
+
 def preference_pairs(config: PTRunConfig, tokenizer: Any, size: int) -> list[EncodedPair]:
     """The first `size` pairs of the preference pool."""
     rows, where = config.dataset.rows("preference", size), config.dataset.where("preference")

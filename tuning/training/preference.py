@@ -2,25 +2,27 @@
 
 From a parent's adapter: the adapter is trained further over the untouched base, and TRL keeps a
 frozen copy as the reference. From a base, or a parent that left whole weights or is merged: a new
-adapter, the reference being that adapter switched off. There is never a second base model in
-memory.
+adapter, the reference being that adapter switched off. Where all weights are trained, the reference
+is a frozen copy of them, and only there is a second model in memory.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftModel
+from peft import get_peft_model
 
 from tuning.runs.rundir import RunDirectory
 from tuning.training import trainers
+from tuning.training.backend import open_policy
 from tuning.training.checkpoints import Resume, RunCallback, resume_point
 from tuning.training.config_training import PTRunConfig
 from tuning.training.consumed import Consumed
 from tuning.training.start import Start
 from tuning.weights import loading
-from tuning.weights.artifact import Artifact, artifact_of
+from tuning.weights.artifact import artifact_of
 
 
 @dataclass(kw_only=True)
@@ -29,10 +31,17 @@ class Prepared:
 
     model: Any
     peft_config: Any
+    """Of a new adapter; None where the parent's is trained further, or all weights are."""
     tokenizer: Any
     resume: Resume
     batch: int
     steps: int
+
+    def reference(self, config: PTRunConfig) -> Any:
+        """A frozen copy of the policy before its first step, where all weights are trained; None
+        where TRL finds the reference in the policy, its adapter apart.
+        """
+        return copy.deepcopy(self.model).requires_grad_(False) if config.lora.full else None
 
 
 def prepare(config: PTRunConfig, directory: RunDirectory, start: Start) -> Prepared:
@@ -40,7 +49,7 @@ def prepare(config: PTRunConfig, directory: RunDirectory, start: Start) -> Prepa
     resume = resume_point(directory)
     trainers.seeded(config)
     artifact = artifact_of(config.model, start.parent, start.checkpoint)
-    model, new_adapter = _policy(config, artifact)
+    model, new_adapter = open_policy(config, artifact, continues=config.continues_adapter)
     return Prepared(
         model=model,
         peft_config=new_adapter,
@@ -51,19 +60,6 @@ def prepare(config: PTRunConfig, directory: RunDirectory, start: Start) -> Prepa
     )
 
 
-def _policy(config: PTRunConfig, artifact: Artifact) -> tuple[Any, Any]:
-    """(model, config of a new adapter or None where the parent's is trained further)."""
-    model = loading.open_model(artifact, trainable=not config.training.merge_parent)
-    if not loading.is_adapter(model) or config.training.merge_parent:
-        loading.require_modules(model, config.lora)
-    if not loading.is_adapter(model):
-        return model, loading.peft_config(config.lora)
-    if config.training.merge_parent:
-        assert isinstance(model, PeftModel)
-        return model.merge_and_unload(), loading.peft_config(config.lora)
-    return model, None
-
-
 def run(
     trainer: Any,
     prepared: Prepared,
@@ -72,12 +68,13 @@ def run(
     start: Start,
     consumed: Consumed,
 ) -> None:
-    """Train to the end; write the adapter, or the merged weights where the parent was merged."""
+    """Train to the end; write the adapter, or whole weights where the parent was merged or all of
+    them were trained.
+    """
     callback = RunCallback(directory, prepared.resume, consumed)
     trainer.add_callback(callback)
     trainer.directory, trainer.consumed = directory, consumed
     trainers.run(trainer, callback, prepared.resume)
-    merge = config.artifact_form == "full"
     trainers.finish(
         trainer,
         prepared.tokenizer,
@@ -85,5 +82,21 @@ def run(
         directory,
         callback,
         start.train_size,
-        prepare=lambda model: model.merge_and_unload() if merge else model,
+        prepare=lambda model, state: _artifact(model, state, prepared, config, start),
     )
+
+
+def _artifact(
+    model: Any, state: dict[str, Any] | None, prepared: Prepared, config: PTRunConfig, start: Start
+) -> tuple[Any, Any]:
+    """What the run leaves: the model, merged where it leaves whole weights, and the whole state of
+    one that is sharded. Shards are not merged: the model is opened once more, on the CPU.
+    """
+    if config.artifact_form != "full" or config.lora.full:
+        return model, state
+    if state is not None:
+        artifact = artifact_of(config.model, start.parent, start.checkpoint)
+        policy, _ = open_policy(config, artifact, device="cpu")
+        model = get_peft_model(policy, prepared.peft_config)
+        assert not model.load_state_dict(state, strict=False).unexpected_keys
+    return model.merge_and_unload(), None

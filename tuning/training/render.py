@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 
+from tuning.engine.config import ComputeConfig
 from tuning.engine.run_config import PRETRAIN_PARTS, PretrainRunConfig, pretrain_config
 from tuning.evaluation.config import EvaluationRunConfig, PassAtKConfig, sampling_config
 from tuning.evaluation.generators import GENERATORS
@@ -41,7 +42,10 @@ def pretrain_words(config: PretrainRunConfig) -> list[str]:
 def sft_words(config: SFTRunConfig) -> list[str]:
     """An SFT run, without its phases."""
     default = config.default()
-    names = ("model", "lora", "training", "loss", "perplexity", "compute", "engine")
+    if config.trainer == "engine":  # whose default --parallel is another one
+        of_engine = replace(default.compute, parallel=ComputeConfig().parallel)
+        default = replace(default, compute=of_engine)
+    names = ("model", "lora", "training", "loss", "perplexity", "pass_at_k", "compute", "engine")
     return [
         "run_sft.py",
         "--model",

@@ -4,6 +4,7 @@ written at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from tuning.runs import interrupt
+from tuning.engine import ranks
 from tuning.runs.errors import Interrupted
+from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory
+from tuning.training import backend, sharded
 from tuning.training.checkpoints import Resume, RunCallback
 from tuning.training.config import largest_divisor, optimizer_name
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
@@ -35,7 +38,7 @@ def arguments(
     """
     directory.report_to = tuple(report_to)
     t, compute = config.training, config.compute
-    micro = largest_divisor(batch, compute.micro_batch_size or batch)
+    micro, accumulation = passes(batch, compute.micro_batch_size or batch, ranks.world_size())
     cuda = torch.cuda.is_available()
     checkpointing = compute.gradient_checkpointing
     return {
@@ -44,7 +47,7 @@ def arguments(
         "report_to": [],
         "max_steps": steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": batch // micro,
+        "gradient_accumulation_steps": accumulation,
         "learning_rate": t.learning_rate,
         "lr_scheduler_type": t.lr_scheduler,
         "warmup_steps": 0 if t.lr_scheduler == "constant" else t.warmup_ratio,
@@ -58,12 +61,26 @@ def arguments(
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it shows the loss before in place of one that is nan
         "use_cpu": not cuda,
+        "ddp_find_unused_parameters": False,
+        **sharded.arguments(compute),
         "bf16": cuda,
         "gradient_checkpointing": cuda if checkpointing is None else checkpointing,
         "dataloader_pin_memory": cuda,
         "disable_tqdm": True,
         "include_num_input_tokens_seen": "non_padding",
     }
+
+
+def passes(batch: int, most: int, processes: int) -> tuple[int, int]:
+    """How a step of `batch` examples is computed: examples of a process in one pass, `most` at
+    most, and passes. The rest that a fork has may be no multiple of the processes; then some have
+    one example less in a pass than others.
+    """
+    if batch % processes == 0:
+        micro = largest_divisor(batch // processes, most)
+        return micro, batch // processes // micro
+    count = math.ceil(batch / (most * processes))
+    return math.ceil(math.ceil(batch / count) / processes), count
 
 
 def in_float32(model: Any) -> None:
@@ -86,17 +103,24 @@ def run(trainer: Any, callback: RunCallback, resume: Resume, *, finished: bool =
     """
     trainer.remove_callback(PrinterCallback)
     in_float32(trainer.model)
+    if ranks.rank():
+        set_seed(trainer.args.seed + ranks.rank())  # dropout differs between ranks
     steps = trainer.args.max_steps
     if finished or resume.step >= steps:
         trainer.state.global_step = resume.step
         trainer._load_from_checkpoint(str(resume.checkpoint))
         trainer.state.num_input_tokens_seen = resume.state.get("tokens", 0)
         return
+    if resume.checkpoint and trainer.is_fsdp_enabled:
+        trainer._load_from_checkpoint(str(resume.checkpoint))  # before it is sharded
+    if ranks.world_size() > 1:
+        spread = "fsdp2" if trainer.is_fsdp_enabled else "ddp"
+        logger.info(f"{ranks.world_size()} processes share each step ({spread})")
     try:
         trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
     finally:
         callback.close()
-    if interrupt.asked_to_stop() and trainer.state.global_step < steps:
+    if callback.stopped and trainer.state.global_step < steps:
         raise Interrupted
 
 
@@ -107,10 +131,13 @@ def finish(
     directory: RunDirectory,
     callback: RunCallback,
     train_size: int,
-    prepare: Callable[[Any], Any] = lambda model: model,
+    prepare: Callable[[Any, Any], tuple[Any, Any]] = lambda model, state: (model, state),
     **more: Any,
 ) -> None:
-    """Write the model and result.json; checkpoints stay until it is done."""
+    """Write the model and result.json; checkpoints stay until it is done. Rank 0 writes."""
+    state = sharded.whole_state(trainer.model)
+    if ranks.rank():
+        return
     step = trainer.state.global_step
     directory.write_result(
         global_step=step,
@@ -120,7 +147,9 @@ def finish(
         train_tokens=int(trainer.state.num_input_tokens_seen),
         train_seconds=round(callback.seconds, 2),
         device=trainer.model.device.type,
-        processes=1,
+        processes=ranks.world_size(),
+        backend=backend.chosen(config),
         **more,
     )
-    save(prepare(trainer.model), tokenizer, directory.path / MODEL)
+    model, state = prepare(trainer.model, state)
+    save(model, tokenizer, directory.path / MODEL, state)

@@ -35,6 +35,8 @@ class Artifact:
     """A file of tuning/data/chat_templates without its ending; None: the tokenizer's own."""
     dtype: str = "auto"
     """float32, bfloat16 or auto, as ModelLoadConfig has it."""
+    load_in_4bit: bool = False
+    """Whether `base` is held in 4 bits."""
 
 
 def artifact_of(
@@ -58,6 +60,7 @@ def artifact_of(
         tokenizer=tokenizer,
         chat_template=model.chat_template,
         dtype=model.dtype,
+        load_in_4bit=model.load_in_4bit,
     )
 
 

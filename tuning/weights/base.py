@@ -7,6 +7,7 @@ from pathlib import Path
 from tuning import config as site
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory, locate
+from tuning.weights import four_bit
 from tuning.weights.config import ModelLoadConfig
 from tuning.weights.files import checked_hash, require_whole
 from tuning.weights.hub import snapshot_folder
@@ -25,8 +26,11 @@ def base_directory(model: ModelLoadConfig) -> RunDirectory | None:
 
 def require_base(model: ModelLoadConfig) -> None:
     """Raise UserError where the base is a run of this project that is not done, a folder whose
-    files changed since the run was configured, or files that are not whole.
+    files changed since the run was configured, files that are not whole, or to be held in 4 bits
+    without the package for it.
     """
+    if model.load_in_4bit:
+        four_bit.require()
     directory = base_directory(model)
     if directory is not None and not directory.done("train"):
         raise UserError(

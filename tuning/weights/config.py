@@ -30,6 +30,10 @@ def _in_a_run(part: Any, run: Any) -> bool:
     return run is not part
 
 
+def _of_an_adapter(part: Any, run: Any) -> bool:
+    return not part.full
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelLoadConfig:
     """Which base model, and how it is loaded."""
@@ -48,6 +52,12 @@ class ModelLoadConfig:
     """Maximum length of prompt and response together, in tokens."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights; auto: bfloat16 on CUDA, float32 elsewhere."""
+    load_in_4bit: bool = setting(False, before=False)
+    """Hold the frozen base in 4 bits (NF4, QLoRA), in training and whenever the model is loaded;
+    needs bitsandbytes."""
+    backend_train: Literal["auto", "transformers", "unsloth"] = setting("auto", hashed=False)
+    """What opens a model to train it with TRL; auto: unsloth on CUDA where it is installed. Changes
+    memory and speed; the result only by rounding."""
 
     def __post_init__(self) -> None:
         require(self, "max_seq_length", self.max_seq_length > 1, "above 1")
@@ -72,18 +82,20 @@ class ModelLoadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """The adapter that is trained over the frozen base model."""
+    """The adapter that is trained over the frozen base model, or all weights in its place."""
 
-    lora_r: int = 32
+    full: bool = setting(False, before=False)
+    """Train all weights instead of an adapter; the run leaves a whole model."""
+    lora_r: int = setting(32, hashed=_of_an_adapter)
     """Rank of the update matrices."""
-    lora_alpha: int = 32
+    lora_alpha: int = setting(32, hashed=_of_an_adapter)
     """Scale: the update is multiplied by lora_alpha / lora_r."""
-    lora_dropout: float = 0.0
+    lora_dropout: float = setting(0.0, hashed=_of_an_adapter)
     """Dropout probability on the adapter's input."""
-    target_modules: tuple[str, ...] = ATTENTION_AND_MLP
+    target_modules: tuple[str, ...] = setting(ATTENTION_AND_MLP, hashed=_of_an_adapter)
     """Linear layers that get an adapter."""
-    full_modules: tuple[str, ...] = ()
-    """Modules that are trained in full (peft's modules_to_save)."""
+    full_modules: tuple[str, ...] = setting((), hashed=_of_an_adapter)
+    """Modules that are trained in full beside the adapter (peft's modules_to_save)."""
 
     def __post_init__(self) -> None:
         for name in ("lora_r", "lora_alpha"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tuning import config as site
 from tuning.runs.atomic import whole_directory
 from tuning.runs.errors import UserError, choose
+from tuning.weights import four_bit
 from tuning.weights.artifact import Artifact
 from tuning.weights.config import LoraConfig, in_half
 from tuning.weights.files import require_whole
@@ -122,16 +123,23 @@ def open_model(
     adapter = artifact.adapter
     if adapter is not None and not (adapter / "adapter_config.json").exists():
         raise UserError(f"'{adapter}' holds no adapter: it has no adapter_config.json.")
-    loaded = read(artifact.base, dtype_of(artifact.dtype))
+    dtype = dtype_of(artifact.dtype)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = loaded.to(device)  # type: ignore[arg-type]
-    if adapter is None:
-        return loaded
+    if artifact.load_in_4bit:
+        loaded = read(artifact.base, dtype, **four_bit.how(dtype, device))
+    else:
+        loaded = read(artifact.base, dtype).to(device)  # type: ignore[arg-type]
+    loaded.loaded_as = dtype  # type: ignore[assignment]
+    return loaded if adapter is None else with_adapter(loaded, adapter, trainable=trainable)
+
+
+def with_adapter(model: Any, adapter: Path, *, trainable: bool = False) -> PeftModel:
+    """A model with the adapter of a folder over it; UserError where that cannot be read."""
     from peft import PeftModel
 
     require_whole(adapter)
     with readable(str(adapter)):
-        return PeftModel.from_pretrained(loaded, str(adapter), is_trainable=trainable)
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -170,16 +178,41 @@ def require_modules(model: Any, lora: LoraConfig) -> None:
             choose(f"module in {setting}:", name.rpartition(".")[2], sorted(there - {""}))
 
 
-def save(model: Any, tokenizer: Any, target: Path) -> None:
+def save(
+    model: Any, tokenizer: Any, target: Path, state: dict[str, torch.Tensor] | None = None
+) -> None:
     """Write the trained adapter, or whole weights, and the tokenizer: whole or not at all."""
     with whole_directory(target) as folder:
-        write(model, folder)
+        write(model, folder, state)
         tokenizer.save_pretrained(folder)
 
 
-def write(model: Any, folder: Path) -> None:
-    """The weights of a run without frozen copies of its parent."""
+def write(model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """The weights of a run: an adapter without frozen copies of its parent, or a whole model in the
+    precision that it is loaded in, whatever it is trained in; `state`: the whole ones of a model
+    that is sharded.
+    """
+    more = {} if state is None else {"state_dict": state}
     if is_adapter(model):
-        model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
-    else:
-        model.save_pretrained(folder)
+        model.save_pretrained(
+            folder, selected_adapters=["default"], save_embedding_layers=False, **more
+        )
+        return
+    weights = model.state_dict() if state is None else state
+    dtype = getattr(model, "loaded_as", None)
+    if dtype is None or all(weight.dtype == dtype for weight in weights.values()):
+        model.save_pretrained(folder, **more)
+        return
+    model.save_pretrained(folder, state_dict=_cast(weights, dtype))
+    model.config.dtype = dtype  # which was written as that of the model
+    model.config.save_pretrained(folder)
+
+
+def _cast(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights in another precision, in host memory; those that are tied stay one tensor."""
+    made: dict[int, torch.Tensor] = {}
+    for weight in weights.values():
+        to = dtype if weight.is_floating_point() else weight.dtype
+        if weight.data_ptr() not in made:
+            made[weight.data_ptr()] = weight.detach().to("cpu", to)
+    return {name: made[weight.data_ptr()] for name, weight in weights.items()}

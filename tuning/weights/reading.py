@@ -20,14 +20,17 @@ _LAYER = re.compile(r"^(?:model\.|transformer\.|gpt_neox\.)?(?:layers|h|blocks)\
 """Weights of a layer of a language model; vision towers and extra heads may be left over."""
 
 
-def read(location: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The weights of a folder or hub id, in host memory."""
+def read(location: str, dtype: torch.dtype, **how: Any) -> PreTrainedModel:
+    """The weights of a folder or hub id: in host memory, unless `how`, further arguments of
+    from_pretrained(), says something else.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     kernels.leave_out_cudnn_attention()
-    model, info = pretrained(AutoModelForCausalLM, location, dtype=dtype, output_loading_info=True)
+    how = {"dtype": dtype, "output_loading_info": True, **how}
+    model, info = pretrained(AutoModelForCausalLM, location, **how)
     if absent := sorted(info["missing_keys"]):
         raise UserError(
             f"'{location}' cannot be loaded: of the weights that its config.json asks for, "

@@ -71,6 +71,27 @@ def adapter_of(shape: Shape, lora: LoraConfig) -> Adapter:
     return Adapter(saved=trained + twice * shape.vocabulary * shape.hidden, trained=trained)
 
 
+def in_subspaces(shape: Shape, ratio: float, patterns: Iterable[str] = ()) -> Adapter:
+    """All weights as the engine holds them with OSFT (engine/osft.py): a matched matrix stays, and
+    has the bases of what may move and, trained, the matrix between them.
+
+    `ratio`: the share of a matrix's rank that is trained; `patterns`: parts of the names of the
+    matched ones, all of a block by default.
+    """
+    saved = trained = shape.parameters
+    for name, (inputs, outputs) in shape.linears.items():
+        if ratio == 1.0 or not any(part in name for part in (tuple(patterns) or (name,))):
+            continue
+        trained -= shape.layers * inputs * outputs
+        rank = min(inputs, outputs)
+        kept = min(max(rank - round(rank * ratio), 1), rank - 1)
+        if ratio:
+            left, right = outputs - kept, inputs - kept
+            trained += shape.layers * left * right
+            saved += shape.layers * (left * outputs + left * right + right * inputs)
+    return Adapter(saved=saved, trained=trained)
+
+
 def parameters_of(shape: Shape, modules: Iterable[str]) -> int:
     """The parameters of modules by their names; those that are tied count once."""
     names = _last_words(modules)

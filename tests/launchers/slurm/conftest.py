@@ -25,7 +25,7 @@ def settings(tmp_path: Path, no_code: None) -> Cluster:
     """A cluster without settings, and one kind of stage of which two run at a time."""
     path = tmp_path / "cluster.yaml"
     path.write_text("stages: {pft: {throttle: 2}}\n")
-    return Cluster({"processes": 2}, environ={}, path=path)
+    return Cluster({"processes": 2, "nodes": 2}, environ={}, path=path)
 
 
 @pytest.fixture

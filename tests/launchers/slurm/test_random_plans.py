@@ -287,7 +287,7 @@ class World:
 
 def require_own_resources(cluster: FakeCluster) -> None:
     """Fail unless what several processes can train has two, and everything else one."""
-    wrong = [t.id for t in cluster.tasks if t.processes != (2 if t.stage.joinable else 1)]
+    wrong = [t.id for t in cluster.tasks if t.processes != (2 if t.stage.shareable else 1)]
     assert not wrong, f"{wrong} have the resources of other stages"
 
 
@@ -365,7 +365,7 @@ MIXED = (
 
 @pytest.mark.unit
 def test_stages_of_a_kind_that_ask_for_different_resources_are_different_arrays(small):
-    """SFT by the engine gets the processes that were asked for, also beside SFT with TRL."""
+    """SFT by the engine gets the nodes that were asked for, also beside SFT with TRL."""
     sft = [stage(name, role="sft", joinable=name[0] == "e") for name in ("t1", "e1", "t2", "e2")]
     one = small(*sft, stage("p", "t1", "e1"))
     outcome = one.submit()

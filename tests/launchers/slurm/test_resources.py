@@ -201,25 +201,35 @@ def test_a_bad_flag_or_variable_is_said_in_one_line(path):
 
 
 def sft_stage(trainer: str) -> Stage:
-    return Stage(name="x", role="sft", hash="x", script="run_sft.py", joinable=trainer == "engine")
+    return Stage(
+        name="x", role="sft", hash="x", script="run_sft.py", phases=("train",),
+        joinable=trainer == "engine",
+    )  # fmt: skip
 
 
-def test_only_what_the_engine_trains_may_have_several_processes(path, asked):
+def test_what_trains_may_have_several_processes_and_the_engine_several_nodes(path, asked):
     assert asked("pretrain", "stages: {pretrain: {nodes: 2, processes: 4}}").nodes == 2
-    said = refused(path, "stages: {pft: {processes: 4}}")
-    assert said.startswith("stages of kind pft are one process: nodes and processes must be 1")
-    path.write_text("stages: {sft: {processes: 4}}")
+    assert asked("pft", "stages: {pft: {processes: 4}}").processes == 4
+    said = refused(path, "stages: {evaluation: {processes: 4}}")
+    assert said.startswith("stages of kind evaluation are one process: nodes and processes must be")
+    assert "stages of kind pft with TRL are trained on one node" in refused(
+        path, "stages: {pft: {nodes: 2}}"
+    )
+    path.write_text("stages: {sft: {nodes: 2, processes: 4}}")
     made = Cluster(environ={}, path=path)
     assert made.of(sft_stage("engine")).processes == 4
-    with pytest.raises(UserError, match="stages of kind sft with TRL are one process"):
+    with pytest.raises(UserError, match="stages of kind sft with TRL are trained on one node"):
         made.of(sft_stage("trl"))
 
 
 def test_a_flag_for_several_processes_is_for_stages_that_they_can_do_together(path):
     path.write_text("")
-    made = Cluster({"processes": 4}, {}, path)
-    assert made.of(sft_stage("engine")).processes == 4
-    assert made.of(sft_stage("trl")).processes == 1
+    made = Cluster({"processes": 4, "nodes": 2}, {}, path)
+    for trainer, nodes in (("engine", 2), ("trl", 1)):
+        found = made.of(sft_stage(trainer))
+        assert (found.processes, found.nodes) == (4, nodes)
+    evaluated = Stage(name="x", role="sweetspot", hash="x", phases=("infer",))
+    assert made.of(evaluated).processes == 1
     assert made.resources("pretrain").processes == 4
     assert made.resources("evaluation").processes == 1
 
@@ -318,7 +328,7 @@ def test_the_command_line_for_a_kind_beats_all_else(path):
         ("sft:container_runtime=docker", "choose from: apptainer, singularity, pyxis."),
         ("sft:options=--array=1", "--resources sft:options has '--array=1'"),
         ("sft:time=soon", "time is 'soon'; write minutes"),
-        ("pft:nodes=2", "stages of kind pft are one process"),
+        ("pft:nodes=2", "stages of kind pft with TRL are trained on one node"),
         ("sft:mounts=data", "mounts has 'data'; write a whole path"),
         ("sft:mounts=/a,/b", "mounts has '/a,/b'"),
     ],

@@ -185,7 +185,7 @@ def test_no_secret_of_the_environment_is_in_a_script(monkeypatch, tmp_path):
 
 
 def test_the_script_of_an_array_asks_for_what_its_own_stages_can_use(monkeypatch, tmp_path):
-    """A grid of both trainers: several processes train together with the engine, one with TRL."""
+    """A grid of both trainers: several nodes train together with the engine, one with TRL."""
     use(monkeypatch, tmp_path)
     (tmp_path / "cluster.yaml").write_text("defaults: {gres: 'gpu:1'}\n")
     stages = tuple(
@@ -198,7 +198,7 @@ def test_the_script_of_an_array_asks_for_what_its_own_stages_can_use(monkeypatch
     assert [array.stages for array, _ in made] == [["trl"], ["engine"], ["report"]]
     token, script = scripts["trl"]
     assert token == "trial.1.sft-1"
-    assert "export TUNING_PROCESSES=1\n" in script and "#SBATCH --nodes=1\n" in script
+    assert "export TUNING_PROCESSES=2\n" in script and "#SBATCH --nodes=1\n" in script
     token, script = scripts["engine"]
     assert token == "trial.1.sft-2"
     assert "export TUNING_PROCESSES=2\n" in script and "#SBATCH --nodes=3\n" in script

@@ -4,7 +4,8 @@
     python -m tuning.launchers.slurm.job tuning/run_sft.py ...  a stage that was submitted by hand
 
 A stage that has to stop before it is done is requeued. While SFT runs, the forks of a sweetspot are
-released as soon as its checkpoint is complete. The report submits what is left of the plan.
+released as soon as its checkpoint is complete. The report submits what is left of the plan, or the
+next round of a search.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tuning.launchers.processes import (
 from tuning.launchers.slurm.client import Slurm
 from tuning.launchers.slurm.ledger import Jobs
 from tuning.launchers.slurm.portions import submit_rest
+from tuning.launchers.slurm.rounds import submit_round
 from tuning.launchers.slurm.shared import followers
 from tuning.launchers.supervisor import Here, Host, Supervisor
 from tuning.plan import Plan, Stage, require_format, sweetspot_ready
@@ -156,6 +158,7 @@ def _submitted(tasks: Path) -> int:
     folder = Path(found["folder"])
     if stage.role == "report":
         submit_rest(folder)
+        submit_round(folder)
     slurm = Slurm()
     job = slurm_job(os.environ) or ""
     forks = Forks(slurm, folder, stage.name) if stage.kind == "sft" else None

@@ -38,18 +38,20 @@ def write_rest(
     if not left:
         path.unlink(missing_ok=True)
         return
+    names = [stage.name for stage in left]
+    atomic.write_json(path, {"stages": names, **settled(asked, options)})
+
+
+def settled(asked: Mapping[str, Resources], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job needs to submit stages later as they are asked for now; `Settled` reads it."""
     distinct = list(dict.fromkeys(asked.values()))
-    atomic.write_json(
-        path,
-        {
-            "format": FORMAT,
-            "stages": [stage.name for stage in left],
-            "options": dict(options),
-            "python": sys.executable,
-            "resources": [asdict(resources) for resources in distinct],
-            "asked": {name: distinct.index(resources) for name, resources in asked.items()},
-        },
-    )
+    return {
+        "format": FORMAT,
+        "options": dict(options),
+        "python": sys.executable,
+        "resources": [asdict(resources) for resources in distinct],
+        "asked": {name: distinct.index(resources) for name, resources in asked.items()},
+    }
 
 
 def left_stages(folder: Path) -> list[str]:
@@ -96,14 +98,21 @@ class Settled:
 
 def submit_rest(folder: Path) -> None:
     """Submit the next portion from within a job, if there is one; what goes wrong is printed."""
+    submit_later(_path(folder), "tuning.launchers.slurm.portions", folder, "portion")
+
+
+def submit_later(file: Path, module: str, folder: Path, what: str) -> None:
+    """Run a module that submits, as the Python that submitted first, if there is the file that it
+    needs.
+    """
     try:
-        rest = atomic.read_object(_path(folder))
+        rest = atomic.read_object(file)
         if rest is not None:
             python = str(rest.get("python") or sys.executable)
-            words = [python, "-P", "-m", "tuning.launchers.slurm.portions", str(folder)]
+            words = [python, "-P", "-m", module, str(folder)]
             subprocess.run(words, env=_environment(), stdin=subprocess.DEVNULL, check=False)
     except (OSError, NotJSON) as error:  # the report must be written
-        print(f"error: the next portion was not submitted: {error}; submit again", flush=True)
+        print(f"error: the next {what} was not submitted: {error}; submit again", flush=True)
 
 
 def _environment() -> dict[str, str]:

@@ -53,8 +53,8 @@ class Resources:
     nodes: int = 1
     """Nodes for pre-training and SFT with the engine; torchrun joins several."""
     processes: int = 1
-    """Processes per node for these stages, one per GPU, joined by torchrun; the local launcher
-    starts one for each GPU unless this is given.
+    """Processes per node for every stage that trains, one per GPU, joined by torchrun; unless this
+    is given, the local launcher starts one for each GPU with the engine, and one with TRL.
     """
     signal_seconds: int = 120
     """Seconds before the time limit at which a stage is asked to save."""
@@ -87,8 +87,10 @@ _DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Resou
 _JOINS = ("nodes", "processes")
 LEAST_JOBS = 3
 """The smallest limit within which a plan can be submitted in portions."""
-JOINED = ("pretrain", "sft")
-"""Kinds of stages that several processes can train together; SFT only with the engine."""
+JOINED = ("pretrain", "sft", "pft")
+"""Kinds of stages that several processes can train together."""
+SPREAD = ("pretrain", "sft")
+"""Those that can be trained on several nodes; SFT only with the engine."""
 _REPORT = {
     "gres": None,
     "nodes": 1,
@@ -131,28 +133,35 @@ class Cluster:
 
     def of(self, stage: Stage) -> Resources:
         """The resources of a stage."""
-        return self.resources(stage.kind, joined=stage.joinable)
+        return self.resources(stage.kind, joined=stage.shareable, spread=stage.joinable)
 
-    def resources(self, kind: str, *, joined: bool | None = None) -> Resources:
+    def resources(
+        self, kind: str, *, joined: bool | None = None, spread: bool | None = None
+    ) -> Resources:
         """The resources of stages of a kind; `joined`: whether several processes can train each of
-        them together (None: if any of that kind can).
+        them together, `spread`: on several nodes (None: if any of that kind can).
         """
         joined = kind in JOINED if joined is None else joined
-        found = self._resources(kind, joined)
+        spread = kind in SPREAD if spread is None else spread
+        found = self._resources(kind, () if spread else ("nodes",) if joined else _JOINS)
         if not joined and found.nodes * found.processes > 1:
-            what = "sft with TRL" if kind == "sft" else kind
             raise UserError(
-                f"stages of kind {what} are one process: nodes and processes must be 1, not "
-                f"{found.nodes} and {found.processes}. Only pretrain, and sft with "
-                "--trainer engine, can use several."
+                f"stages of kind {kind} are one process: nodes and processes must be 1, not "
+                f"{found.nodes} and {found.processes}. Only stages that train can use several."
+            )
+        if not spread and found.nodes > 1:
+            raise UserError(
+                f"stages of kind {kind} with TRL are trained on one node: nodes must be 1, not "
+                f"{found.nodes}. Only pretrain, and sft with --trainer engine, can use several."
             )
         return found
 
-    def _resources(self, kind: str, joined: bool) -> Resources:
+    def _resources(self, kind: str, not_flags: tuple[str, ...]) -> Resources:
+        """Flags and variables for all stages do not give this kind the settings `not_flags`."""
         section, own = self._stages.get(kind, {}), self._kinds.get(kind, {})
         report = self._report(section | dict(own)) if kind == "report" else {}
         file = self._defaults | report | section
-        left_out = report if kind == "report" else () if joined else _JOINS
+        left_out = report if kind == "report" else not_flags
         above = {k: v for k, v in self._above.items() if k not in left_out}
         options = (*file.get("options", ()), *self._added, *own.get("options", ()))
         found = _at_home(build(Resources, file | above | dict(own) | {"options": options}))

@@ -19,7 +19,7 @@ from tuning.runs.lock import flock
 from tuning.runs.log import logger
 
 DIGITS = 16
-FOLDERS = ("tuning", "slurm")
+FOLDERS = ("tuning", "slurm", "configs")
 """What is copied if the code is not a git checkout."""
 LEFT_OUT = ("__pycache__", "models", "outputs", "snapshots", "datasets", "tokens")
 

@@ -1,0 +1,73 @@
+"""A real unsloth, as far as it goes without a GPU: it is imported first, and takes every argument
+that it is given. `make test-backends` makes the environment of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import check, copy_home, environment, run_entry
+from tuning.config import CHECKOUT
+from tuning.runs import provenance
+
+if provenance.version("unsloth") is None:  # it is not to be imported into this process
+    pytest.skip("make test-backends makes an environment that has it", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def found(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What opened_by_unsloth.py says; CUDA_VISIBLE_DEVICES names a GPU that is not there."""
+    root = tmp_path_factory.mktemp("unsloth")
+    home = copy_home(trained_home, root / "home")
+    more = {
+        "UNSLOTH_ALLOW_CPU": "1", "CUDA_VISIBLE_DEVICES": "0",
+        "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+    program = Path(__file__).with_name("opened_by_unsloth.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(home / "models")],
+        env=environment(home) | more, cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    check(done)
+    assert "should be imported before" not in done.stdout + done.stderr
+    assert [path.name for path in root.iterdir()] == ["home"]
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+def test_it_is_imported_before_what_it_patches(found):
+    assert found["early"] == []
+    assert found["first"] == "unsloth"
+
+
+def test_it_takes_every_argument(found):
+    """A new adapter; all weights; a base in 4 bits; and the adapter of a parent."""
+    names = [call["function"] for call in found["calls"]]
+    new = ["from_pretrained", "get_peft_model"]
+    assert names == [*new, "from_pretrained", *new, "from_pretrained", "patch_peft_model"]
+    first, adapter, full, four_bit, plain = found["calls"][:5]
+    assert (first["max_seq_length"], first["random_state"]) == (192, 42)
+    assert (adapter["r"], adapter["lora_alpha"], adapter["random_state"]) == (8, 8, 42)
+    assert [call["full_finetuning"] for call in (first, full, four_bit)] == [False, True, False]
+    assert [call["load_in_4bit"] for call in (first, full, four_bit)] == [False, False, True]
+    assert plain["use_gradient_checkpointing"] is False
+    assert adapter["use_gradient_checkpointing"] == "unsloth"
+
+
+def test_the_trainer_that_it_has_patched_trains_what_it_opened(found):
+    assert len(found["losses"]) == 2 and found["losses"][1] < found["losses"][0]
+    assert found["trained"] == ["lora_A.default", "lora_B.default"]
+
+
+def test_without_a_gpu_it_is_refused_in_one_line(trained_home, tmp_path):
+    sft = ("--model", "tiny", "--dataset", "arith", "--task", "math", "--train_size", 8)
+    asked = (*sft, "--backend_train", "unsloth", "--do_training")
+    refused = check(run_entry(trained_home, "run_sft.py", *asked), 2)
+    assert "--backend_train unsloth needs a GPU, and this machine has none" in refused.stderr

@@ -1,0 +1,58 @@
+"""The report of a search says what was tried, what was stopped early, and that the rest was not
+run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.report.fake_experiment import Fake, budget, made_up
+from tuning.experiments.budget import budget_plan
+from tuning.experiments.search import Rounds, pending
+from tuning.report.build import write_report
+from tuning.search.config import SearchConfig
+from tuning.search.rounds import STOP, actions
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_report_of_a_search_shows_what_was_tried_and_what_was_not(home: Path):
+    ratios = ("0", "0.1", "0.25", "0.5", "0.75", "1")
+    whole, _ = budget_plan(budget(sft_ratios=ratios, pft_methods=("dpo", "kto")))
+    low = {s.name: 0.03 for s in whole.stages if s.role == "reference_pt"}
+    rounds = Rounds.begin(whole, SearchConfig(max_runs=9, batch=2))
+    plan = rounds.resume()
+    while plan is not None:
+        scores = made_up(whole) | low
+        fake = Fake(home, plan, scores, prompts=400, samples=4)
+        for stage in pending(plan):
+            fake.write_stage(stage)
+        text = write_report(plan, home)
+        plan = rounds.advance()
+        assert "not over" in " ".join(text.split())
+    done = actions(rounds.record.rounds)
+    stopped = sum(action == STOP for action in done.values())
+    text = " ".join(write_report(rounds.plan, home).split())
+    assert f"The search ran {len(done)} of the 11 splits of the grid" in text
+    assert f"the other {11 - len(done)} were not run" in text
+    assert rounds.last.end in text
+    page = (home / "outputs/reports/trial/report.html").read_text()
+    assert "What the search tried" in page and "Every decision and its reason" in page
+    assert page.count("on 50</td>") == page.count('<td class="why">0.') >= (stopped > 0)
+    assert re.search(r"<td><b>0\.\d{3}</b></td>", page)
+    assert text.count("evaluated on the first 50 prompts") == stopped
+    found = (home / "outputs/reports/trial/results.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(found)))
+    assert len([r for r in rows if r["pass_at_1"] == "" and "first 50" in r["note"]]) == stopped
+
+
+def test_a_grid_has_no_section_about_a_search(home: Path):
+    whole, _ = budget_plan(budget())
+    Rounds.begin(whole, SearchConfig()).resume()
+    Fake(home, whole, made_up(whole)).write()
+    assert "search" not in write_report(whole, home)
