@@ -21,6 +21,14 @@ from tuning.training.parents import parent_of
 DATA: dict[str, Any] = {"model": "tiny", "dataset": "arith", "task": "math"}
 PATCHED = ("transformers", "peft", "trl")
 calls: list[dict[str, Any]] = []
+asked: list[str] = []
+
+
+class Watch:
+    """Notes what is imported, in its order, and finds nothing."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        asked.append(name)
 
 
 def sft(**values: Any) -> Any:
@@ -60,8 +68,8 @@ def main(folder: Path) -> None:
     """One run trained, and the models of three more opened."""
     run = sft()
     early = [name for name in PATCHED if name in sys.modules]
+    sys.meta_path.insert(0, Watch())  # type: ignore[arg-type]
     train = backend.trainer_of(run)
-    order = list(sys.modules)
     from unsloth import FastLanguageModel
 
     held(FastLanguageModel, "from_pretrained", opened)
@@ -87,9 +95,9 @@ def main(folder: Path) -> None:
         json.dumps(
             {
                 "early": early,
-                "first": min(("unsloth", *PATCHED), key=order.index),
+                "first": min(("unsloth", *PATCHED), key=asked.index),
                 "calls": calls,
-                "losses": [x["loss"] for x in directory.metrics() if "loss" in x],
+                "result": directory.result,
                 "trained": sorted({n.rpartition(".")[0][-14:] for n, p in model.named_parameters()
                                    if p.requires_grad}),
             },

@@ -62,7 +62,8 @@ def test_it_takes_every_argument(found):
 
 
 def test_the_trainer_that_it_has_patched_trains_what_it_opened(found):
-    assert len(found["losses"]) == 2 and found["losses"][1] < found["losses"][0]
+    result = found["result"]
+    assert result["perplexity"] < result["base_perplexity"] and result["backend"] == "unsloth"
     assert found["trained"] == ["lora_A.default", "lora_B.default"]
 
 
