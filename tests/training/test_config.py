@@ -157,7 +157,7 @@ def test_settings_of_the_engine_are_refused_where_it_does_not_train():
         (pt, {"merge_parent": True, "load_in_4bit": True}, "merge_parent cannot be had with"),
         (lambda **v: pt("grpo", **v), {"backend_train": "unsloth"}, "is not for grpo; give"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_ways_to_train_that_do_not_go_together_are_refused(make, values, message):
     with pytest.raises(UserError, match=message):
