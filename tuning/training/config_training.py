@@ -10,9 +10,8 @@ collections.yaml again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from tuning import config as site
@@ -20,17 +19,17 @@ from tuning import methods
 from tuning.data.budget import total_steps
 from tuning.data.config import DatasetConfig, dataset_config
 from tuning.engine.config import ComputeConfig, LossConfig, loss_name
-from tuning.engine.run_config import PretrainRunConfig, pretrain_hash
+from tuning.engine.run_config import PretrainRunConfig
 from tuning.evaluation.prompts import require_problems
 from tuning.flags import build
 from tuning.plan import REMAINING
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import SHORT, RunDirectory
-from tuning.schema import override
 from tuning.settings import RunConfig, setting
 from tuning.sweetspots.config import PassAtKStoppingConfig, PerplexityConfig
 from tuning.sweetspots.monitor import Monitors, Spending
 from tuning.sweetspots.rules import Rule
+from tuning.training.base_models import load_config, settings_of_model
 from tuning.training.config import (
     DPOTrainingConfig,
     EngineSFTConfig,
@@ -47,7 +46,6 @@ from tuning.training.naming import shown, with_seed
 from tuning.training.reads import require_rows
 from tuning.training.sweetspot_rules import pass_at_k_rules, perplexity_rules, with_rules_of
 from tuning.weights.config import LoraConfig, ModelLoadConfig
-from tuning.weights.files import checked_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +280,7 @@ def sft_config(
     `cuda`: whether it will train on CUDA; None: as this machine has it.
     """
     values = dict(values or {})
-    chosen = _model_settings(model, ("sft",), SFT_PARTS) | values
+    chosen = settings_of_model(model, ("sft",), SFT_PARTS) | values
     trainer = chosen.get("trainer", "trl")
     lora = build(LoraConfig, chosen)
     refuse_unused(trainer, values)
@@ -291,7 +289,7 @@ def sft_config(
     task = site.collections().task(task)
     training, loss = build(TrainingArgumentsConfig, chosen), build(LossConfig, chosen)
     made = SFTRunConfig(
-        model=_model(model, chosen),
+        model=load_config(model, chosen),
         dataset=dataset_config(dataset, task, "sft", train_size),
         task=task,
         lora=lora,
@@ -345,14 +343,14 @@ def _preference(
     method = site.collections().method(pft_method)
     task = site.collections().task(task)
     refuse_unused(method, values)
-    chosen = _model_settings(model, ("pft", method), PT_PARTS) | dict(values)
+    chosen = settings_of_model(model, ("pft", method), PT_PARTS) | dict(values)
     lora, training = build(LoraConfig, chosen), build(DPOTrainingConfig, chosen)
     if lora.full:
         refuse_adapter(values)
     elif parent is not None and parent.lora is not None and not training.merge_parent:
         lora = parent.lora
     return PTRunConfig(
-        model=_model(model, chosen),
+        model=load_config(model, chosen),
         dataset=dataset_config(dataset, task, "pt", train_size),
         task=task,
         pft_method=method,
@@ -365,50 +363,12 @@ def _preference(
 
 def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:
     """A base model with the defaults of SFT, for evaluating it as it is."""
-    chosen = _model_settings(model, ("sft",), SFT_PARTS) | dict(values or {})
+    chosen = settings_of_model(model, ("sft",), SFT_PARTS) | dict(values or {})
     chosen.pop("backend_train", None)
-    return _model(model, chosen)
+    return load_config(model, chosen)
 
 
 def validation_size(model: str, values: Mapping[str, Any] | None = None) -> int:
     """The rows of the validation pool on which SFT of a model measures its perplexity."""
-    chosen = _model_settings(model, ("sft",), SFT_PARTS) | dict(values or {})
+    chosen = settings_of_model(model, ("sft",), SFT_PARTS) | dict(values or {})
     return build(PerplexityConfig, chosen).validation_size
-
-
-def _model_settings(model: str, stages: Sequence[str], parts: Sequence[type]) -> dict[str, Any]:
-    entry = site.collections().model(model)
-    chosen: dict[str, Any] = {}
-    if entry.target_modules:
-        chosen["target_modules"] = entry.target_modules
-    if entry.full_modules:
-        chosen["full_modules"] = entry.full_modules
-    if entry.chat_template:
-        chosen["chat_template"] = entry.chat_template
-    for stage in stages:
-        where = f"collections.yaml: models: {entry.name}: settings: {stage}"
-        chosen |= override(parts, entry.settings.get(stage, {}), where)
-    return chosen
-
-
-def _model(name: str, chosen: Mapping[str, Any]) -> ModelLoadConfig:
-    entry = site.collections().model(name)
-    template = chosen.get("chat_template")
-    if template:
-        site.chat_template(template)
-    key = name if name in site.collections().models else entry.path or name
-    return build(
-        ModelLoadConfig,
-        chosen,
-        model=key,
-        source=entry.source,
-        path=entry.path,
-        base_hash=_base_hash(entry),
-    )
-
-
-def _base_hash(entry: site.ModelEntry) -> str | None:
-    """The hash of the run that makes a base model, or of the files of a local one."""
-    if entry.from_run:
-        return pretrain_hash(entry.from_run)
-    return checked_hash(Path(entry.path)) if entry.path else None
