@@ -45,8 +45,10 @@ def test_a_function_of_ones_own_has_one_name():
     module = "tuning.engine.losses"
     assert loss_name(f"{module}.focal") == loss_name(f"{module}:focal") == f"{module}:focal"
     assert loss_name("focal") == "focal"
-    assert loss_function(LossConfig(loss=f"{module}:focal")) is focal
-    assert loss_function(LossConfig(loss=f"{module}.focal")) is focal
+    logits, labels = torch.randn(3, 5), torch.tensor([0, 4, 2])
+    for name in (f"{module}:focal", f"{module}.focal"):
+        own = loss_function(LossConfig(loss=name))
+        assert torch.equal(own(logits, labels), focal(logits, labels))
 
 
 def test_a_name_that_is_no_loss_names_the_nearest():

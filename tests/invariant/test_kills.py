@@ -34,7 +34,7 @@ FLAGS = (
 )  # fmt: skip
 TARGETS = ("launcher", "supervisor", "stage")
 ROLES = ("sft", "dpo", "kto")
-TIMES = ("train_seconds",)
+TIMES = ("train_seconds", "total_seconds")
 
 
 def start(home: Path, log: Path) -> subprocess.Popen[bytes]:

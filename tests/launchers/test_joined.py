@@ -291,7 +291,7 @@ grid: {trainer: [trl, engine]}
 """
 
 
-def test_a_grid_of_both_trainers_here_gives_the_engine_its_processes(tiny_home, tmp_path):
+def test_a_grid_of_both_trainers_here_gives_each_its_processes(tiny_home, tmp_path):
     (tmp_path / "grid.yaml").write_text(GRID)
     words = ("submit", tmp_path / "grid.yaml", "--launcher", "local", "--processes", "2")
     check(
@@ -305,4 +305,4 @@ def test_a_grid_of_both_trainers_here_gives_the_engine_its_processes(tiny_home, 
     for path in tiny_home.glob("models/*_sft*/result.json"):
         trainer = atomic.read_json(path.parent / "config.json")["settings"]["engine"]["trainer"]
         found[trainer] = atomic.read_json(path).get("processes", 1)
-    assert found == {"trl": 1, "engine": 2}
+    assert found == {"trl": 2, "engine": 2}

@@ -265,6 +265,7 @@ class _Trials:
         config = self.chooser.config
         self.number += 1
         self._told = 0.0
+        self._tick(candidate)
         total = self.budget.seconds
         request = Request(
             config=config,
