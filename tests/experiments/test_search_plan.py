@@ -10,13 +10,16 @@ import pytest
 
 from tests.report.fake_experiment import Fake, budget, made_up
 from tests.small_site import use
+from tuning.evaluation.before_after import HeldOutConfig
 from tuning.experiments.budget import budget_plan
 from tuning.experiments.search import Rounds, pending
 from tuning.plan import Plan, standing
 from tuning.runs import atomic
 from tuning.runs.errors import UserError
+from tuning.runs.measured import read
+from tuning.runs.rundir import RunDirectory
 from tuning.search.config import SearchConfig
-from tuning.search.grid import arms_of
+from tuning.search.grid import WAYS, arms_of
 from tuning.search.rounds import EXTEND, SCREEN, START, STOP, actions
 
 pytestmark = pytest.mark.unit
@@ -70,6 +73,28 @@ def test_a_round_has_its_runs_and_what_they_start_from():
             assert stage.phases == ("train",)
     assert made.about["search"] == {"max_runs": None, "batch": 2, "first": 0.25}
     assert made.experiment == plan.experiment
+
+
+def test_what_a_search_measures_is_what_it_scores(home):
+    """Not the SFT that it only starts from; and of a screened run again on all prompts."""
+    rounds = Rounds.begin(whole(held_out=HeldOutConfig()), SearchConfig(max_runs=6, batch=1))
+    plan = rounds.resume()
+    seen = set()
+    while plan is not None:
+        for stage in plan.stages:
+            assert (stage.before_after is None) == ("measure" not in stage.phases)
+            assert (stage.role in WAYS) == ("measure" in stage.phases)
+        fake = Fake(home=home, plan=plan, scores=made_up(rounds.record.plan), prompts=50, samples=4)
+        for stage in pending(plan):
+            fake.write_stage(stage)
+            seen |= {(stage.name, stage.first_prompts)} if stage.role in WAYS else set()
+        assert not pending(plan)
+        plan = rounds.advance()
+    extended = {name for name, first in seen if first} & {name for name, first in seen if not first}
+    assert extended
+    for name in extended:
+        found = read(RunDirectory(home / "models" / name))
+        assert found and found.get("first_prompts") is None
 
 
 def test_a_search_of_made_up_runs_ends_and_leaves_the_rest_of_the_grid(home):
