@@ -187,7 +187,7 @@ def test_descendants_reach_down_every_branch():
 
 def test_a_stage_that_is_not_tuned_has_the_key_that_it_had_before_there_was_tuning():
     plain = Stage(name="a", role="sft", hash="h", phases=("train",))
-    later = ("autotune", "before_after", "first_prompts")
+    later = ("autotune", "before_after", "measure_hash", "first_prompts")
     values = {k: v for k, v in asdict(plain).items() if k not in later}
     assert plain.key == digest(values)[:12]
     tuned = replace(plain, autotune={"strategy": "grid"})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning.flags import restore
-from tuning.runs import atomic
+from tuning.runs import atomic, measured
 from tuning.runs.errors import Skipped, StageFailed, UserError, choose
 from tuning.runs.identity import FORMAT, digest
 from tuning.runs.json_text import NotJSON
@@ -73,6 +73,8 @@ class Stage:
     """How to tune its training before it begins, as JSON values; None: not at all."""
     before_after: dict[str, Any] | None = None
     """What to measure before and after its training, as JSON values; None: nothing."""
+    measure_hash: str | None = None
+    """Hash of that."""
     first_prompts: int | None = None
     """Evaluate on so many of the test prompts, the first; None: on all. A later stage of the same
     evaluation does the rest.
@@ -112,7 +114,7 @@ class Stage:
         counts where it is given.
         """
         values = asdict(self)
-        for later in ("autotune", "before_after", "first_prompts"):
+        for later in ("autotune", "before_after", "measure_hash", "first_prompts"):
             if values[later] is None:
                 del values[later]
         return digest(values)[:12]
@@ -122,10 +124,10 @@ class Stage:
         """What it does, phase by phase and run by run: what two stages have in common, one of them
         would do and the other wait for.
         """
-        of = {"train": self.hash}
         evaluation = f"{self.hash}:{self.evaluation_hash}"
         if self.first_prompts is not None:
             evaluation += f":{self.first_prompts}"
+        of = {"train": self.hash, "measure": f"{evaluation}:{self.measure_hash}"}
         return tuple(f"{phase}:{of.get(phase, evaluation)}" for phase in self.phases)
 
 
@@ -262,7 +264,7 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
         evaluation = RunDirectory(
             locate(root, artifact + stage.evaluation_suffix, stage.evaluation_hash)
         )
-    done = all(_done(phase, run, evaluation, stage.first_prompts) for phase in stage.phases)
+    done = all(_done(phase, stage, run, evaluation) for phase in stage.phases)
     note = ""
     if done and stage.first_prompts is not None and not (evaluation and evaluation.done("infer")):
         note = f"evaluated on the first {stage.first_prompts} prompts"
@@ -294,9 +296,12 @@ def first_share(prompts: int) -> str:
 
 
 def _done(
-    phase: str, run: RunDirectory | None, evaluation: RunDirectory | None, first: int | None
+    phase: str, stage: Stage, run: RunDirectory | None, evaluation: RunDirectory | None
 ) -> bool:
-    of_run = phase in ("train", "measure")
+    first, wanted = stage.first_prompts, stage.measure_hash
+    if phase == measured.PHASE and run is not None and wanted is not None:
+        return measured.holds(run, wanted, first)
+    of_run = phase in ("train", measured.PHASE)
     directory = run if of_run else evaluation
     if directory is None:
         return False

@@ -15,8 +15,11 @@ from tuning.experiments.budget import Budget, budget_plan
 from tuning.experiments.render import command
 from tuning.flags import restore
 from tuning.phases.before_after import Model, before_after_config
-from tuning.plan import Plan, Stage
+from tuning.plan import Plan, Stage, standing
+from tuning.runs import atomic
 from tuning.runs.errors import UserError
+from tuning.runs.measured import FILE, PHASE, told_by
+from tuning.runs.rundir import Identity, claim
 
 pytestmark = pytest.mark.unit
 
@@ -52,7 +55,46 @@ def test_every_training_is_measured_and_nothing_else_changes() -> None:
         assert (after.before_after is not None) == trained
         assert ("measure" in after.phases) == trained
         phases = tuple(p for p in after.phases if p != "measure")
-        assert replace(after, before_after=None, phases=phases) == before
+        bare = replace(after, before_after=None, measure_hash=None, phases=phases)
+        assert bare == before
+        if trained:
+            assert measures(after).hash == after.measure_hash, "read back, it is as planned"
+
+
+@pytest.mark.parametrize("pairs", ["50", "60"])
+def test_a_training_that_was_measured_otherwise_is_measured_again(home: Path, pairs: str) -> None:
+    """On other held-out pairs it is other work; on the same ones it is done."""
+    plan, other = planned(*BEFORE), planned("--evaluate_before", "--heldout_pairs", pairs)
+    stage, again = (next(s for s in p.stages if s.role == "fork") for p in (plan, other))
+    stage, again = (replace(s, role="pt", sweetspot=None) for s in (stage, again))
+    write_measured(home, stage)
+    same = pairs == "50"
+    assert standing(plan, stage, home).state == "done"
+    assert standing(other, again, home).state == ("done" if same else "pending")
+    assert (stage.work == again.work) is same
+    old = replace(again, measure_hash=None)  # of a plan from before measurements were told apart
+    assert standing(other, old, home).state == "done"
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "state"),
+    [(50, 50, "done"), (50, None, "pending"), (None, 50, "done"), (50, 20, "pending")],
+)
+def test_what_was_measured_on_the_first_prompts_is_measured_on_all(
+    home: Path, made: int | None, asked: int | None, state: str
+) -> None:
+    plan = planned(*BEFORE)
+    stage = next(s for s in plan.stages if s.role == "reference_sft")
+    write_measured(home, replace(stage, first_prompts=made))
+    assert standing(plan, replace(stage, first_prompts=asked), home).state == state
+
+
+def write_measured(home: Path, stage: Stage) -> None:
+    """A run that was trained and measured, as its phase records it."""
+    identity = Identity(run_name=stage.name, kind="sft", hash=stage.hash, settings={}, hashed={})
+    with claim(home / "models", identity) as run, run.phase("train"), run.phase(PHASE):
+        told = told_by(stage.measure_hash or "", stage.first_prompts)
+        atomic.write_json(run.path / FILE, told)
 
 
 def test_what_a_training_starts_from_is_what_the_plan_evaluates() -> None:

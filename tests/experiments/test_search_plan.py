@@ -4,19 +4,24 @@ made up (tests/report/fake_experiment.py); their files are real.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.report.fake_experiment import Fake, budget, made_up
 from tests.small_site import use
+from tuning.evaluation.before_after import HeldOutConfig
+from tuning.evaluation.scoring import first_scores
 from tuning.experiments.budget import budget_plan
 from tuning.experiments.search import Rounds, pending
 from tuning.plan import Plan, standing
 from tuning.runs import atomic
 from tuning.runs.errors import UserError
+from tuning.runs.measured import read
+from tuning.runs.rundir import RunDirectory
 from tuning.search.config import SearchConfig
-from tuning.search.grid import arms_of
+from tuning.search.grid import WAYS, arms_of, results
 from tuning.search.rounds import EXTEND, SCREEN, START, STOP, actions
 
 pytestmark = pytest.mark.unit
@@ -54,6 +59,44 @@ def test_the_arms_of_a_grid_are_its_splits():
         assert all(stage.train_size in sizes for stage in stages)
 
 
+@pytest.mark.parametrize("cost", ["0.5", "1", "4"])
+def test_the_ratio_of_an_arm_is_its_share_of_the_cost(home, cost):
+    """Whatever an example costs, arms lie at the ratios of the grid, and can be searched."""
+    plan = whole(train_sizes=(100, 1000), sft_cost=cost)
+    rounds = Rounds.begin(plan, SearchConfig())
+    found = {round(arm.ratio, 3) for arm in rounds.stages}
+    assert all(min(abs(ratio - float(r)) for r in RATIOS) < 0.03 for ratio in found)
+    assert {0.0, 1.0} <= found and len(rounds.stages) == 2 * len(RATIOS)
+    by_role = {s.role: (arm, s) for arm, (s,) in rounds.stages.items()}
+    sft, stage = by_role["reference_sft"]
+    assert (sft.n_sft, sft.ratio) == (stage.train_size, 1.0)
+    carry_out(home, rounds, rounds.resume())
+    assert rounds.last.end
+
+
+def test_the_first_share_of_all_seeds_decides_while_any_has_no_more(home):
+    """A seed that was evaluated before on all prompts lends its first ones."""
+    plan = whole(seeds=(1, 2, 3))
+    arm, stages = next((a, s) for a, s in arms_of(plan).items() if a.method and a.n_sft)
+    fake = Fake(home=home, plan=plan, scores=made_up(plan), prompts=50, samples=4)
+    fake.write_stage(stages[0])
+    first = [replace(stage, first_prompts=10) for stage in stages]
+    screened = replace(plan, stages=tuple(first))
+    for stage in first[1:]:
+        fake.write_stage(stage)
+    (found,) = results(screened, {arm: first}, home).values()
+    assert found.full is None and found.first and found.first.prompts == 10
+    parts = [standing(screened, stage, home).evaluation for stage in first]
+    files = ["scores.json", first_scores(10), first_scores(10)]
+    scores = [atomic.read_json(p.path / f) for p, f in zip(parts, files, strict=True) if p]
+    right = sum(sum(each["correct"][:10]) for each in scores)
+    assert found.first.score == pytest.approx(right / (3 * 4 * 10))
+    for stage in stages[1:]:
+        fake.write_stage(stage)
+    (found,) = results(screened, {arm: first}, home).values()
+    assert found.first is None and found.full and found.full.prompts == 50
+
+
 def test_a_round_has_its_runs_and_what_they_start_from():
     plan = whole(train_sizes=(100, 200))
     rounds = Rounds.begin(plan, SearchConfig(batch=2))
@@ -70,6 +113,28 @@ def test_a_round_has_its_runs_and_what_they_start_from():
             assert stage.phases == ("train",)
     assert made.about["search"] == {"max_runs": None, "batch": 2, "first": 0.25}
     assert made.experiment == plan.experiment
+
+
+def test_what_a_search_measures_is_what_it_scores(home):
+    """Not the SFT that it only starts from; and of a screened run again on all prompts."""
+    rounds = Rounds.begin(whole(held_out=HeldOutConfig()), SearchConfig(max_runs=6, batch=1))
+    plan = rounds.resume()
+    seen = set()
+    while plan is not None:
+        for stage in plan.stages:
+            assert (stage.before_after is None) == ("measure" not in stage.phases)
+            assert (stage.role in WAYS) == ("measure" in stage.phases)
+        fake = Fake(home=home, plan=plan, scores=made_up(rounds.record.plan), prompts=50, samples=4)
+        for stage in pending(plan):
+            fake.write_stage(stage)
+            seen |= {(stage.name, stage.first_prompts)} if stage.role in WAYS else set()
+        assert not pending(plan)
+        plan = rounds.advance()
+    extended = {name for name, first in seen if first} & {name for name, first in seen if not first}
+    assert extended
+    for name in extended:
+        found = read(RunDirectory(home / "models" / name))
+        assert found and found.get("first_prompts") is None
 
 
 def test_a_search_of_made_up_runs_ends_and_leaves_the_rest_of_the_grid(home):

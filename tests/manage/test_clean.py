@@ -16,13 +16,18 @@ from tests.conftest import check, copy_home, run_entry
 from tests.logged import logged
 from tests.run_configs import fork, sft
 from tests.small_site import use
+from tuning.evaluation.before_after import HeldOutConfig
+from tuning.experiments.choices import Choices
+from tuning.experiments.stages import StageMaker
+from tuning.flags import restore
 from tuning.manage.clean import DAY, HOUR, Leftover, orphans, removable, remove
-from tuning.plan import Plan, Stage, standing
+from tuning.plan import Plan, Stage, save_plan, standing
 from tuning.runs import atomic, manifest
 from tuning.runs.errors import UserError
 from tuning.runs.lock import Lock
 from tuning.runs.rundir import Identity, RunDirectory, claim
 from tuning.sweetspots.store import METADATA, find_sweetspot
+from tuning.weights.config import ModelLoadConfig
 
 unit = pytest.mark.unit
 
@@ -325,6 +330,40 @@ def test_orphans_are_what_no_plan_and_no_run_needs(home):
     assert sorted(path.name for path in home.glob("models/*")) == ["base", "parent", "planned"]
     assert [path.name for path in home.glob("outputs/math/*")] == ["planned"]
     assert not list(home.glob("models/.*.tmp"))
+
+
+@unit
+def test_likelihoods_of_models_that_an_experiment_has_are_no_orphans(home):
+    """Those of the base are found by what a training starts from: a plan that samples no answers
+    has no stage for it.
+    """
+    stage = maker_of_measured().sft_stage("sft", sft(), None, train=True)
+    assert stage.before_after
+    base = restore(ModelLoadConfig, (stage.run or {})["model"]).identity_hash
+    likelihoods(home, "planned", stage.hash)
+    likelihoods(home, "base", base)
+    likelihoods(home, "loose", "loose" * 8)
+    save_plan(home / "outputs/reports/e", Plan(experiment="e", stages=(stage,)))
+    found = orphans(home)
+    assert names(found) == ["loose_validation"]
+    likelihoods(home, "late", "late" * 8)
+    found = orphans(home)
+    plan(home, "f", "late" * 8)
+    remove(found)
+    kept = sorted(path.name for path in home.glob("outputs/likelihoods/*"))
+    assert kept == ["base_validation", "late_validation", "planned_validation"]
+
+
+def maker_of_measured() -> StageMaker:
+    choices = Choices(experiment="e", dataset="arith", task="math", held_out=HeldOutConfig())
+    return StageMaker(model="tiny", choices=choices)
+
+
+def likelihoods(home: Path, model: str, hash_: str) -> None:
+    parent = {"run_name": model, "hash": hash_}
+    made = identity(f"{model}_validation", f"{model}-l" * 8, kind="likelihoods", parent=parent)
+    with claim(home / "outputs" / "likelihoods", made) as run, run.phase("measure"):
+        pass
 
 
 @unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from tuning.data import train_dataset
 from tuning.evaluation.before_after import HeldOutConfig
 from tuning.phases.before_after import BeforeAfter, Model, before_after_config, summary
 from tuning.phases.options import Options
+from tuning.runs import atomic
+from tuning.runs.errors import UserError
 from tuning.runs.lock import Lock
-from tuning.runs.rundir import RunDirectory
+from tuning.runs.measured import FILE, PHASE, told_by
+from tuning.runs.rundir import RunDirectory, claim
 
 pytestmark = pytest.mark.unit
 
@@ -61,3 +65,20 @@ def test_the_summary_names_what_was_measured() -> None:
     side = {"score": None, "perplexity": {"estimate": 2.0}, "reward": None}
     found = {"before": side, "after": side | {"perplexity": {"estimate": 1.5}}}
     assert summary(found) == "perplexity 2.000 -> 1.500"
+
+
+def test_a_measurement_is_left_if_it_is_the_one_asked_for(home: Path) -> None:
+    """No model is loaded: one that is there already is enough; of the first prompts it is not."""
+    run = sft()
+    measures = measuring(run, 500)
+    config = measures.options.before_after
+    assert config is not None
+    claimed = claim(home / "models", run.identity())
+    with claimed as directory, directory.phase("train"), directory.phase(PHASE):
+        atomic.write_json(directory.path / FILE, told_by(config.hash, 50))
+    measures.options = replace(measures.options, first_prompts=50)
+    measures.after(directory, run.identity())
+    assert directory.done(PHASE)
+    measures.options = replace(measures.options, first_prompts=None)
+    with pytest.raises(UserError, match="tiny"):  # there is no model to measure
+        measures.after(directory, run.identity())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.small_site import COLLECTIONS, use
 from tuning import config as site
+from tuning.evaluation.before_after import HeldOutConfig
 from tuning.experiments.choices import Choices
 from tuning.experiments.stages import StageMaker
 from tuning.phases.work import planned
@@ -79,3 +81,17 @@ def test_any_other_file_is_refused(tmp_path):
 
 def test_flags_of_its_own_are_no_planned_work():
     assert planned(["--model", "tiny"]) is None
+
+
+def test_a_stage_measures_only_where_that_is_one_of_its_phases(home, tmp_path):
+    choices = Choices(experiment="e", dataset="mine", task="math", held_out=HeldOutConfig())
+    maker = StageMaker(model="local", choices=choices)
+    made = maker.sft_stage("sft", maker.sft_run(40), None, train=True)
+    path = tmp_path / "stage.json"
+    for phases in (("train", "measure"), ("train",)):
+        write_stage(path, replace(made, phases=phases))
+        work = planned(["--stage", str(path)])
+        assert work is not None
+        config = work.options.before_after
+        assert (config is not None) == ("measure" in phases)
+        assert config is None or config.hash == made.measure_hash

@@ -17,6 +17,7 @@ from tuning.experiments.budget import Budget, budget_plan
 from tuning.experiments.sweetspot import Wanted, sweetspot_plan
 from tuning.plan import Plan, Stage, first_share, standing
 from tuning.runs import atomic, manifest
+from tuning.runs.measured import FILE, PHASE, told_by
 from tuning.runs.rundir import Identity, RunDirectory, claim
 from tuning.sweetspots.rules import Rules, parse
 from tuning.sweetspots.store import METADATA, checkpoint_name
@@ -81,6 +82,14 @@ class Fake:
         elif found.run is not None:
             self._preference(stage, found.run.name, found.train_size or 0)
         self._evaluate(stage)
+        if "measure" in stage.phases:
+            self._measure(stage)
+
+    def _measure(self, stage: Stage) -> None:
+        """before_after.json, without its figures."""
+        with self._claim(stage, stage.name) as run, run.phase(PHASE):
+            told = told_by(stage.measure_hash or "", stage.first_prompts)
+            atomic.write_json(run.path / FILE, told)
 
     def _claim(self, stage: Stage, name: str) -> Any:
         settings: dict[str, Any] = {"model": {"model": "tiny"}, "seed": stage.seed}

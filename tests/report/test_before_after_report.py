@@ -109,6 +109,23 @@ def test_what_was_measured_is_in_the_table_and_in_the_csv(made: Fake) -> None:
     assert rows["fork"]["chosen_longer"] == "0.61"
 
 
+def test_of_several_seeds_each_has_its_own_line(home: Path) -> None:
+    """One seed's changes are not shown as those of all; ways.csv, with a row a way, has none."""
+    made = fake_budget(home, seeds=(1, 2), sft_ratios=("0.5",))
+    made.write()
+    tuned = [stage for stage in made.plan.stages if stage.role == "pt"]
+    for stage, reward in zip(tuned, (0.81, 0.62), strict=True):
+        measure(made, stage, stage.parent or "", reward)
+    write_report(made.plan, home)
+    page = html(home)
+    section = page[page.index("Before and after each training") :]
+    for text in ("0.810", "0.620", "seed 1", "seed 2"):
+        assert text in section.partition("</table>")[0], text
+    assert {row["reward_accuracy_after"] for row in table(home)} == {"", "0.81", "0.62"}
+    ways = (home / "outputs/reports/trial/ways.csv").read_text(encoding="utf-8")
+    assert "0.81" not in ways
+
+
 def test_without_measuring_there_is_neither_section_nor_column(made: Fake) -> None:
     write_report(made.plan, made.home)
     assert "Before and after" not in html(made.home)

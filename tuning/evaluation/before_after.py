@@ -12,13 +12,10 @@ from typing import Any
 
 from tuning.data.config import DatasetConfig
 from tuning.evaluation.config import EvaluationRunConfig
-from tuning.settings import RunConfig, require, setting
+from tuning.runs.identity import digest
+from tuning.settings import RunConfig, hashed_settings, require, setting
 from tuning.weights.config import ModelLoadConfig
 
-FILE = "before_after.json"
-"""In the directory of a run: what its training changed."""
-PHASE = "measure"
-"""The phase of a run that ends with that file."""
 FOLDER = "likelihoods"
 """Under outputs/: a folder for each model and pool."""
 
@@ -49,6 +46,11 @@ class BeforeAfterConfig:
     held_out: HeldOutConfig
     before: EvaluationRunConfig | None = None
     """The evaluation of the model that the training starts from; None: answers are not sampled."""
+
+    @property
+    def hash(self) -> str:
+        """The hash of what is measured, by which before_after.json is told."""
+        return digest(hashed_settings(self))
 
 
 @dataclass(frozen=True, kw_only=True)

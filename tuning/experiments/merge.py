@@ -38,6 +38,7 @@ def unite(first: Stage, second: Stage) -> Stage:
         phases=phases,
         autotune=first.autotune or second.autotune,
         before_after=first.before_after or second.before_after,
+        measure_hash=first.measure_hash or second.measure_hash,
         parents=tuple(dict.fromkeys((*first.parents, *second.parents))),
         total_data=first.total_data if first.total_data is not None else second.total_data,
     )

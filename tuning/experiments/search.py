@@ -174,7 +174,7 @@ def _evaluated(stage: Stage, share: float) -> Stage:
 
 def _with_parents(whole: Plan, chosen: Mapping[str, Stage]) -> tuple[Stage, ...]:
     """The chosen stages and all that they start from, in the order of the grid, and the base
-    models. An SFT run that is only started from is not evaluated.
+    models. An SFT run that is only started from is neither evaluated nor measured.
     """
     needed, names = {*chosen}, [*chosen]
     while names:
@@ -187,7 +187,8 @@ def _with_parents(whole: Plan, chosen: Mapping[str, Stage]) -> tuple[Stage, ...]
             kept.append(chosen[stage.name])
         elif stage.name in needed and stage.role in ("sft", "reference_sft"):
             phases = tuple(phase for phase in stage.phases if phase == "train")
-            kept.append(replace(stage, role="sft", total_data=None, phases=phases))
+            bare = replace(stage, phases=phases, before_after=None, measure_hash=None)
+            kept.append(replace(bare, role="sft", total_data=None))
         elif stage.name in needed or stage.role == "base":
             kept.append(stage)
     return tuple(kept)

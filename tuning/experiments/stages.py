@@ -80,7 +80,7 @@ class StageMaker:
         sampled = self.sampling if c.do_inference and c.do_evaluation else None
         size = validation_size(self.model, c.sft_values)
         config = before_after_config(run, c.held_out, sampled, size)
-        return {"before_after": plain(config)}
+        return {"before_after": plain(config), "measure_hash": config.hash}
 
     def require_test_pool(self) -> None:
         """Raise UserError unless the test pool has enough prompts, and they can be graded: where

@@ -14,11 +14,13 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuning.evaluation.before_after import LikelihoodRunConfig
+from tuning.flags import restore
 from tuning.runs import manifest
 from tuning.runs.atomic import read_json
 from tuning.runs.errors import StageFailed, UserError
@@ -26,6 +28,7 @@ from tuning.runs.identity import FORMAT
 from tuning.runs.lock import Lock, drop_if_empty, flock
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory
+from tuning.weights.config import ModelLoadConfig
 
 HOUR, DAY = 3_600.0, 86_400.0
 """Seconds."""
@@ -59,7 +62,8 @@ def removable(home: Path, live: set[str]) -> list[Leftover]:
 
 def orphans(home: Path) -> list[Leftover]:
     """The runs and evaluations under `home` that are in no plan, that are not the parent or base of
-    a run under models/, and that no process holds.
+    a run under models/, and that no process holds. Likelihoods are no orphans where their model is
+    none.
 
     Raises UserError if a plan cannot be read, since it is unknown then what it needs.
     """
@@ -67,7 +71,7 @@ def orphans(home: Path) -> list[Leftover]:
     return [
         _leftover(path, f"no experiment has this {config.get('kind', 'run')} run", path)
         for path in _folders(home)
-        if (config := _config(path)) and config["hash"] not in needed
+        if (config := _config(path)) and not _serves(config, needed)
         if Lock(path).holder() is None
     ]
 
@@ -158,7 +162,7 @@ def _may_go(left: Leftover) -> bool:
     """Whether it may still be removed; the caller holds the lock."""
     if left.path == left.directory:
         config = _config(left.path)
-        return config is not None and config["hash"] not in _needed(_home_of(left.path))
+        return config is not None and not _serves(config, _needed(_home_of(left.path)))
     if left.directory.name == "snapshots" or left.directory.parent.name == "merged":
         return _age(left.path) > (HOUR if left.path.name.startswith(".") else DAY)
     if left.path.match(TEMPORARY):
@@ -187,15 +191,27 @@ def _config(directory: Path) -> dict[str, Any] | None:
     return found if isinstance(found.get("hash"), str) else None
 
 
+def _serves(config: Mapping[str, Any], needed: set[str]) -> bool:
+    """Whether a run is needed; likelihoods are in no plan, and are by their model's hash."""
+    if config.get("kind") == LikelihoodRunConfig.kind:
+        return (config.get("parent") or {}).get("hash") in needed
+    return config["hash"] in needed
+
+
 def _needed(home: Path) -> set[str]:
-    """The hashes of the runs in plans, and of parents and bases of the runs under models/."""
+    """The hashes of the runs in plans, of the bases that those measure, and of parents and bases of
+    the runs under models/.
+    """
     found: set[Any] = set()
     for path in home.glob("outputs/reports/*/plan.json"):
         try:
             plan = read_json(path)
             for stage in [] if plan is None else plan["stages"]:
                 found |= {stage["hash"], stage.get("evaluation_hash")}
-        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+                if stage.get("before_after"):
+                    base = restore(ModelLoadConfig, stage["run"]["model"])
+                    found.add(base.identity_hash)
+        except (UserError, ValueError, KeyError, TypeError, AttributeError, OSError):
             raise UserError(
                 f"'{path}' cannot be read, so it is unknown which runs it needs; repair it or "
                 "remove its folder."

@@ -18,9 +18,7 @@ from tuning import config as site
 from tuning.data import train_dataset
 from tuning.data.config import dataset_config
 from tuning.evaluation.before_after import (
-    FILE,
     FOLDER,
-    PHASE,
     BeforeAfterConfig,
     HeldOutConfig,
     LikelihoodRunConfig,
@@ -37,12 +35,11 @@ from tuning.methods import method
 from tuning.phases.evaluate import artifact_named, evaluate
 from tuning.phases.options import Options
 from tuning.phases.train import use_devices
-from tuning.runs import atomic, interrupt, ranks, typed
+from tuning.runs import atomic, interrupt, measured, ranks, typed
 from tuning.runs.errors import InUse
-from tuning.runs.identity import digest
 from tuning.runs.log import logger
+from tuning.runs.measured import FILE, PHASE
 from tuning.runs.rundir import Identity, RunDirectory, claim, locate
-from tuning.settings import hashed_settings
 from tuning.training.config_training import PTRunConfig, SFTRunConfig
 from tuning.weights.config import ModelLoadConfig
 
@@ -160,10 +157,9 @@ class BeforeAfter:
         config = self.options.before_after
         if config is None or not ranks.is_first() or not directory.done("train"):
             return
-        measured = digest(hashed_settings(config))
-        if directory.done(PHASE) and _file(directory).get("measured") == measured:
+        wait, first = self.options.wait, self.options.first_prompts
+        if measured.holds(directory, config.hash, first):
             return
-        wait = self.options.wait
         with (
             claim(
                 site.models_dir(),
@@ -174,7 +170,7 @@ class BeforeAfter:
             held.phase(PHASE),
         ):
             found = self._compared(held, config, wait=wait)
-            atomic.write_json(held.path / FILE, found | {"measured": measured})
+            atomic.write_json(held.path / FILE, found | measured.told_by(config.hash, first))
         if config.pairs and found["after"]["reward"] is None:
             logger.warning(
                 f"{directory.name} was trained on every pair of '{config.pairs.dataset}': none is "
@@ -328,10 +324,6 @@ def _scores(config: EvaluationRunConfig | None) -> dict[str, Any] | None:
     return typed.scores(directory.path / "scores.json") if directory.done("evaluate") else None
 
 
-def _file(directory: RunDirectory) -> dict[str, Any]:
-    return atomic.read_object(directory.path / FILE) or {}
-
-
 _NAMES = {"score": "pass@1", "perplexity": "perplexity", "reward": "implicit reward accuracy"}
 
 
@@ -349,7 +341,7 @@ def table(directory: RunDirectory) -> str:
     """What the training of a run changed, for people, with 95% intervals; "" where that was not
     measured.
     """
-    found = _file(directory)
+    found = measured.read(directory)
     heads = [f"{side}: {found[side]['model']}" for side in _SIDES] if found else []
     lines = [["", *heads]] if heads else []
     for key, name in _NAMES.items():

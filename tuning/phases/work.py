@@ -69,6 +69,7 @@ def planned(argv: Sequence[str] | None = None, kind: str | None = None) -> Work 
             f"'{args.stage}' is a stage of kind {stage.kind}; this runs those of kind {kind} that "
             "have a config."
         )
+    measures = stage.before_after if "measure" in stage.phases else None
     options = Options(
         do_training="train" in stage.phases,
         do_inference="infer" in stage.phases,
@@ -76,7 +77,7 @@ def planned(argv: Sequence[str] | None = None, kind: str | None = None) -> Work 
         wait=not args.no_wait,
         wandb=wandb_mode(args.wandb),
         autotune=restore(AutotuneConfig, stage.autotune or {}) if stage.tunes else None,
-        before_after=restore(BeforeAfterConfig, stage.before_after) if stage.before_after else None,
+        before_after=restore(BeforeAfterConfig, measures) if measures else None,
         first_prompts=stage.first_prompts,
     )
     return Work(

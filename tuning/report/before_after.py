@@ -4,19 +4,16 @@ it, from the before_after.json that a training leaves that was asked to measure 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuning.evaluation.before_after import FILE, PHASE
 from tuning.report.formats import UNKNOWN, perplexity, share, signed
 from tuning.report.html_tables import Name, name_of
 from tuning.report.labels import Labels
 from tuning.report.palette import Palette
 from tuning.report.rows import Row
-from tuning.runs import atomic
-from tuning.runs.json_text import NotJSON
+from tuning.runs import measured as of_run
 from tuning.runs.rundir import RunDirectory
 
 Measured = Mapping[str, Any]
@@ -28,13 +25,9 @@ LENGTHS = ("chosen_longer", "longer_preferred")
 
 def measured(run: RunDirectory | None) -> Measured | None:
     """What the training of a run changed; None where that was not measured."""
-    if run is None or not run.done(PHASE):
-        return None
-    with contextlib.suppress(NotJSON):
-        found = atomic.read_object(run.path / FILE) or {}
-        if all(isinstance(found.get(part), dict) for part in ("before", "after", "change")):
-            return found
-    return None
+    found = (of_run.read(run) if run else None) or {}
+    whole = all(isinstance(found.get(part), dict) for part in ("before", "after", "change"))
+    return found if whole else None
 
 
 def columns(rows: Sequence[Row]) -> dict[str, list[float | None]]:

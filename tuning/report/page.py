@@ -135,7 +135,7 @@ def page(
         usage=usage,
         tunings=tunings,
         search=search,
-        before_after=before_after.table(rows, labels, palette),
+        before_after=_before_after(runs or rows),
         generations=generations,
         caveats=caveats(rows, comparisons, about, labels),
         best=best_splits(rows, labels),
@@ -163,6 +163,11 @@ def _every(runs: Sequence[Row], rows: Sequence[Row]) -> Any:
     if len(runs) <= len(rows):
         return None
     return html_tables.results(runs, Labels.of(runs), Palette(runs))
+
+
+def _before_after(runs: Sequence[Row]) -> Any:
+    """What each training changed, that of every seed."""
+    return before_after.table(runs, Labels.of(runs), Palette(runs))
 
 
 def _facts(about: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:

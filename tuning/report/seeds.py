@@ -71,6 +71,7 @@ def _united(rows: Sequence[Row], score: Crossed | None) -> Row:
         rows[0],
         seed=None,
         seeds=tuple(row.seed for row in scored if row.seed is not None),
+        before_after=None,  # each training has its own, with its own interval
         state="done" if scored else rows[0].state,
         note="; ".join(f"seed {row.seed}: {row.note}" for row in rows if row.missing),
         **{name: _mean(rows, name) for name in ("perplexity", "sft_data_used", "pft_data")},

@@ -17,18 +17,21 @@ Contest = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Arm:
-    """SFT on `n_sft` of `size` examples, then preference tuning by `method` on the rest."""
+    """SFT on `n_sft` examples, then preference tuning by `method` on what that leaves of `size`."""
 
     model: str
     size: int
+    """The budget: a cost, which is a number of examples where each costs 1."""
     n_sft: int
     method: str = ""
     """"" where SFT takes the whole budget."""
+    sft_cost: float = 1.0
+    """What an SFT example costs."""
 
     @property
     def ratio(self) -> float:
-        """The share of SFT."""
-        return self.n_sft / self.size
+        """The share of the budget that SFT takes."""
+        return min(1.0, self.n_sft * self.sft_cost / self.size) if self.method else 1.0
 
     @property
     def contest(self) -> Contest:

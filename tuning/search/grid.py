@@ -18,17 +18,21 @@ WAYS = ("reference_sft", "reference_pt", "pt")
 
 def arms_of(plan: Plan) -> dict[Arm, list[Stage]]:
     """The ways to spend each budget, in the order of the plan, with their stages, one a seed."""
-    models = plan.about["model_of"]
+    models, sft_cost = plan.about["model_of"], float(plan.about.get("sft_cost", 1))
     found: dict[Arm, list[Stage]] = {}
     for stage in plan.stages:
         if stage.role not in WAYS:
             continue
         size = stage.total_data or stage.train_size or 0
-        n_sft = {"reference_sft": size, "reference_pt": 0}.get(stage.role)
-        if n_sft is None:
-            n_sft = plan.stage(stage.parent or "").train_size or 0
-        method = stage.pft_method or ""
-        arm = Arm(model=models[stage.name], size=size, n_sft=n_sft, method=method)
+        sft = plan.stage(stage.parent or "") if stage.role == "pt" else stage
+        n_sft = 0 if stage.role == "reference_pt" else sft.train_size or 0
+        arm = Arm(
+            model=models[stage.name],
+            size=size,
+            n_sft=n_sft,
+            method=stage.pft_method or "",
+            sft_cost=sft_cost,
+        )
         found.setdefault(arm, []).append(stage)
     return found
 
@@ -42,19 +46,23 @@ def results(plan: Plan, arms: Mapping[Arm, Sequence[Stage]], home: Path) -> dict
 
 
 def _measures(plan: Plan, stages: Sequence[Stage], home: Path) -> dict[str, Measure]:
-    """The measures of an arm, over the seeds whose runs ended well."""
-    found: dict[str, list[dict[str, Any]]] = {"full": [], "first": []}
+    """The measure of an arm, over the seeds whose runs ended well: on all prompts, or on the first
+    ones while any seed has no more than those.
+    """
+    full, first = [], []
     for stage in stages:
-        evaluation = standing(plan, stage, home).evaluation
+        evaluation, part = standing(plan, stage, home).evaluation, stage.first_prompts
         if evaluation is None:
             continue
         if evaluation.done("evaluate"):
-            found["full"].append(_scores(evaluation, "scores.json"))
-        elif stage.first_prompts is not None and evaluation.done(first_share(stage.first_prompts)):
-            found["first"].append(_scores(evaluation, first_scores(stage.first_prompts)))
-    best = found["full"] or found["first"]
-    kind = "full" if found["full"] else "first"
-    return {kind: _pooled(best)} if best else {}
+            full.append(_scores(evaluation, "scores.json"))
+        elif part is not None and evaluation.done(first_share(part)):
+            first.append(_scores(evaluation, first_scores(part)))
+    if first:
+        seen = min(len(each["correct"]) for each in first)
+        cut = [each | {"correct": each["correct"][:seen]} for each in (*full, *first)]
+        return {"first": _pooled(cut)}
+    return {"full": _pooled(full)} if full else {}
 
 
 def _scores(evaluation: RunDirectory, file: str) -> dict[str, Any]:
