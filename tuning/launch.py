@@ -263,7 +263,7 @@ def _submit(plan: Plan, options: Launch, rounds: Rounds | None = None) -> int:
     from tuning.runs.lock import Lock
 
     cluster, slurm = Cluster(options.resources, kinds=options.kinds), Slurm()
-    require_shares(plan.stages, lambda stage: cluster.of(stage).processes)
+    require_shares(plan.stages, lambda s: cluster.of(s).nodes * cluster.of(s).processes)
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
         raise UserError(
             f"TUNING_HOME '{site.home()}' contains {' '.join(map(repr, odd))}, which job "

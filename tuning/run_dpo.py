@@ -92,6 +92,7 @@ def carry_out(work: Work) -> RunDirectory:
     measures = BeforeAfter(config, start.train_size, options, work.evaluation)
     if options.do_training:
         require_shared(config, ranks.world_size())
+        backend.import_first(config)
         measures.before(directory)
         with training_phase(identity, options) as training:
             directory = training.directory

@@ -84,6 +84,7 @@ def carry_out(work: Work) -> RunDirectory:
     measures = BeforeAfter(config, config.train_size, options, work.evaluation)
     if options.do_training:
         require_shared(config, ranks.world_size())
+        backend.import_first(config)
         measures.before(directory)
         with training_phase(identity, options) as training:
             directory = training.directory

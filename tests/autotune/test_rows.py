@@ -81,6 +81,19 @@ def test_kto_keeps_its_micro_batch():
     assert made.compute.micro_batch_size == config.trained.compute.micro_batch_size
 
 
+def test_a_vllm_that_is_kept_beside_the_training_leaves_it_less_memory():
+    def capacity(**values) -> int:
+        asked = {"pass_at_k_targets": (0.3,), "pass_at_k_backend": "vllm", **values}
+        config = AutotuneRunConfig.of("sft", sft(**asked), AutotuneConfig())
+        subject = Subject(config, Sample(numbers=(0,), longest=9, mean=9), DEVICE)
+        return subject.device.capacity
+
+    assert capacity() == pytest.approx(0.7 * DEVICE.capacity, abs=1)
+    assert capacity(vllm_gpu_memory_utilization=0.5) == DEVICE.capacity // 2
+    for values in ({"use_persistent_vllm": False}, {"pass_at_k_backend": "hf"}):
+        assert capacity(**values) == DEVICE.capacity
+
+
 def test_a_trial_of_pretraining_writes_nothing_on_its_way():
     run = of_trial(search_of(pretraining(validation_split=0.5)), candidate(), {}, 8, 12)
     assert run.output.debug

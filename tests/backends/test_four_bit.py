@@ -5,6 +5,7 @@ and made whole. `make test-backends` makes the environment of it.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ import yaml
 from tests.conftest import COLLECTIONS
 from tests.invariant.test_artifacts import perplexity
 from tuning import run_dpo, run_pretrain, run_sft
+from tuning.evaluation.config import PassAtKConfig
+from tuning.inference.beside import Beside
 from tuning.inference.vllm_engine import served
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory
@@ -92,3 +95,17 @@ def test_vllm_gets_the_weights_that_the_four_bits_stand_for(run):
             )
         assert torch.allclose(found, expected, atol=1e-3)
         assert not torch.allclose(found, rounded, atol=1e-2)
+
+
+def test_a_vllm_that_is_kept_beside_the_training_gets_whole_weights_every_time(run, home, tmp_path):
+    """What it was started with has no room for an adapter."""
+    base = artifact_of(model_config("even", SFT))
+    beside = Beside(base, PassAtKConfig(backend="vllm", merge_adapter=False), tmp_path, keep=True)
+    there = set(home.glob("cache/merged/*"))
+    for _ in range(2):
+        shutil.rmtree(tmp_path)
+        shutil.copytree(run.path / "model", tmp_path / "model")
+        found = beside._written()
+        assert (found.adapter, found.load_in_4bit) == (None, False)
+        assert served(found, merge=False) is found
+    assert set(home.glob("cache/merged/*")) == there, "none stays"

@@ -5,6 +5,9 @@ measures, that it changes nothing, that nothing is measured twice, and that a ki
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import check, copy_home, run_entry, run_script, start_entry
-from tuning.config import CHECKOUT
+from tests.conftest import check, copy_home, environment, run_entry, run_script, start_entry
+from tuning.config import CHECKOUT, PACKAGE
 from tuning.runs.rundir import RunDirectory
 
 DATA = ("--model", "tiny", "--dataset", "arith", "--task", "math")
@@ -206,3 +209,31 @@ def test_settings_of_what_is_not_asked_for_are_refused(tiny_home: Path) -> None:
     flags = ("--train_size", 16, "--do_training", "--heldout_pairs", 5)
     refused = check(run_entry(tiny_home, "run_sft.py", *DATA, *flags), 2)
     assert "--heldout_pairs is for --evaluate_before; add it." in refused.stderr
+
+
+UNSLOTH = """
+import os, sys
+early = sorted({"transformers", "peft", "trl"} & sys.modules.keys())
+os.write(2, f"imported before: {early}".encode())
+os._exit(7)
+"""
+"""Stands where unsloth would, to see what came before it; it patches and trains nothing."""
+
+
+@pytest.mark.parametrize("script", ["run_sft.py", "run_dpo.py"])
+def test_unsloth_comes_before_what_it_patches(
+    trained_home: Path, tmp_path: Path, script: str
+) -> None:
+    home = copy_home(trained_home, tmp_path / "home")
+    (tmp_path / "unsloth-2026.10.7.dist-info").mkdir()
+    (tmp_path / "unsloth-2026.10.7.dist-info/METADATA").write_text("Name: unsloth\nVersion: 2\n")
+    (tmp_path / "unsloth.py").write_text(UNSLOTH)
+    flags = ("--train_size", "8", "--backend_train", "unsloth", *ALL, "--evaluate_before")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(PACKAGE / script), *DATA, *flags, "--autotune"], text=True,
+        env=environment(home) | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "0"},
+        cwd=home.anchor, capture_output=True, check=False,
+    )  # fmt: skip
+    check(done, 7)
+    assert done.stderr.endswith("imported before: []")

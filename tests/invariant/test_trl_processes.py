@@ -137,6 +137,49 @@ def test_preference_tuning_of_an_adapter_keeps_its_frozen_copy_apart_under_fsdp2
     require_same(*found)
 
 
+STOPPED = """
+import sys
+from tuning import run_dpo
+from tuning.runs import interrupt
+from tuning.runs.errors import Interrupted
+from tuning.training.checkpoints import RunCallback
+
+ends = RunCallback.on_step_end
+
+def on_step_end(self, args, state, control, **more):
+    interrupt.asked_to_stop = lambda: state.global_step >= 2
+    ends(self, args, state, control, **more)
+
+RunCallback.on_step_end = on_step_end
+try:
+    run_dpo.main(sys.argv[1:])
+except Interrupted:
+    print("stopped", file=sys.stderr)
+"""
+"""Preference tuning that both ranks are asked to stop after two steps."""
+
+
+def test_all_weights_go_on_under_fsdp2_beside_a_reference_that_is_a_copy(
+    trained_home: Path, tmp_path: Path
+) -> None:
+    """A checkpoint of sharded weights is whole; the reference of GRPO is sharded before them."""
+    script, *flags = COMMANDS["grpo"]
+    more = [*flags, "--effective_batch_size", "4", "--full", "--grpo_beta", "0.1"]
+    homes = [copy_home(trained_home, tmp_path / name) for name in ("one", "two")]
+    check(run_entry(homes[0], script, *more))
+    (stopped := tmp_path / "stopped.py").write_text(STOPPED)
+    for program in (stopped, PACKAGE / script):
+        words = [str(program), *more, "--parallel", "fsdp2"]
+        code, errors = warm.run_together(2, words, environment(homes[1]), homes[1].anchor, 300)
+        assert code == 0, errors[-4000:]
+        assert errors.count("stopped") == (2 if program is stopped else 0), errors[-4000:]
+    one, two = (RunDirectory(next(home.glob("models/tiny_pt-*"))) for home in homes)
+    assert [line["step"] for line in two.metrics() if "loss" in line] == [1, 2, 3, 4]
+    assert any(line.get("kl") for line in two.metrics())
+    require_same(one, two)
+    assert close(weights(one.path / "model"), weights(two.path / "model"))
+
+
 def test_processes_that_cannot_share_a_step_are_refused(tiny_home: Path) -> None:
     words = [str(PACKAGE / "run_sft.py"), *DATA, "--train_size", "8"]
     code, errors = warm.run_together(3, words, environment(tiny_home), tiny_home.anchor, 100)

@@ -63,6 +63,36 @@ def test_a_number_of_processes_that_cannot_share_a_step_is_refused(
     require_shared(sft(trainer="engine"), 5)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"backend_train": "unsloth"},
+         "backend_train unsloth works in a training of one process, and this one has 4; give "
+         "--backend_train transformers, or train with one."),
+        ({"pass_at_k_targets": (0.3,)},
+         "--trainer trl measures pass@k in .* this one has 4; give --trainer engine, or train"),
+        ({"pass_at_k_targets": (0.3,), "trainer": "engine", "pass_at_k_backend": "vllm"},
+         "pass_at_k_backend vllm works in .* give --pass_at_k_backend hf, or train with one."),
+    ],
+    ids=["unsloth", "pass@k with trl", "vllm beside the engine"],
+)  # fmt: skip
+def test_what_one_process_does_is_refused_for_several_when_it_is_planned(
+    values, message, monkeypatch, tmp_path
+):
+    from tuning.experiments.choices import Choices
+    from tuning.experiments.stages import StageMaker
+    from tuning.phases.work import require_shares
+
+    use(monkeypatch, tmp_path)
+    choices = Choices(experiment="e", dataset="arith", task="math")
+    maker = StageMaker(model="tiny", choices=choices)
+    stage = maker.sft_stage("sft", sft(**values), None, train=True)
+    with pytest.raises(UserError, match=message):
+        require_shares([stage], lambda stage: 4)
+    require_shares([stage], lambda stage: 1)
+    require_shares([maker.sft_stage("sft", sft(trainer="engine"), None, train=True)], lambda s: 4)
+
+
 def test_trl_spreads_by_ddp_unless_it_is_told_otherwise(monkeypatch, tmp_path):
     use(monkeypatch, tmp_path)
     for made in (sft, lambda **values: pt("grpo", **values)):

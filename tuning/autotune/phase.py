@@ -107,7 +107,7 @@ def estimate(config: AutotuneRunConfig) -> tuple[dict[Candidate, Prediction], Sc
         device = device_of(config.search, config.processes, scratch)
         sample = sample_of(config, cache.root() / "lengths")
         subject = Subject(config, sample, device)
-        return estimated(subject), Scorer(capacity=device.capacity)
+        return estimated(subject), Scorer(capacity=subject.device.capacity)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

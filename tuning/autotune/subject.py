@@ -48,8 +48,17 @@ class Subject:
     """A run that is tuned on a device."""
 
     def __init__(self, config: AutotuneRunConfig, sample: Sample, device: Device) -> None:
-        self.config, self.sample, self.device = config, sample, device
-        self.run = config.trained
+        self.config, self.sample, self.run = config, sample, config.trained
+        self.device = replace(device, capacity=int(device.capacity * self._left))
+
+    @property
+    def _left(self) -> float:
+        """The share of the device's memory that a vLLM which is kept beside the training leaves; no
+        trial has one.
+        """
+        p = self.run.pass_at_k if self.config.serves == "sft" else None
+        kept = p and p.rules and p.pass_at_k_backend == "vllm" and p.use_persistent_vllm
+        return 1 - p.vllm_gpu_memory_utilization if p and kept else 1.0
 
     @cached_property
     def cuda(self) -> bool:

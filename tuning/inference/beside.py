@@ -64,7 +64,9 @@ class Beside:
         self._kept = self._generator = None
 
     def _written(self) -> Artifact:
-        """The artifact that was written; an adapter is merged where the engine takes no such."""
+        """The artifact that was written; an adapter is merged where the engine takes no such, or no
+        base in 4 bits: an engine that is kept gets the same form every time.
+        """
         model = self.folder / "model"
         if not (model / "adapter_config.json").exists():
             return replace(self.base, base=str(model))
@@ -73,10 +75,11 @@ class Beside:
             return artifact
         from tuning.inference.vllm_engine import is_merged
 
-        if not is_merged(artifact, self.sampling.merge_adapter):
+        if not (artifact.load_in_4bit or is_merged(artifact, self.sampling.merge_adapter)):
             return artifact
-        merge(artifact, self.folder / "merged")
-        return replace(artifact, base=str(self.folder / "merged"), adapter=None)
+        whole = self.folder / "merged"
+        merge(artifact, whole)
+        return replace(artifact, base=str(whole), adapter=None, load_in_4bit=False)
 
     @contextlib.contextmanager
     def _open(self, artifact: Artifact) -> Iterator[Generator]:

@@ -13,7 +13,7 @@ from tuning.evaluation.prompts import require_test_pool
 from tuning.phases.options import Options
 from tuning.phases.train import use_devices
 from tuning.plan import first_share
-from tuning.runs import disk, interrupt, ranks
+from tuning.runs import disk, interrupt
 from tuning.runs.errors import UserError
 from tuning.runs.log import logger
 from tuning.runs.rundir import RunDirectory, claim, locate
@@ -61,11 +61,6 @@ def check_evaluation(config: EvaluationRunConfig, options: Options) -> None:
 def check_pass_at_k(config: SFTRunConfig) -> None:
     """Raise UserError if the pass@k that a training stops at cannot be measured here."""
     if config.pass_at_k.rules:
-        if config.trainer == "trl" and ranks.world_size() > 1:
-            raise UserError(
-                f"pass@k is measured while one process trains, and torchrun started "
-                f"{ranks.world_size()}; train with one, or give --trainer engine."
-            )
         task(config.task).fetch()
         GENERATORS[config.pass_at_k.pass_at_k_backend].require()
 

@@ -101,9 +101,10 @@ def run_of(stage: Stage) -> Any:
 
 
 def require_shares(stages: Iterable[Stage], processes_of: Callable[[Stage], int]) -> None:
-    """Raise UserError for a training with TRL that its processes cannot share."""
+    """Raise UserError for an SFT or preference training that its processes cannot share."""
     for stage in stages:
-        if "train" in stage.phases and not stage.joinable and (n := processes_of(stage)) > 1:
+        trains = "train" in stage.phases and stage.kind != "pretrain"
+        if trains and (n := processes_of(stage)) > 1:
             require_shared(run_of(stage), n)
 
 

@@ -2,7 +2,8 @@
 same with less memory and time on a GPU.
 
 unsloth replaces parts of transformers, peft and trl as it is imported, so that it has to come
-before them: `trainer_of()` is the one door to a trainer, and imports it first where it is chosen.
+before them: a stage calls `import_first()` before it opens a model or a tokenizer for anything
+else, and `trainer_of()`, the one door to a trainer, does so too.
 """
 
 from __future__ import annotations
@@ -48,11 +49,6 @@ def require(model: ModelLoadConfig) -> None:
         )
     if not provenance.gpus():
         raise UserError(f"{wanted}a GPU, and this machine has none; give --backend_train auto.")
-    if ranks.world_size() > 1:
-        raise UserError(
-            f"{wanted}a single process, and torchrun started {ranks.world_size()}; give "
-            "--backend_train transformers."
-        )
 
 
 def trainer_of(run: Any) -> Callable[..., None]:
@@ -61,8 +57,7 @@ def trainer_of(run: Any) -> Callable[..., None]:
     """
     if run.trainer == "trl":
         require(run.model)
-        if chosen(run) == UNSLOTH:
-            _import_unsloth()
+    import_first(run)
     if run.kind == "pt":
         return method(run.pft_method).train_with()
     name = "engine_sft" if run.trainer == "engine" else "sft_training"
@@ -70,10 +65,12 @@ def trainer_of(run: Any) -> Callable[..., None]:
     return found
 
 
-def _import_unsloth() -> None:
-    """Import unsloth, which reads these variables, keeps code that it makes, and would ask the hub
-    for a file to be counted.
+def import_first(run: Any) -> None:
+    """Import unsloth if it opens the model of a run. It reads these variables, keeps code that it
+    makes, and would ask the hub for a file to be counted.
     """
+    if run.trainer != "trl" or chosen(run) != UNSLOTH:
+        return
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(site.home() / "cache" / "unsloth"))
     import unsloth  # noqa: F401

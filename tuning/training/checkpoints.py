@@ -193,6 +193,7 @@ class WholeCheckpoints:
     args: Any
     optimizer: Any
     lr_scheduler: Any
+    is_fsdp_enabled: bool
     directory: RunDirectory
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -220,9 +221,16 @@ class WholeCheckpoints:
         self.lr_scheduler.load_state_dict(schedule)
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
-        """The weights of a model that is to be sharded are loaded before it is."""
-        if not sharded.is_sharded(self.model):
+        """The weights of a model that is to be sharded are loaded before it is, from a file as of a
+        whole one: the Trainer looks for another where it shards.
+        """
+        if sharded.is_sharded(self.model):
+            return
+        shards, self.is_fsdp_enabled = self.is_fsdp_enabled, False
+        try:
             super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
+        finally:
+            self.is_fsdp_enabled = shards
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         model = self.model

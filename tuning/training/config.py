@@ -222,9 +222,15 @@ def require_whole_micro_batches(compute: ComputeConfig, effective_batch: int) ->
 
 
 def require_shared(run: Any, processes: int) -> None:
-    """Raise UserError unless so many processes can train a run with TRL: its effective batch is
-    micro-batch x processes x accumulation exactly. The engine shares any batch.
+    """Raise UserError unless so many processes can train a run. With TRL its effective batch is
+    micro-batch x processes x accumulation exactly; the engine shares any batch.
     """
+    if processes > 1 and (found := _alone(run)):
+        what, instead = found
+        raise UserError(
+            f"{what} in a training of one process, and this one has {processes}; give {instead}, "
+            "or train with one."
+        )
     if run.trainer == "engine":
         return
     own = method_settings(run.pft_method) if run.kind == "pt" else []
@@ -236,6 +242,20 @@ def require_shared(run: Any, processes: int) -> None:
                 f"processes x accumulation has to be exactly the batch. Give one that is a "
                 f"multiple of {processes}, or a number of processes that divides {value}."
             )
+
+
+def _alone(run: Any) -> tuple[str, str] | None:
+    """What a run asks for that only a single process does, and what to give instead."""
+    on_trl, p = run.trainer == "trl", run.pass_at_k if run.kind == "sft" else None
+    if on_trl and run.model.backend_train == "unsloth":
+        return "backend_train unsloth works", "--backend_train transformers"
+    if p is None or not p.rules:
+        return None
+    if on_trl:
+        return "--trainer trl measures pass@k", "--trainer engine"
+    if p.pass_at_k_backend == "vllm":  # which would wait for all ranks of the training
+        return "pass_at_k_backend vllm works", "--pass_at_k_backend hf"
+    return None
 
 
 def largest_divisor(number: int, at_most: int) -> int:

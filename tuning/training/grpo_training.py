@@ -25,7 +25,7 @@ from tuning.engine import ranks
 from tuning.runs.errors import UserError
 from tuning.runs.rundir import RunDirectory
 from tuning.tasks.registry import task
-from tuning.training import preference, trainers
+from tuning.training import preference, sharded, trainers
 from tuning.training.checkpoints import WholeCheckpoints
 from tuning.training.config_training import PTRunConfig
 from tuning.training.consumed import Consumed, key_of
@@ -149,8 +149,6 @@ def train(config: PTRunConfig, directory: RunDirectory, start: Start, report_to:
         processing_class=prepared.tokenizer,
         peft_config=prepared.peft_config,
     )
-    if (
-        trainer.ref_model is not None
-    ):  # which TRL has read from the base, whatever was merged into it
-        trainer.ref_model.load_state_dict(trainer.model.state_dict())
+    if trainer.ref_model is not None:  # TRL has read it from the base, whatever was merged into it
+        sharded.copy_weights(trainer.model, trainer.ref_model)
     preference.run(trainer, prepared, config, directory, start, consumed)

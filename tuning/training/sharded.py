@@ -57,17 +57,28 @@ def is_sharded(model: Any) -> bool:
 
 def whole_state(model: Any) -> dict[str, torch.Tensor] | None:
     """What is trained of a sharded model, by the names of its state dict, on the CPU of rank 0 and
-    empty on the others; None for a model that is not sharded. All ranks must call this.
+    empty on the others; None for a model that is not sharded. Tied weights are one tensor, as they
+    are in a whole model. All ranks must call this.
     """
     if not is_sharded(model):
         return None
-    found = {}
+    found: dict[str, torch.Tensor] = {}
+    seen: dict[int, torch.Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad or not hasattr(model, "peft_config"):
-            whole = _whole(parameter.detach())
+            if id(parameter) not in seen:
+                whole = _whole(parameter.detach())
+                seen[id(parameter)] = whole.cpu() if ranks.is_first() else whole[:0]
             if ranks.is_first():
-                found[name] = whole.cpu()
+                found[name] = seen[id(parameter)]
     return found
+
+
+def copy_weights(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Give a model, sharded or not, the weights of a whole one of the same form."""
+    whole = source.state_dict()
+    for name, weights in target.state_dict().items():
+        weights.copy_(_like(whole[name].to(weights.dtype), weights))
 
 
 def whole_optimizer_state(optimizer: Any) -> dict[str, Any]:
