@@ -147,7 +147,7 @@ class Site:
         path = self.home / "outputs/reports" / experiment / "results.csv"
         with path.open() as file:
             rows = list(csv.DictReader(file))
-        return [{k: v for k, v in row.items() if k != "train_seconds"} for row in rows]
+        return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in rows]
 
 
 def wait_for(
