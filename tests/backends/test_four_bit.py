@@ -82,7 +82,7 @@ def test_preference_tuning_goes_on_over_it(home, run):
 
 
 def test_vllm_gets_the_weights_that_the_four_bits_stand_for(run):
-    """With the adapter merged, and without one."""
+    """With the adapter merged, and without one. On some CPUs bitsandbytes computes in bfloat16."""
     ids = torch.arange(3, 43)[None]
     for directory in (None, run):
         source = artifact_of(model_config("even", SFT), directory)
@@ -93,8 +93,8 @@ def test_vllm_gets_the_weights_that_the_four_bits_stand_for(run):
                 loading.open_model(one)(ids).logits
                 for one in (source, replace(source, load_in_4bit=False), whole)
             )
-        assert torch.allclose(found, expected, atol=1e-3)
-        assert not torch.allclose(found, rounded, atol=1e-2)
+        off, off_rounded = ((found - other).abs().mean() for other in (expected, rounded))
+        assert off < 0.02 < 0.05 < off_rounded
 
 
 def test_a_vllm_that_is_kept_beside_the_training_gets_whole_weights_every_time(run, home, tmp_path):
