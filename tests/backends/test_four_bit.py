@@ -32,6 +32,8 @@ pytest.importorskip("bitsandbytes", reason="make test-backends makes an environm
 DATA: dict[str, Any] = {"model": "even", "dataset": "arith", "task": "math"}
 FLAGS = ["--model", "even", "--dataset", "arith", "--task", "math"]
 SFT = {"load_in_4bit": True}
+BFLOAT16 = 2e-3
+"""Of a perplexity: a model that does not train is computed so by bitsandbytes on some CPUs."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +65,7 @@ def run(home: Path) -> RunDirectory:
 
 def test_the_adapter_is_loaded_over_the_base_that_it_was_trained_over(home, run):
     assert run.result["perplexity"] < run.result["base_perplexity"]
-    assert perplexity(home, run, None) == pytest.approx(run.result["perplexity"], rel=1e-4)
+    assert perplexity(home, run, None) == pytest.approx(run.result["perplexity"], rel=BFLOAT16)
     model: Any = loading.open_model(artifact_of(model_config("even", SFT), run))
     kinds = {type(part).__name__ for part in model.modules()}
     assert "Linear4bit" in kinds
