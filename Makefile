@@ -44,7 +44,7 @@ check: static
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m unit tests
 
 bench: $(READY_DEV)
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/*.py; do echo "== $$file"; PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 $(READY): requirements.txt pyproject.toml $(REQUIREMENTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,7 +1,7 @@
 """A grid of the size of a paper: seconds to plan it, the trainings that sharing saves, and how long
 its report takes to write and to open.
 
-    python benchmarks/paper_grid.py [--keep FOLDER] [--picture FILE.png]
+    PYTHONPATH=. python benchmarks/paper_grid.py [--keep FOLDER] [--picture FILE.png]
 
 7 shares of SFT x 5 budgets x 2 methods x 3 seeds of one base model. Nothing is trained: the run
 directories are written through the real classes with scores from a simulated surface, whose best

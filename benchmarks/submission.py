@@ -1,7 +1,7 @@
 """Calls of SLURM's commands, and seconds, to submit 10, 100 and 1,000 runs: ours, one sbatch a run,
 and submitit's map_array.
 
-python benchmarks/submission.py
+PYTHONPATH=. python benchmarks/submission.py
 
 Every second run continues the one before it. submitit submits an array of first runs and one of
 second runs that waits for the whole first array: it cannot tell each what it waits for. Starts a
