@@ -161,7 +161,7 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
 
 def test_the_time_limit_is_survived(user: Site, trained_home: Path, tmp_path: Path) -> None:
     """SLURM looks at limits every half minute, so this run is longer than the others."""
-    long = (*SFT, "--num_train_epochs", "24")
+    long = (*SFT, "--num_train_epochs", "40")
     alone = Site(user.cluster, copy_home(trained_home, tmp_path / "alone"))
     alone.entry("run_sft.py", *long[1:])
     job = user.by_hand("--time", "1", "--signal", "B:USR1@57", STAGE, *long)
