@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -83,14 +84,7 @@ def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) 
     if all(standing.done(phase) for phase, asked in wanted if asked) and not options.force:
         logger.info(f"{standing.name}: already evaluated")
         return
-    use_devices(config.sampling.tensor_parallel_size)
-    with claim(
-        root,
-        config.identity(parent=config.evaluates),
-        wait=options.wait,
-        force=options.force and options.do_inference,
-        check=interrupt.check,
-    ) as directory:
+    with _claimed(config, options, force=options.force and options.do_inference) as directory:
         if options.do_inference and not directory.done("infer"):
             with (
                 directory.phase("infer", last=not options.do_evaluation),
@@ -99,6 +93,20 @@ def evaluate(config: EvaluationRunConfig, artifact: Artifact, options: Options) 
                 _infer(directory, config, artifact)
         if options.do_evaluation:
             _score(directory, config)
+
+
+def _claimed(
+    config: EvaluationRunConfig, options: Options, *, force: bool
+) -> AbstractContextManager[RunDirectory]:
+    """The directory of an evaluation, for a process that uses the GPUs that sampling takes."""
+    use_devices(config.sampling.tensor_parallel_size)
+    return claim(
+        site.outputs_dir(config.task),
+        config.identity(parent=config.evaluates),
+        wait=options.wait,
+        force=force,
+        check=interrupt.check,
+    )
 
 
 def evaluate_run(config: EvaluationRunConfig, directory: RunDirectory, options: Options) -> None:
@@ -113,19 +121,12 @@ def _begin(config: EvaluationRunConfig, artifact: Artifact, options: Options, fi
     """Sample and score the first prompts; the evaluation is as far as if it had been stopped there,
     and goes on with the others.
     """
-    root, phase = site.outputs_dir(config.task), first_share(first)
-    standing = RunDirectory(locate(root, config.run_name, config.hash))
+    phase = first_share(first)
+    standing = RunDirectory(locate(site.outputs_dir(config.task), config.run_name, config.hash))
     if not options.force and (standing.done(phase) or standing.done("evaluate")):
         logger.info(f"{standing.name}: already evaluated on the first {first} prompts")
         return
-    use_devices(config.sampling.tensor_parallel_size)
-    with claim(
-        root,
-        config.identity(parent=config.evaluates),
-        wait=options.wait,
-        force=options.force,
-        check=interrupt.check,
-    ) as directory:
+    with _claimed(config, options, force=options.force) as directory:
         whole = directory.done("infer")
         with (
             directory.phase(phase, last=False),
