@@ -86,7 +86,7 @@ def ends_undisturbed(site: Site, job: str, kind: str, undisturbed: Path) -> None
 def said(site: Site, job: str) -> str:
     """What a job printed."""
     path = site.home.parent / f"slurm-{job}.out"
-    return path.read_text()[-3000:] if path.exists() else ""
+    return path.read_text() if path.exists() else ""
 
 
 def training_process(site: Site) -> int:
