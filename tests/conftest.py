@@ -24,10 +24,11 @@ from tuning.runs import log
 COLLECTIONS = Path(__file__).parent / "collections.yaml"
 ARITH = DatasetEntry(name="arith", loader="arith")
 LONGEST = (
-    "test_kills", "test_pretrain", "test_experiment", "test_engine_sft", "test_methods",
-    "test_artifacts", "test_parallel", "test_engine_resume", "test_api", "test_random_plans",
-    "test_budget_report", "test_air_gapped", "test_engine_cli", "test_local", "test_report",
-    "test_prefetch", "test_phase",
+    "test_kills", "test_pretrain", "test_trl_processes", "test_phase", "test_random_plans",
+    "test_joined", "test_engine_resume", "test_experiment", "test_parallel", "test_warm",
+    "test_trainers_agree", "test_engine_sft", "test_methods", "test_artifacts", "test_report",
+    "test_stopping_callbacks", "test_full", "test_air_gapped", "test_api", "test_gpu_smoke",
+    "test_before_after", "test_prefetch", "test_stopping_pipelines", "test_search",
 )  # fmt: skip
 """The files that take longest, by name."""
 LEFT = ("TORCHINDUCTOR_", "ACCELERATE_", "WANDB_MODE", "HF_XET_", *QUIET)

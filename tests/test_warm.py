@@ -75,6 +75,77 @@ def test_a_program_finds_what_a_real_start_finds(home: Path, ending: str) -> Non
     assert forked.stderr.splitlines()[-1] == real.stderr.splitlines()[-1]
 
 
+PARENT = """
+import logging, os, pathlib, signal, subprocess, sys, threading
+from tuning.entry import QUIET
+from tuning.runs import log
+log.configure()
+os.environ.update(QUIET)
+signal.signal(signal.SIGTERM, lambda *_: print("the handler of the parent"))
+os.set_inheritable(os.open(__file__, os.O_RDONLY), True)
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print("before", end=" ")
+flags, words = sys.argv[1].split(), sys.argv[2:]
+with pathlib.Path("log").open("ab") as file:
+    child = subprocess.Popen(
+        [sys.executable, *flags, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=file, env=os.environ | {"PYTHONUNBUFFERED": "1"}, start_new_session=True,
+        cwd=os.getcwd(), text=True,
+    )
+told = child.communicate()[0]
+print(child.returncode, f"{child.pid} {os.getpid()} {child.pid}" in told)
+print(told.replace(str(child.pid), "ME").replace(str(os.getpid()), "PARENT"))
+print(pathlib.Path("log").read_text().splitlines()[-1:])
+"""
+CHILD = """
+import atexit, logging, os, signal, sys, threading
+print("forked", "torch" in sys.modules)
+atexit.register(print, "left")
+print(os.getpid(), os.getppid(), os.getsid(0), os.getcwd())
+print(__name__, sys.argv, sys.path[0], sys.stdin.read(), sys.stdout.write_through)
+print([n for n in os.listdir("/proc/self/fd") if int(n) > 3], threading.active_count())
+print([(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)])
+print(signal.pthread_sigmask(signal.SIG_BLOCK, []), os.environ["PYTHONUNBUFFERED"])
+print([name for name in sys.modules if name.partition(".")[0] == "tuning"])
+import tuning.runs.log
+print(logging.getLogger("tuning").handlers)
+print("last words", file=sys.stderr)
+{ending}
+"""
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "",
+        "sys.exit(75)",
+        "sys.exit('a line')",
+        "1 / 0",
+        "os.kill(os.getpid(), 15)",
+        "raise KeyboardInterrupt",
+    ],
+)
+@pytest.mark.parametrize("flags", ["", "-P -m"])
+def test_what_a_command_starts_finds_it_too(home: Path, ending: str, flags: str) -> None:
+    """A child of a forked command, as a launcher has supervisors: a fork as well."""
+    parent = home / "parent.py"
+    parent.write_text(PARENT)
+    (home / "tests").mkdir()
+    (home / "tests/__init__.py").touch()
+    (home / "tests/child.py").write_text(CHILD.format(ending=ending))
+    words = [str(parent), flags, "tests.child" if flags else "tests/child.py", "a"]
+    where = environment(home) | {"PYTHONPATH": f"{home}:{PACKAGE.parent}"}
+    forked = warm.run(words, where, home, timeout=60)
+    real = subprocess.run(
+        [sys.executable, *words], env=where, cwd=home, text=True, stdin=subprocess.DEVNULL,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert "forked True" in forked.stdout, forked.stdout + forked.stderr
+    assert forked.stdout.replace("forked True", "forked False") == real.stdout
+    assert (forked.returncode, forked.stderr) == (real.returncode, real.stderr) == (0, "")
+
+
 WAIT = """
 import signal, sys, time, pathlib
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))

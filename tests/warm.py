@@ -26,12 +26,10 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
+from tests.warm_process import fixed
 from tuning.entry import QUIET
 
 SERVER = Path(__file__).with_name("warm_server.py")
-PLACE = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
-FREE = ("TUNING_", "PYTEST_", "PYTHONPATH", *PLACE)
-"""Variables with these beginnings are read by no library when it is imported."""
 
 
 class Forked:
@@ -81,11 +79,11 @@ class _Server:
     """The process that forks, and the environment in which it has imported what it has."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = _fixed(environment)
+        self.environment = fixed(environment)
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, str(SERVER), str(theirs.fileno())],
+                [sys.executable, str(SERVER), str(theirs.fileno()), *QUIET],
                 env={**QUIET, **environment, "PYTHONPATH": ""}, pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/",
             )  # fmt: skip
@@ -117,11 +115,6 @@ def end() -> None:
         _servers.pop().end()
 
 
-def _fixed(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a library may have read when it was imported."""
-    return {k: v for k, v in environment.items() if not k.startswith(FREE)}
-
-
 def _server(environment: Mapping[str, str]) -> _Server | None:
     """The server of this process, started when it is first asked for; None if it is not fit."""
     if not hasattr(os, "pidfd_open") or os.environ.get("TUNING_REAL_STARTS") == "1":
@@ -129,7 +122,7 @@ def _server(environment: Mapping[str, str]) -> _Server | None:
     if not _servers:
         _servers.append(_Server(environment))
     (server,) = _servers
-    if changed := server.environment.items() ^ _fixed(environment).items():
+    if changed := server.environment.items() ^ fixed(environment).items():
         names = ", ".join(sorted({name for name, _ in changed}))
         warnings.warn(f"a command is started anew, for another {names}", stacklevel=2)
     return server if server.fit and not changed else None

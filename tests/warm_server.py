@@ -1,6 +1,7 @@
 """The process behind tests/warm.py: it has imported what commands import and forks one for each.
 
-Run by warm.py as `python warm_server.py FD`, where FD is its end of a connection. It imports what
+Run by warm.py as `python warm_server.py FD NAME ...`, where FD is its end of a connection and the
+names are those of variables that commands set themselves. It imports what
 the project depends on and nothing of the project, whose code every command imports anew. It
 computes nothing and starts no thread. Where that cannot be had it says so and ends.
 
@@ -13,18 +14,17 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # This folder: nothing may be imported from it.
+    import warm_process
+
+    sys.path.pop(0)  # This folder: nothing else may be imported from it.
 
 import contextlib
 import gc
 import importlib
 import json
 import os
-import runpy
 import select
 import socket
-import types
-from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
@@ -35,8 +35,6 @@ LIBRARIES = (
     "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer",
     "trl.trainer.grpo_trainer", "peft.utils.transformers_weight_conversion",
 )  # fmt: skip
-THREADS = {"jemalloc_bg_thd"}
-"""Threads that survive a fork: the allocator of pyarrow starts its own again."""
 
 
 def import_libraries() -> None:
@@ -51,9 +49,8 @@ def unfit() -> str:
 
     if torch.cuda.is_available():
         return "a process that has seen a GPU cannot share it with its forks"
-    tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
-    names = {(task / "comm").read_text().strip() for task in tasks}
-    return f"threads run: {', '.join(sorted(names - THREADS))}" if names - THREADS else ""
+    names = warm_process.native_threads()
+    return f"threads run: {', '.join(sorted(names))}" if names else ""
 
 
 def serve(control: socket.socket) -> dict[str, Any] | None:
@@ -110,38 +107,16 @@ def put(files: list[int]) -> None:
         os.close(file)
 
 
-def become(request: dict[str, Any]) -> None:
-    """Run a script as `python script ...` would, or a module as `python -m module ...`."""
-    import numpy
-
-    words: list[str] = request["words"]
-    sys.orig_argv[:] = [sys.executable, *words]
-    os.environ.clear()
-    os.environ.update(request["environment"])
-    os.chdir(request["cwd"])
-    numpy.random.seed()
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if words[0] == "-m":
-        sys.path[:0] = [str(Path.cwd()), *filter(None, given)]
-        sys.argv[:] = words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        return
-    script = words[0]
-    sys.path[:0] = [str(Path(script).parent), *filter(None, given)]
-    sys.argv[:] = words
-    main = types.ModuleType("__main__")
-    main.__file__ = script
-    sys.modules["__main__"] = main
-    code = compile(Path(script).read_bytes(), script, "exec", dont_inherit=True)
-    exec(code, main.__dict__)
-
-
 if __name__ == "__main__":
     connection = socket.socket(fileno=int(sys.argv[1]))
+    environment = dict(os.environ)
     import_libraries()
     reason = unfit()
     connection.send(reason.encode() or b"ready")
     gc.collect()
     gc.freeze()
+    warm_process.ready(environment, sys.argv[2:], connection.fileno())
     if not reason and (asked := serve(connection)) is not None:
-        become(asked)
+        command = warm_process.Command.parse(asked["words"], asked["environment"])
+        assert command is not None, asked["words"]
+        warm_process.live(command, asked["environment"], asked["cwd"])

@@ -30,6 +30,7 @@ def main(words: Sequence[str]) -> int:
     """Run the steps, or, as `--step`, one of them; returns the exit code."""
     if words[:1] == ["--step"]:
         _, name, device, folder, file = words
+        os.environ.update(site.QUIET)
         return one(STEPS[name], site.Context(STEPS[name].name, device, Path(folder), Path(file)))
     began = time.monotonic()
     args = _parser().parse_args(words)
@@ -120,7 +121,6 @@ def _slower(device: str) -> int:
 
 def one(step: Step, context: site.Context) -> int:
     """Run a step in this process; returns the exit code."""
-    os.environ.update(site.QUIET)
     missing = [package for package in step.packages if find_spec(package) is None]
     if missing:
         context.say("", rows.SKIPPED, f"needs {', '.join(missing)}, which is not installed")

@@ -14,14 +14,12 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.conftest import copy_home, environment
 from tuning.config import PACKAGE
 
@@ -37,13 +35,11 @@ ROLES = ("sft", "dpo", "kto")
 TIMES = ("train_seconds", "total_seconds")
 
 
-def start(home: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(home: Path, log: Path) -> warm.Process:
     """The pipeline in the background."""
+    words = [str(PACKAGE / "run_sweetspot_pipeline.py"), *FLAGS]
     with log.open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, str(PACKAGE / "run_sweetspot_pipeline.py"), *FLAGS],
-            env=environment(home), stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
+        return warm.start(words, environment(home), home, stdout=file, stderr=file)
 
 
 def finish(home: Path, log: Path) -> None:
@@ -68,18 +64,18 @@ def undisturbed(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return home
 
 
-def progress_of(home: Path, role: str) -> tuple[str, int]:
-    """(phase, position) of the stage that trains by `role`."""
+def progress_of(home: Path, launcher: int, role: str) -> tuple[str, int, Path]:
+    """Phase, position and run directory of the stage of a launcher that trains by `role`."""
     found = [
         path
-        for path in (home / "outputs/reports/fire/stages").glob("*/*.json")
+        for path in (home / "outputs/reports/fire/stages" / str(launcher)).glob("*.json")
         if f"_{role}-arith" in path.name and "sweetspot-ppl" not in path.name.partition(role)[2]
     ]
     for path in sorted(found, key=_written, reverse=True):
         with contextlib.suppress(OSError, json.JSONDecodeError):
             told = json.loads(path.read_text())
-            return told["phase"], told["at"]
-    return "", 0
+            return told["phase"], told["at"], Path(told["directory"])
+    return "", 0, home
 
 
 def _written(path: Path) -> float:
@@ -89,25 +85,21 @@ def _written(path: Path) -> float:
         return 0.0
 
 
-def children(pid: int) -> Iterator[int]:
-    """The processes that a process started."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    )
-    yield from map(int, listed.stdout.split())
-
-
-def victim(launcher: int, target: str, role: str) -> int | None:
-    """The process to aim at: the launcher, or the supervisor or stage of the run by `role`."""
+def victim(launcher: int, target: str, run: Path) -> int | None:
+    """The process to aim at: the launcher, or the supervisor or process of the stage of a run."""
     if target == "launcher":
         return launcher
-    for supervisor in children(launcher):
-        command = ""
-        with contextlib.suppress(OSError):  # it may have ended
-            command = Path(f"/proc/{supervisor}/cmdline").read_bytes().decode().replace("\0", " ")
-        if (role == "sft" and "run_sft.py" in command) or f"_{role}-arith-" in command:
-            return supervisor if target == "supervisor" else next(children(supervisor), None)
+    with contextlib.suppress(OSError, json.JSONDecodeError):  # the stage may have ended
+        stage = int(json.loads((run / "lock.json").read_text())["pid"])
+        supervisor = parent(stage)
+        if parent(supervisor) == launcher:
+            return supervisor if target == "supervisor" else stage
     return None
+
+
+def parent(pid: int) -> int:
+    """The process that started a process; OSError if that is gone."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 class Fire:
@@ -129,9 +121,9 @@ class Fire:
                 if self.launcher.returncode == 0:
                     return
                 self.launcher = start(self.home, self.log)
-            phase, at = progress_of(self.home, role)
+            phase, at, run = progress_of(self.home, self.launcher.pid, role)
             if (phase == "train" and at >= step) or phase in ("infer", "evaluate"):
-                aim = victim(self.launcher.pid, target, role)
+                aim = victim(self.launcher.pid, target, run)
                 if aim is not None:
                     os.kill(aim, number)
                     self.struck += 1

@@ -7,14 +7,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.conftest import check, environment
 from tests.launchers.test_local import Experiment, launch_elsewhere
 from tests.launchers.test_processes import start
@@ -294,13 +293,9 @@ grid: {trainer: [trl, engine]}
 def test_a_grid_of_both_trainers_here_gives_each_its_processes(tiny_home, tmp_path):
     (tmp_path / "grid.yaml").write_text(GRID)
     words = ("submit", tmp_path / "grid.yaml", "--launcher", "local", "--processes", "2")
-    check(
-        subprocess.run(
-            [sys.executable, "-m", "tuning.cli", *map(str, words)], text=True, check=False,
-            env=environment(tiny_home) | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True,
-            timeout=600,
-        )
-    )  # fmt: skip
+    command = [str(site.PACKAGE / "cli.py"), *map(str, words)]
+    hidden = environment(tiny_home) | {"CUDA_VISIBLE_DEVICES": ""}
+    check(warm.run(command, hidden, tiny_home, timeout=600))
     found = {}
     for path in tiny_home.glob("models/*_sft*/result.json"):
         trainer = atomic.read_json(path.parent / "config.json")["settings"]["engine"]["trainer"]

@@ -159,18 +159,45 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
     assert requeued(user, job)
 
 
-def test_the_time_limit_is_survived(user: Site, trained_home: Path, tmp_path: Path) -> None:
-    """SLURM looks at limits every half minute, so this run is longer than the others."""
-    long = (*SFT, "--num_train_epochs", "40")
-    alone = Site(user.cluster, copy_home(trained_home, tmp_path / "alone"))
-    alone.entry("run_sft.py", *long[1:])
-    job = user.by_hand("--time", "1", "--signal", "B:USR1@57", STAGE, *long)
-    wait_for(lambda: requeued(user, job), 90)
+def test_the_time_limit_is_survived(user: Site, undisturbed: Path) -> None:
+    """SLURM looks at limits every half minute; the training stands still until it has warned."""
+    job = started(user, "sft", "--time", "2", "--signal", "B:USR1@90")
+    with paused(user):
+        wait_for(lambda: is_told(training_process(user), signal.SIGUSR1), 90, user.queue)
+    wait_for(lambda: requeued(user, job), 60)
     user.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=20")
-    ends_undisturbed(user, job, "sft", alone.home)
-    record = json.loads((user.home / "outputs/jobs" / job / "record.json").read_text())
-    assert record["attempts"] == 2
+    ends_undisturbed(user, job, "sft", undisturbed)
+    assert attempts(user, job) == 2
     assert "received SIGUSR1" in said(user, job)
+
+
+def attempts(site: Site, job: str) -> int:
+    """How often the stage of a job was started."""
+    record = site.home / "outputs/jobs" / job / "record.json"
+    return int(json.loads(record.read_text())["attempts"])
+
+
+def is_told(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a process that stands still."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (waiting,) = (line.split()[1] for line in lines if line.startswith("ShdPnd:"))
+    return bool(int(waiting, 16) >> (number - 1) & 1)
+
+
+def test_two_processes_of_trl_are_requeued_and_have_the_losses_of_one(
+    user: Site, undisturbed: Path
+) -> None:
+    job = started(user, "sft", "--cpus-per-task", "2", "--export", "ALL,TUNING_PROCESSES=2")
+    signal_term(user, job)
+    wait_for(lambda: user.state(job) == "COMPLETED", 180, lambda: (user.queue(), said(user, job)))
+    run = the_run(user.home)
+    assert run is not None and run.result["processes"] == 2
+    assert attempts(user, job) == 2
+    losses, alone = (
+        {line["step"]: line["loss"] for line in found.metrics() if "loss" in line}
+        for found in (run, RunDirectory(undisturbed / "models" / run.name))
+    )
+    assert losses == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_dead_node_is_survived(user: Site, undisturbed: Path) -> None:
