@@ -29,7 +29,7 @@ test: $(READY_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests --ignore tests/slurm --ignore tests/backends
 
 test-slurm: $(READY_DEV)
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/slurm
 
 test-backends: $(BACKENDS)/.ready
 	$(BACKENDS)/bin/python -m pytest tests/backends

@@ -29,6 +29,7 @@ LONGEST = (
     "test_trainers_agree", "test_engine_sft", "test_methods", "test_artifacts", "test_report",
     "test_stopping_callbacks", "test_full", "test_air_gapped", "test_api", "test_gpu_smoke",
     "test_before_after", "test_prefetch", "test_stopping_pipelines", "test_search",
+    "test_disturbances", "test_front_door", "test_scale", "test_standing",
 )  # fmt: skip
 """The files that take longest, by name."""
 LEFT = ("TORCHINDUCTOR_", "ACCELERATE_", "WANDB_MODE", "HF_XET_", *QUIET)

@@ -77,8 +77,9 @@ def missing() -> str | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Neighbouring ports that nobody uses."""
-    for first in range(17000, 19000, count):
+    """Neighbouring ports that nobody uses; other ones in each process of pytest-xdist."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for first in range(17000 + 1000 * worker, 18000 + 1000 * worker, count):
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(first, first + count):
@@ -162,7 +163,9 @@ class Cluster:
             with contextlib.suppress(OSError):
                 around = (process / "environ").read_bytes().split(b"\0")
                 name = (process / "cmdline").read_bytes()
-                if f"SLURM_JOB_ID={job}".encode() in around or f"[{job}.".encode() in name:
+                ours = f"SLURM_CONF={self.folder}/slurm.conf".encode() in around
+                of_job = f"SLURM_JOB_ID={job}".encode() in around or f"[{job}.".encode() in name
+                if ours and of_job:
                     os.kill(int(process.name), signal.SIGKILL)
 
     def _hasten(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-EXAMPLE = ("--pass_at_k_targets", "0.1", "0.2")
+EXAMPLE = ("--pass_at_k_targets", "0.1", "0.2", "--pass_at_k_every", "5")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
