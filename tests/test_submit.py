@@ -9,7 +9,7 @@ import pytest
 from tests.small_site import use
 from tuning.plan import Plan, Stage, save_plan
 from tuning.runs.errors import UserError
-from tuning.submit import main
+from tuning.submit import main, prefetch
 
 pytestmark = pytest.mark.unit
 
@@ -165,3 +165,10 @@ def test_a_plan_that_is_not_finished_keeps_its_name_here_too(tmp_path, home):
     after = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     assert before.items() <= after.items()
     assert not (home / "models").exists() and not (folder / "stages").exists()
+
+
+def test_the_help_of_prefetch_is_its_own(capsys):
+    with pytest.raises(SystemExit):
+        prefetch(["--help"])
+    told = capsys.readouterr().out
+    assert told.startswith("usage: tuning prefetch") and "is not fetched again" in told

@@ -203,6 +203,11 @@ def run_together(
         return next((code for code in codes if code), 0), told.read()
 
 
+def parent_of(pid: int) -> int:
+    """The process that started a process; OSError if that is gone."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def _read(told: list[str], number: int, pipe: int) -> None:
     """All that comes out of a pipe, until every process has closed its end."""
     with open(pipe, encoding="utf-8") as file:

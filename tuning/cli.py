@@ -5,7 +5,7 @@
     tuning logs RUN [-f]               print the log of a stage
     tuning cancel EXPERIMENT           cancel its jobs
     tuning report [EXPERIMENT]         rewrite the report and print its table
-    tuning prefetch ...                download the models of an experiment, for offline jobs
+    tuning prefetch ...                make its datasets, download its models, for offline jobs
     tuning clean                       remove files that nothing needs
 
 `submit` and `prefetch` take the flags of run_sweetspot_pipeline.py (--total_data ...), those of
@@ -54,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     made = Parser(prog="tuning", description=__doc__)
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (("submit", "submit an experiment"), ("prefetch", "download its models")):
+    for name, text in (
+        ("submit", "submit an experiment"),
+        ("prefetch", "make its datasets, download its models"),
+    ):
         commands.add_parser(name, help=f"{text}; see tuning {name} --help")
     status = _command(commands, "status", "show the state of the stages", _status)
     _add_experiment(status)

@@ -51,6 +51,16 @@ from tuning.search.config import SearchConfig
 if TYPE_CHECKING:
     from tuning.experiments.search import Rounds
 
+PREFETCH = """Make the datasets and download the models of an experiment for nodes without network.
+
+    tuning prefetch grid.yaml
+    tuning prefetch --model llama3-8B --dataset gsm8k --task math --total_data 10000 --sft_data 5000
+
+Takes what `tuning submit` takes: the flags below, those of a sweetspot experiment
+(run_sweetspot_pipeline.py --help), or the YAML file. What is here already is not fetched again; run
+it where the network and the package index are reachable, with the TUNING_HOME of the jobs or one
+that is copied there.
+"""
 PIPELINE_FLAGS = ("--total_data", "--sft_data")
 """Flags that only a sweetspot experiment has."""
 
@@ -109,7 +119,7 @@ def _plan_with_data(words: list[str]) -> Plan:
 
     while True:
         try:
-            return _plan(words)[0]
+            return _plan(words, _parser("tuning prefetch", PREFETCH))[0]
         except NotPrepared as missing:
             name = missing.entry.name
             made = prepare(name, recipe_of(missing.entry))
@@ -117,14 +127,16 @@ def _plan_with_data(words: list[str]) -> Plan:
             print(described(name, made), file=sys.stderr)
 
 
-def _plan(words: list[str]) -> tuple[Plan, argparse.Namespace]:
-    """The plan, and the parsed flags, which include how to launch it."""
+def _plan(words: list[str], parser: Parser | None = None) -> tuple[Plan, argparse.Namespace]:
+    """The plan, and the parsed flags, which include how to launch it; `parser` is that of a budget
+    experiment.
+    """
     if words and not words[0].startswith("-"):
         return _from_file(site.expanded(words[0]), words[1:])
     flags = {"--" + word[2:].partition("=")[0].replace("-", "_") for word in words}
     if flags & set(PIPELINE_FLAGS):
         return _sweetspots(words)
-    return _budget(words)
+    return _budget(words, parser or _parser())
 
 
 def _sweetspots(words: list[str]) -> tuple[Plan, argparse.Namespace]:
@@ -134,10 +146,10 @@ def _sweetspots(words: list[str]) -> tuple[Plan, argparse.Namespace]:
     return pipeline.plan_of(args), args
 
 
-def _budget(words: list[str]) -> tuple[Plan, argparse.Namespace]:
+def _budget(words: list[str], parser: Parser) -> tuple[Plan, argparse.Namespace]:
     from tuning.experiments.budget import budget_plan
 
-    args = _parser().parse_args(words)
+    args = parser.parse_args(words)
     person = sys.stdin is not None and sys.stdin.isatty()
     if args.prompt and _left_to_ask(args, words, person=person):
         wanted = questions.ask(_read, at_terminal=person)
@@ -160,8 +172,8 @@ def _left_to_ask(args: argparse.Namespace, words: Sequence[str], *, person: bool
     return set(words) <= {"--prompt", "--dry_run", "--yes"} or (person and not about_runs)
 
 
-def _parser() -> Parser:
-    made = Parser(prog="tuning submit", description=__doc__)
+def _parser(name: str = "tuning submit", description: str | None = __doc__) -> Parser:
+    made = Parser(prog=name, description=description)
     questions.add_flags(made)
     made.add_argument(
         "--search",

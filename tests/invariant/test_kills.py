@@ -91,15 +91,10 @@ def victim(launcher: int, target: str, run: Path) -> int | None:
         return launcher
     with contextlib.suppress(OSError, json.JSONDecodeError):  # the stage may have ended
         stage = int(json.loads((run / "lock.json").read_text())["pid"])
-        supervisor = parent(stage)
-        if parent(supervisor) == launcher:
+        supervisor = warm.parent_of(stage)
+        if warm.parent_of(supervisor) == launcher:
             return supervisor if target == "supervisor" else stage
     return None
-
-
-def parent(pid: int) -> int:
-    """The process that started a process; OSError if that is gone."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 class Fire:

@@ -70,7 +70,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 
 
 def test_two_processes_stop_together_and_resume_bit_for_bit(tmp_path: Path) -> None:
-    flags = (*TINY, "--max_steps", "40", "--warmup_steps", "4", "--save_every_steps", "10")
+    flags = (*TINY, "--max_steps", "20", "--warmup_steps", "4", "--save_every_steps", "5")
     assert together(tmp_path / "straight", *flags).wait(timeout=120) == 0
     home = tmp_path / "stopped"
     first = together(home, *flags)

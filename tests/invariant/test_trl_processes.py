@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -188,7 +187,7 @@ def test_processes_that_cannot_share_a_step_are_refused(tiny_home: Path) -> None
     assert [path.name for path in (tiny_home / "models").iterdir()] == ["tiny"]
 
 
-# real starts, as launchers have them
+# as launchers have them
 
 
 class Supervised:
@@ -197,13 +196,14 @@ class Supervised:
     def __init__(self, home: Path, folder: Path, parallel: str) -> None:
         script, *flags = SFT
         self.home, self.record = home, folder / "record.json"
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tuning.launchers.supervisor", "--record", self.record,
-             "--log", folder / "log.txt", "--joined", "--", sys.executable, "-P", "-m",
-             "tuning.launchers.processes", "--standalone", "--local_addr=127.0.0.1",
-             "--nproc_per_node=2", PACKAGE / script, *flags, "--parallel", parallel],
-            env=environment(home) | {"PYTHONPATH": str(PACKAGE.parent)}, cwd=home.anchor,
-        )  # fmt: skip
+        words = [
+            "-P", "-m", "tuning.launchers.supervisor", "--record", self.record,
+            "--log", folder / "log.txt", "--joined", "--", sys.executable, "-P", "-m",
+            "tuning.launchers.processes", "--standalone", "--local_addr=127.0.0.1",
+            "--nproc_per_node=2", PACKAGE / script, *flags, "--parallel", parallel,
+        ]  # fmt: skip
+        where = environment(home) | {"PYTHONPATH": str(PACKAGE.parent)}
+        self.process = warm.start([str(word) for word in words], where, home.anchor)
 
     def wait_for_a_checkpoint(self) -> None:
         """Until one more is whole."""
@@ -217,11 +217,14 @@ class Supervised:
         found = [manifest.newest_whole(path) for path in self.home.glob("models/tiny_sft-*")]
         return max((int(path.name.rpartition("-")[2]) for path in found if path), default=0)
 
-    def kill(self, rank: int) -> None:
-        """End one of its processes by SIGKILL."""
-        for pid in memory.family(self.process.pid):
-            if f"\0RANK={rank}\0" in f"\0{Path(f'/proc/{pid}/environ').read_text()}":
-                os.kill(pid, signal.SIGKILL)
+    def kill_second_rank(self) -> None:
+        """End by SIGKILL the process beside the one that holds the run."""
+        (lock,) = self.home.glob("models/tiny_sft-*/lock.json")
+        first = int(json.loads(lock.read_text())["pid"])
+        agent = warm.parent_of(first)
+        beside = set(memory.family(agent)) - {agent, first}
+        (second,) = (pid for pid in beside if warm.parent_of(pid) == agent)
+        os.kill(second, signal.SIGKILL)
 
     def end(self) -> tuple[int, dict[str, Any]]:
         """The exit code, and the record."""
@@ -240,7 +243,7 @@ def test_stopped_killed_and_spread_in_another_way_is_straight(
     assert (code, record["state"]) == (75, "pending"), (tmp_path / "log.txt").read_text()[-4000:]
     second = Supervised(home, tmp_path, "fsdp2")
     second.wait_for_a_checkpoint()
-    second.kill(rank=1)
+    second.kill_second_rank()
     code, record = second.end()
     assert (code, record["state"]) == (0, "done"), (tmp_path / "log.txt").read_text()[-4000:]
     assert record["attempts"] == 2, "the killed one was a failure, after which it was started again"
