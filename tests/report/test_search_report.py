@@ -15,8 +15,10 @@ from tests.report.fake_experiment import Fake, budget, made_up
 from tuning.experiments.budget import budget_plan
 from tuning.experiments.search import Rounds, pending
 from tuning.report.build import write_report
+from tuning.report.search import beliefs
+from tuning.search.arms import Arm, Measure, Result
 from tuning.search.config import SearchConfig
-from tuning.search.rounds import STOP, actions
+from tuning.search.rounds import STOP, Belief, Round, actions
 
 pytestmark = pytest.mark.unit
 
@@ -56,3 +58,26 @@ def test_a_grid_has_no_section_about_a_search(home: Path):
     Rounds.begin(whole, SearchConfig()).resume()
     Fake(home, whole, made_up(whole)).write()
     assert "search" not in write_report(whole, home)
+
+
+@pytest.mark.parametrize(("score", "said"), [(0.45, False), (0.55, True)])
+def test_a_score_above_that_of_the_expected_best_is_named(score: float, said: bool):
+    arms = [Arm(model="tiny", size=1000, n_sft=n, method="dpo") for n in (0, 500)]
+    other = Arm(model="tiny", size=2000, n_sft=0, method="dpo")
+    found = {
+        arm: Result(full=Measure(prompts=100, score=of, variance=0.01))
+        for arm, of in zip([*arms, other], (score, 0.5, 0.9), strict=True)
+    }
+    belief = Belief(
+        model="tiny",
+        size=1000,
+        best=arms[1].key,
+        score=0.49,
+        low=0.4,
+        high=0.6,
+        within=0.1,
+        sure=0.9,
+    )
+    (line,) = beliefs(Round(beliefs=(belief,)), [*arms, other], found)
+    assert line.startswith("1,000 examples: 500 of 1,000 examples on SFT, then DPO, expected")
+    assert said == ("The highest score, 0.550, is that of all 1,000 examples on DPO:" in line)

@@ -13,7 +13,7 @@ from tuning.report.formats import UNKNOWN, count, interval
 from tuning.search.arms import Arm, Result
 from tuning.search.grid import arms_of, results
 from tuning.search.record import Record
-from tuning.search.rounds import EXTEND, SCREEN, START, STOP, Round, actions
+from tuning.search.rounds import EXTEND, SCREEN, START, STOP, Belief, Round, actions
 
 _DID = {
     START: "Run",
@@ -70,7 +70,7 @@ def searched(plan: Plan, home: Path) -> Searched | None:
         text=_text(list(stages), found, record.rounds, done),
         ratios=tuple(f"{100 * ratio:.3g}%" for ratio in ratios),
         lines=tuple(_lines(list(stages), found, ratios, best)),
-        best=tuple(_beliefs(record.rounds[-1], list(stages))),
+        best=tuple(beliefs(record.rounds[-1], list(stages), found)),
         rounds=tuple(_round(each, list(stages)) for each in record.rounds if each.steps),
     )
 
@@ -127,15 +127,32 @@ def _cell(arm: Arm | None, found: Mapping[Arm, Result], best: set[str]) -> Cell:
     return Cell(text="no result", kind="failed")
 
 
-def _beliefs(last: Round, arms: Sequence[Arm]) -> list[str]:
-    """What is expected of the best split of each budget."""
+def beliefs(last: Round, arms: Sequence[Arm], found: Mapping[Arm, Result]) -> list[str]:
+    """What is expected of the best split of each budget, and which one was measured as better."""
     several = len({arm.model for arm in arms}) > 1
     return [
         f"{f'{b.model}, ' if several else ''}{count(b.size)} examples: {_named(b.best, arms)}, "
         f"expected pass@1 {interval(b.score, b.low, b.high)}. With a probability of {b.sure:.0%} "
         f"no other split is better by more than {b.within:.3f}, half the interval of its score."
+        + _measured(b, arms, found)
         for b in last.beliefs
     ]
+
+
+def _measured(belief: Belief, arms: Sequence[Arm], found: Mapping[Arm, Result]) -> str:
+    """The split with the highest score, where another one is expected to be the best."""
+    scores = {
+        arm.key: result.full.score
+        for arm, result in found.items()
+        if result.full and arm.contest == (belief.model, belief.size)
+    }
+    highest = max(scores, key=lambda key: scores[key], default=belief.best)
+    if scores.get(highest, 0) <= scores.get(belief.best, 0):
+        return ""
+    return (
+        f" The highest score, {scores[highest]:.3f}, is that of {_named(highest, arms)}: what "
+        "the splits beside it scored makes that look like luck."
+    )
 
 
 def _round(made: Round, arms: Sequence[Arm]) -> tuple[str, ...]:
