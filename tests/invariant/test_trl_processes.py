@@ -231,17 +231,18 @@ class Supervised:
         return self.process.wait(240), json.loads(self.record.read_text())
 
 
+@pytest.mark.parametrize(("before", "after"), [("ddp", "fsdp2"), ("fsdp2", "ddp")])
 def test_stopped_killed_and_spread_in_another_way_is_straight(
-    homes: Path, trained_home: Path, tmp_path: Path
+    homes: Path, trained_home: Path, tmp_path: Path, before: str, after: str
 ) -> None:
-    """Stopped under DDP; goes on under FSDP2, where a rank is killed; starts again and ends."""
+    """Stopped under one; goes on under the other, where a rank is killed; starts again and ends."""
     home = copy_home(trained_home, tmp_path / "home")
-    first = Supervised(home, tmp_path, "ddp")
+    first = Supervised(home, tmp_path, before)
     first.wait_for_a_checkpoint()
     first.process.send_signal(signal.SIGTERM)
     code, record = first.end()
     assert (code, record["state"]) == (75, "pending"), (tmp_path / "log.txt").read_text()[-4000:]
-    second = Supervised(home, tmp_path, "fsdp2")
+    second = Supervised(home, tmp_path, after)
     second.wait_for_a_checkpoint()
     second.kill_second_rank()
     code, record = second.end()

@@ -160,8 +160,10 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
 
 
 def test_the_time_limit_is_survived(user: Site, undisturbed: Path) -> None:
-    """SLURM looks at limits every half minute; the training stands still until it has warned."""
-    job = started(user, "sft", "--time", "2", "--signal", "B:USR1@90")
+    """SLURM looks at limits every half minute and warns that much too early: after 30 to 60 s. The
+    training stands still until then.
+    """
+    job = started(user, "sft", "--time", "2", "--signal", "B:USR1@60")
     with paused(user):
         wait_for(lambda: is_told(training_process(user), signal.SIGUSR1), 90, user.queue)
     wait_for(lambda: requeued(user, job), 60)

@@ -213,10 +213,17 @@ class WholeCheckpoints:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not sharded.is_sharded(self.model):
-            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        """By way of the host's memory: where several processes train on CPUs, the Trainer asks
+        torch for `cpu:0`, which it does not know.
+        """
+        if checkpoint is None:
             return
-        sharded.load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        file = Path(checkpoint) / OPTIMIZER_NAME
+        if sharded.is_sharded(self.model):
+            sharded.load_optimizer(self.optimizer, file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(state)
         schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
         self.lr_scheduler.load_state_dict(schedule)
 
