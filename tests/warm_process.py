@@ -1,7 +1,6 @@
 """What a fork does to be what a newly started Python is, and a Popen that forks where that is as
-good.
+good. Imported by warm_server.py, and so in what that forks.
 
-Imported by warm_server.py before anything else, so that it knows what a process has at its start.
 A forked command that starts Python again, as a launcher starts supervisors and those their stages,
 forks as well: the new process is a child of the one that started it, with the number, the session
 and the signals that a real start has.
@@ -33,14 +32,9 @@ PLACE = (
     "RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "TORCH_NCCL_"
 )  # fmt: skip
 FREE = (
-    "TUNING_",
-    "PYTEST_",
-    "CUDA_VISIBLE_DEVICES",
-    "PYTHONPATH",
-    "PYTHONSAFEPATH",
-    "PYTHONUNBUFFERED",
-    *PLACE,
-)
+    "TUNING_", "PYTEST_", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "PYTHONSAFEPATH",
+    "PYTHONUNBUFFERED", *PLACE,
+)  # fmt: skip
 """Variables with these beginnings are read by no library when it is imported."""
 THREADS = {"jemalloc_bg_thd", "pt_tcpstore_uv"}
 """Threads that a fork need not have: the allocator of pyarrow starts its own again, and the store
@@ -107,11 +101,11 @@ class Command:
 
 
 class _Start:
-    """What a process has when it starts, and what its libraries have opened since."""
+    """What a process has when it starts, or when its libraries are imported."""
 
     def __init__(self) -> None:
         self.path = sys.path[1:]  # without this folder: nothing else may be imported from it
-        self.finders = list(sys.meta_path)
+        self.finders: list[Any] = []
         self.environment: dict[str, str] = {}
         self.quiet: set[str] = set()
         self.files: set[int] = set()
@@ -140,6 +134,7 @@ def ready(environment: Mapping[str, str], quiet: Sequence[str], control: int) ->
     """
     _start.environment, _start.quiet = fixed(environment), set(quiet)
     _start.files = set(_open_files()) - {0, 1, 2, control}
+    _start.finders = list(sys.meta_path)
     subprocess.Popen._execute_child = _execute_child  # type: ignore[attr-defined]
 
 
@@ -185,6 +180,7 @@ _UNKNOWN = {
     "gids": None, "uid": None, "umask": -1, "process_group": -1,
 }  # fmt: skip
 """Arguments of Popen that are left to a real start, unless they have these values."""
+_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 
 
 def _execute_child(self: Any, *given: Any) -> None:
@@ -205,9 +201,6 @@ def _execute_child(self: Any, *given: Any) -> None:
     self.pid = pid
     self._child_created = True
     self._close_pipe_fds(*(asked[name] for name in _PIPES))
-
-
-_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 
 
 def _forkable(asked: Mapping[str, Any], environment: Mapping[str, str]) -> Command | None:
