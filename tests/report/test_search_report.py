@@ -15,7 +15,7 @@ from tests.report.fake_experiment import Fake, budget, made_up
 from tuning.experiments.budget import budget_plan
 from tuning.experiments.search import Rounds, pending
 from tuning.report.build import write_report
-from tuning.report.search import beliefs
+from tuning.report.search import Names, beliefs
 from tuning.search.arms import Arm, Measure, Result
 from tuning.search.config import SearchConfig
 from tuning.search.rounds import STOP, Belief, Round, actions
@@ -78,6 +78,19 @@ def test_a_score_above_that_of_the_expected_best_is_named(score: float, said: bo
         within=0.1,
         sure=0.9,
     )
-    (line,) = beliefs(Round(beliefs=(belief,)), [*arms, other], found)
+    names = Names(arms=(*arms, other))
+    (line,) = beliefs(Round(beliefs=(belief,)), names, found)
     assert line.startswith("1,000 examples: 500 of 1,000 examples on SFT, then DPO, expected")
     assert said == ("The highest score, 0.550, is that of all 1,000 examples on DPO:" in line)
+
+
+def test_budgets_that_are_costs_are_called_so():
+    arms = tuple(
+        Arm(model="tiny", size=1000, n_sft=n, method=method, sft_cost=2.0)
+        for n, method in ((0, "dpo"), (250, "dpo"), (500, ""))
+    )
+    names = Names(arms=arms, unit="of cost")
+    assert names.budget("tiny", 1000) == "1,000 of cost"
+    assert [names.of(arm.key) for arm in arms] == [
+        "all 1,000 of cost on DPO", "SFT on 250 examples, then DPO", "all 1,000 of cost on SFT",
+    ]  # fmt: skip

@@ -53,6 +53,31 @@ class Searched:
     """What each round did, a sentence each."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """Splits and budgets in words."""
+
+    arms: tuple[Arm, ...]
+    unit: str = "examples"
+    """What budgets are counted in."""
+
+    def budget(self, model: str, size: int) -> str:
+        """`1,000 examples`, with the model if there are several."""
+        several = len({arm.model for arm in self.arms}) > 1
+        return f"{f'{model}, ' if several else ''}{count(size)} {self.unit}"
+
+    def of(self, key: str) -> str:
+        """`250 of 1,000 examples on SFT, then DPO`."""
+        arm = next((arm for arm in self.arms if arm.key == key), None)
+        if arm is None:
+            return key
+        if not arm.method or not arm.n_sft:
+            return f"all {count(arm.size)} {self.unit} on {arm.method.upper() or 'SFT'}"
+        if self.unit != "examples":
+            return f"SFT on {count(arm.n_sft)} examples, then {arm.method.upper()}"
+        return f"{count(arm.n_sft)} of {count(arm.size)} examples on SFT, then {arm.method.upper()}"
+
+
 def searched(plan: Plan, home: Path) -> Searched | None:
     """The section about the search that a plan is of; None for a plan of anything else."""
     folder = home / "outputs" / "reports" / plan.experiment
@@ -60,6 +85,8 @@ def searched(plan: Plan, home: Path) -> Searched | None:
     if record is None or not record.rounds:
         return None
     stages = arms_of(record.plan)
+    priced = not {"sft_cost", "pft_cost"}.isdisjoint(record.plan.about)
+    names = Names(arms=tuple(stages), unit="of cost" if priced else "examples")
     done = actions(record.rounds)
     known = {stage.name for stage in plan.stages}
     planned = {a: of for a, of in stages.items() if {stage.name for stage in of} <= known}
@@ -69,9 +96,9 @@ def searched(plan: Plan, home: Path) -> Searched | None:
     return Searched(
         text=_text(list(stages), found, record.rounds, done),
         ratios=tuple(f"{100 * ratio:.3g}%" for ratio in ratios),
-        lines=tuple(_lines(list(stages), found, ratios, best)),
-        best=tuple(beliefs(record.rounds[-1], list(stages), found)),
-        rounds=tuple(_round(each, list(stages)) for each in record.rounds if each.steps),
+        lines=tuple(_lines(names, found, ratios, best)),
+        best=tuple(beliefs(record.rounds[-1], names, found)),
+        rounds=tuple(_round(each, names) for each in record.rounds if each.steps),
     )
 
 
@@ -99,18 +126,16 @@ def _text(
 
 
 def _lines(
-    arms: Sequence[Arm], found: Mapping[Arm, Result], ratios: Sequence[float], best: set[str]
+    names: Names, found: Mapping[Arm, Result], ratios: Sequence[float], best: set[str]
 ) -> list[Line]:
     """A line for each budget and method; SFT alone stands in every line of its budget."""
-    several = len({arm.model for arm in arms}) > 1
     lines = []
-    for contest in dict.fromkeys(arm.contest for arm in arms):
-        own = [arm for arm in arms if arm.contest == contest]
+    for contest in dict.fromkeys(arm.contest for arm in names.arms):
+        own = [arm for arm in names.arms if arm.contest == contest]
         for method in dict.fromkeys(a.method for a in own if a.method) or [""]:
             at = {arm.ratio: arm for arm in own if arm.method in ("", method)}
             cells = [_cell(at.get(ratio), found, best) for ratio in ratios]
-            who = f"{contest[0]}, " if several else ""
-            name = f"{who}{count(contest[1])} examples, {method.upper() or 'SFT'}"
+            name = f"{names.budget(*contest)}, {method.upper() or 'SFT'}"
             lines.append(Line(name=name, cells=tuple(cells)))
     return lines
 
@@ -127,19 +152,18 @@ def _cell(arm: Arm | None, found: Mapping[Arm, Result], best: set[str]) -> Cell:
     return Cell(text="no result", kind="failed")
 
 
-def beliefs(last: Round, arms: Sequence[Arm], found: Mapping[Arm, Result]) -> list[str]:
+def beliefs(last: Round, names: Names, found: Mapping[Arm, Result]) -> list[str]:
     """What is expected of the best split of each budget, and which one was measured as better."""
-    several = len({arm.model for arm in arms}) > 1
     return [
-        f"{f'{b.model}, ' if several else ''}{count(b.size)} examples: {_named(b.best, arms)}, "
+        f"{names.budget(b.model, b.size)}: {names.of(b.best)}, "
         f"expected pass@1 {interval(b.score, b.low, b.high)}. With a probability of {b.sure:.0%} "
         f"no other split is better by more than {b.within:.3f}, half the interval of its score."
-        + _measured(b, arms, found)
+        + _measured(b, names, found)
         for b in last.beliefs
     ]
 
 
-def _measured(belief: Belief, arms: Sequence[Arm], found: Mapping[Arm, Result]) -> str:
+def _measured(belief: Belief, names: Names, found: Mapping[Arm, Result]) -> str:
     """The split with the highest score, where another one is expected to be the best."""
     scores = {
         arm.key: result.full.score
@@ -150,22 +174,10 @@ def _measured(belief: Belief, arms: Sequence[Arm], found: Mapping[Arm, Result]) 
     if scores.get(highest, 0) <= scores.get(belief.best, 0):
         return ""
     return (
-        f" The highest score, {scores[highest]:.3f}, is that of {_named(highest, arms)}: what "
+        f" The highest score, {scores[highest]:.3f}, is that of {names.of(highest)}: what "
         "the splits beside it scored makes that look like luck."
     )
 
 
-def _round(made: Round, arms: Sequence[Arm]) -> tuple[str, ...]:
-    return tuple(f"{_DID[s.action]}: {_named(s.arm, arms)} ({s.why})" for s in made.steps)
-
-
-def _named(key: str, arms: Sequence[Arm]) -> str:
-    """`250 of 1,000 examples on SFT, then DPO`."""
-    arm = next((arm for arm in arms if arm.key == key), None)
-    if arm is None:
-        return key
-    if not arm.method:
-        return f"all {count(arm.size)} examples on SFT"
-    if not arm.n_sft:
-        return f"all {count(arm.size)} examples on {arm.method.upper()}"
-    return f"{count(arm.n_sft)} of {count(arm.size)} examples on SFT, then {arm.method.upper()}"
+def _round(made: Round, names: Names) -> tuple[str, ...]:
+    return tuple(f"{_DID[s.action]}: {names.of(s.arm)} ({s.why})" for s in made.steps)
