@@ -171,6 +171,29 @@ def test_the_headline_is_that_of_the_first_budget_and_the_others_follow(home: Pa
     assert {f.answer for f in found.findings[:3]} == {"all SFT"}
 
 
+@pytest.mark.parametrize(
+    ("small", "large", "title"),
+    [
+        (0.9, 0.9, "Best for 250 examples: all SFT; for 1,000: all SFT"),
+        (0.9, 0.5, "Best for 250 examples: all SFT; for 1,000 there is no clear winner"),
+        (0.5, 0.9, "Best for 1,000 examples: all SFT; for 250 there is no clear winner"),
+        (0.5, 0.5, "No clear winner for 250 or for 1,000 examples"),
+    ],
+)
+def test_of_several_budgets_the_headline_names_what_is_best_only_where_that_is_clear(
+    home: Path, small: float, large: float, title: str
+) -> None:
+    scores = {f"tiny_pt-arith-{size}": 0.5 for size in (250, 500, 1000)}
+    scores |= {"tiny_sft-arith-250": small, "tiny_sft-arith-500": 0.5, "tiny_sft-arith-1000": large}
+    found = answered(
+        written(fake_budget(home, scores, train_sizes=(250, 500, 1000), sft_ratios=("0", "1")))
+    )
+    assert found.title == title
+    told = found.text.count("it is not significantly better than")
+    assert told == (small == 0.5) + (large == 0.5)
+    assert f"for {(small == 0.9) + (large == 0.9)} of 3 budgets" in found.text
+
+
 def test_the_seeds_of_a_split_are_one_way_with_all_their_answers(home: Path) -> None:
     rows = written(fake_budget(home, **GRID))
     found = budgets(united(rows))

@@ -72,6 +72,11 @@ class Ranking:
         return self.best.scores.prompts >= MIN_PROMPTS
 
     @property
+    def clear(self) -> bool:
+        """Whether the best is told from all others."""
+        return self.settled and not self.ties
+
+    @property
     def sentence(self) -> str:
         """How far the best is from the next, if that is known."""
         if self.ties:
@@ -118,26 +123,33 @@ def _over_budgets(found: Mapping[Budget, Sequence[Row]], labels: Labels) -> tupl
     """
     ordered = sorted(found.items(), key=lambda entry: entry[0][1] or 0)
     rankings = [(size, Ranking.of(ways, labels)) for (_, size), ways in ordered]
-    (small, first), (large, last) = rankings[0], rankings[-1]
-    title = (
-        f"Best for {labels.sized(small)}: {_share(first.best)}; for {count(large)}: "
-        f"{_share(last.best)}"
-    )
-    if first.ties and last.ties:
-        title += "; neither is clear"
+    ends = (rankings[0], rankings[-1])
     texts = [
         f"Of {len(ranking.compared) + 1} ways to spend {labels.sized(size)}, "
         f"{ranking.labels.prose(ranking.best)} scored highest: pass@1 {_interval(ranking.best)} on "
-        f"{_prompts(ranking.best)}."
-        for size, ranking in (rankings[0], rankings[-1])
+        f"{_prompts(ranking.best)}. {ranking.sentence}".strip()
+        for size, ranking in ends
     ]
-    clear = sum(not ranking.ties and ranking.settled for _, ranking in rankings)
+    clear = sum(ranking.clear for _, ranking in rankings)
     texts.append(
         f"The best is told from all other ways for {clear} of {len(rankings)} budgets, corrected "
         "for all pairs of ways; the table below has every budget and the ways that are not told "
         "apart."
     )
-    return title, " ".join(texts)
+    return _title_over_budgets(ends, labels), " ".join(texts)
+
+
+def _title_over_budgets(ends: Sequence[tuple[int | None, Ranking]], labels: Labels) -> str:
+    """What is best for the smallest and the largest budget, where that is clear."""
+    known = [(size, _share(ranking.best)) for size, ranking in ends if ranking.clear]
+    open_ones = [size for size, ranking in ends if not ranking.clear]
+    if not known:
+        small, large = open_ones
+        return f"No clear winner for {count(small)} or for {labels.sized(large)}"
+    (size, best), *other = known
+    title = f"Best for {labels.sized(size)}: {best}"
+    title += "".join(f"; for {count(size)}: {best}" for size, best in other)
+    return title + "".join(f"; for {count(size)} there is no clear winner" for size in open_ones)
 
 
 def _title(ranking: Ranking, size: int | None) -> str:
