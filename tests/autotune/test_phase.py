@@ -203,7 +203,7 @@ def test_ended_while_it_tunes_the_stage_resumes(
 
 
 def test_several_processes_are_tuned_for_before_they_start(home: Path) -> None:
-    """By real starts: torchrun starts the trials as it starts the run."""
+    """torchrun starts the trials as it starts the run."""
     from tests import warm
     from tests.conftest import environment
     from tuning.config import PACKAGE

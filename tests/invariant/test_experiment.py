@@ -9,14 +9,12 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests import conftest
+from tests import conftest, warm
 from tests.conftest import ARITH, check, copy_home, environment, run_entry
 from tuning.config import PACKAGE
 from tuning.data import train_dataset
@@ -135,15 +133,13 @@ def test_forks_alone_find_the_checkpoints_of_an_earlier_sft(finished: Path, tmp_
 
 def test_two_launchers_share_a_home(trained_home: Path, finished: Path, tmp_path: Path) -> None:
     home = copy_home(trained_home, tmp_path / "home")
-    command = [sys.executable, str(PACKAGE / PIPELINE), *EXPERIMENT, "--no_references"]
+    command = [str(PACKAGE / PIPELINE), *EXPERIMENT, "--no_references"]
     logs = [tmp_path / f"launcher-{number}.txt" for number in range(2)]
     (sft,) = (finished / "models").glob("tiny_sft-arith-96-????????")
     held = f"{sft.name}: in use by process {os.getpid()}"
     with Lock(home / "models" / sft.name).holding(), contextlib.ExitStack() as stack:
         both = [
-            subprocess.Popen(
-                command, env=environment(home), stderr=stack.enter_context(log.open("w"))
-            )
+            warm.start(command, environment(home), home, stderr=stack.enter_context(log.open("wb")))
             for log in logs
         ]
         deadline = time.monotonic() + 300
