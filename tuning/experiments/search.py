@@ -113,7 +113,8 @@ class Rounds:
         number, last = len(self.record.rounds), self.last
         lines = [f"search, round {number}: {s.action} {s.arm} ({s.why})" for s in last.steps]
         if last.end:
-            lines.append(f"search: ends after {number - 1} rounds, since {last.end}")
+            rounds = f"{number - 1} round{'s' if number > 2 else ''}"
+            lines.append(f"search: ends after {rounds}, since {last.end}")
             lines += [
                 f"search: {b.best} is expected at {b.score:.3f} [{b.low:.3f}, {b.high:.3f}]"
                 for b in last.beliefs

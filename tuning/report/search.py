@@ -121,7 +121,8 @@ def _text(
     text += f"; the other {len(arms) - len(done)} were not run. "
     last = rounds[-1]
     if last.end:
-        return f"{text}It ended after {len(rounds) - 1} rounds, since {last.end}."
+        more = f"{len(rounds) - 1} round{'s' if len(rounds) > 2 else ''}"
+        return f"{text}It ended after {more}, since {last.end}."
     return f"{text}It is in round {len(rounds)} and not over."
 
 
