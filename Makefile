@@ -1,7 +1,7 @@
 # make demo        set everything up and run the main job on the embedded default, here
 # make install     only set everything up; REQUIREMENTS=requirements-gpu.txt for a machine with a GPU
 # make test        every test but those of SLURM and of backends; sets everything up as well
-# make test-slurm  those: they start a SLURM of two nodes on this machine (Debian: apt-get install slurm-wlm munge)
+# make test-slurm  those: they start two SLURMs of two nodes each on this machine (Debian: apt-get install slurm-wlm munge)
 # make test-backends  those of a real vLLM, unsloth and bitsandbytes, in an environment of their own (.venv-backends, 4 GB)
 # make static      lint, types, import order
 # make check       the same, and unit tests

@@ -196,7 +196,7 @@ def _execute_child(self: Any, *given: Any) -> None:
     before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     pid = os.fork()
     if pid == 0:
-        _end(command, asked, environment, before)
+        _live_as_child(command, asked, environment, before)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     self.pid = pid
     self._child_created = True
@@ -220,11 +220,11 @@ def _forkable(asked: Mapping[str, Any], environment: Mapping[str, str]) -> Comma
     return Command.parse([str(word) for word in words[1:]], environment)
 
 
-def _end(
+def _live_as_child(
     command: Command, asked: Mapping[str, Any], environment: Mapping[str, str], mask: set[Any]
 ) -> None:
     """The life of a forked child; nothing returns to the code of its parent."""
-    with _ended():
+    with _to_its_end():
         _put([asked["p2cread"], asked["c2pwrite"], asked["errwrite"]], set(asked["pass_fds"]))
         for number in signal.valid_signals():
             if callable(signal.getsignal(number)):
@@ -240,13 +240,13 @@ def _end(
 
 def live(command: Command, environment: Mapping[str, str], cwd: str) -> None:
     """Be a new process that runs a command, to its end."""
-    with _ended():
+    with _to_its_end():
         renew(environment, cwd, unbuffered=command.unbuffered)
         command.run()
 
 
 @contextlib.contextmanager
-def _ended() -> Iterator[None]:
+def _to_its_end() -> Iterator[None]:
     """What is in it is all that this process does; it ends as a script does, but takes nothing
     apart: to destroy what all libraries hold takes a second.
     """

@@ -1,9 +1,9 @@
 """The process behind tests/warm.py: it has imported what commands import and forks one for each.
 
 Run by warm.py as `python warm_server.py FD NAME ...`, where FD is its end of a connection and the
-names are those of variables that commands set themselves. It imports what
-the project depends on and nothing of the project, whose code every command imports anew. It
-computes nothing and starts no thread. Where that cannot be had it says so and ends.
+names are those of variables that commands set themselves. It imports what the project depends on
+and nothing of the project, whose code every command imports anew. It computes nothing and starts no
+thread. Where that cannot be had it says so and ends.
 
 A request is one JSON message with four files: standard input, output and error of the command, and
 where to tell its process number and, once it has ended, its exit code (-N for signal N).
