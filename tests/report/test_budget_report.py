@@ -12,7 +12,7 @@ from fake_experiment import Fake, fake, fake_budget
 from tuning.experiments.budget import merged
 from tuning.report.answer import Answer, answer
 from tuning.report.build import write_report
-from tuning.report.comparisons import about, compare
+from tuning.report.comparisons import compare
 from tuning.report.labels import Labels
 from tuning.report.read import gather
 from tuning.report.rows import Row, budgets
@@ -98,12 +98,12 @@ def test_labels_name_the_model_and_the_seed_where_there_are_several(home: Path) 
 def test_every_model_is_compared_with_its_own_base_and_budget(home: Path) -> None:
     rows = written(fake_budget(home, **GRID))
     found = compare(rows)
-    assert {c.question for c in found} == {"whole_budget", "base"}
-    for c in found:
+    assert {c.question for c in found.questions} == {"whole_budget", "base"}
+    for c in found.questions:
         assert c.ours.model == c.theirs.model
         expected = "base" if c.question == "base" else "reference_sft"
         assert c.theirs.role == expected
-    whole = about(found, "whole_budget")
+    whole = found.about("whole_budget")
     assert len(whole) == 2 * 2 * 2 * 2 * 2
     for c in whole:
         assert (c.ours.total_budget, c.ours.seed) == (c.theirs.total_budget, c.theirs.seed)
@@ -121,7 +121,7 @@ def test_only_the_base_of_this_project_has_a_cost(home: Path) -> None:
 
 def test_preference_tuning_is_compared_with_an_sft_run_that_was_scored(home: Path) -> None:
     rows = written(fake_budget(home, train_sizes=(250, 1000), sft_ratios=("0.25", "1")))
-    (parent,) = about(compare(rows), "parent")
+    (parent,) = compare(rows).about("parent")
     names = [Labels.of(rows).label(row) for row in (parent.ours, parent.theirs)]
     assert names == ["SFT 250, then DPO 750", "SFT 250"]
     assert parent.theirs.role == "reference_sft"

@@ -18,7 +18,7 @@ from fake_experiment import REALISTIC, Fake, fake
 from tuning.plan import Stage
 from tuning.report.answer import answer
 from tuning.report.build import write_report
-from tuning.report.comparisons import about, compare
+from tuning.report.comparisons import compare
 from tuning.report.labels import Labels
 from tuning.report.palette import Palette
 from tuning.report.read import gather
@@ -179,12 +179,12 @@ def test_forks_are_compared_with_their_parent_and_the_whole_budget(home: Path) -
     made.write()
     rows = gather(made.plan, home)
     found = compare(rows)
-    parents = about(found, "parent")
+    parents = found.about("parent")
     assert [c.theirs.run_name for c in parents] == [c.ours.parent for c in parents]
     assert [c.verdict for c in (parents[0], parents[2])] == ["better", "worse"]
-    assert {c.theirs.role for c in about(found, "whole_budget")} == {"reference_sft"}
-    assert [c.ours.role for c in about(found, "base")] == ["sft", "reference_sft", "reference_pt"]
-    for c in found:
+    assert {c.theirs.role for c in found.about("whole_budget")} == {"reference_sft"}
+    assert [c.ours.role for c in found.about("base")] == ["sft", "reference_sft", "reference_pt"]
+    for c in found.questions:
         assert c.ours.scores and c.theirs.scores
         expected = c.ours.scores.first[0] - c.theirs.scores.first[0]
         assert c.difference.estimate == pytest.approx(expected, abs=1e-5)
@@ -193,7 +193,7 @@ def test_forks_are_compared_with_their_parent_and_the_whole_budget(home: Path) -
 def test_equal_models_are_not_called_different(home: Path) -> None:
     made = fake(home, REALISTIC | {"sweetspot-2.0": 0.4, "fork-2.0-dpo": 0.4})
     made.write()
-    parents = about(compare(gather(made.plan, home)), "parent")
+    parents = compare(gather(made.plan, home)).about("parent")
     assert parents[0].verdict == "no difference that these prompts can show"
 
 
@@ -222,7 +222,8 @@ def test_one_prompt_settles_nothing(home: Path) -> None:
     made.prompts, made.samples = 1, 1
     made.write()
     write_report(made.plan, home)
-    assert {c.verdict for c in compare(gather(made.plan, home))} == {"too few prompts to tell"}
+    found = compare(gather(made.plan, home)).questions
+    assert {c.verdict for c in found} == {"too few prompts to tell"}
     assert "Too few test prompts" in html(home)
 
 
@@ -351,7 +352,7 @@ def test_a_fork_without_a_budget_says_so(home: Path) -> None:
 def test_preference_tuning_alone_is_compared_with_sft_on_the_same_budget(home: Path) -> None:
     made = fake(home)
     made.write()
-    whole = about(compare(gather(made.plan, home)), "whole_budget")
+    whole = compare(gather(made.plan, home)).about("whole_budget")
     assert [c.ours.role for c in whole] == ["fork", "fork", "fork", "reference_pt"]
 
 

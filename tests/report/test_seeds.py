@@ -17,7 +17,7 @@ from tuning.experiments.sweetspot import sweetspot_plan
 from tuning.report.answer import answer
 from tuning.report.build import write_report
 from tuning.report.caveats import caveats
-from tuning.report.comparisons import about, compare, weighed
+from tuning.report.comparisons import compare, weighed
 from tuning.report.grid import best_splits, budget_for, needed, recipes, targets
 from tuning.report.labels import Labels
 from tuning.report.read import gather
@@ -100,25 +100,51 @@ def test_comparisons_pair_the_seeds_and_correct_for_their_number() -> None:
     ours = [scored(seed, 0.6, 0.1) for seed in (1, 2, 3)]
     theirs = [scored(seed, 0.0, 0.1, role="reference_pt") for seed in (3, 2, 1)]
     better, worse = united([*ours, *theirs])
-    (alone,) = weighed([("base", better, worse)])
+    ((alone,),) = weighed([[("base", better, worse)]])
     assert (alone.sign, alone.seeds, alone.together) == (1, 3, 1)
-    together = weighed([("base", better, worse), *[("base", worse, worse)] * 5])
+    (together,) = weighed([[("base", better, worse), *[("base", worse, worse)] * 5]])
     assert [c.sign for c in together] == [1, 0, 0, 0, 0, 0]
     assert together[0].corrected == pytest.approx(6 * together[0].difference.p)
-    assert weighed([("base", better, ours[0])])[0].seeds == 1
+
+    def pairs(row: Row) -> int:
+        ((found,),) = weighed([[("base", better, row)]])
+        return found.seeds
+
+    assert pairs(ours[0]) == 1
     base = replace(ours[0], role="base", seed=5)
-    assert weighed([("base", better, base)])[0].seeds == 3
+    assert pairs(base) == 3
     two = [scored(seed, 0.0, role="pt") for seed in (2, 3)]
-    assert weighed([("base", better, united(two)[0])])[0].seeds == 2
+    assert pairs(united(two)[0]) == 2
 
 
 def test_a_difference_that_many_comparisons_turn_up_by_chance_is_not_called_one() -> None:
     ours, theirs = scored(1, 0.0), scored(2, 0.22)
-    (alone,) = weighed([("base", theirs, ours)])
+    ((alone,),) = weighed([[("base", theirs, ours)]])
     assert alone.apart and alone.sign == 1
-    many = weighed([("base", theirs, ours), *[("base", ours, ours)] * 60])[0]
+    many = weighed([[("base", theirs, ours), *[("base", ours, ours)] * 60]])[0][0]
     assert many.apart and many.sign == 0
     assert many.verdict == "not after correction for 61 comparisons"
+
+
+def test_a_difference_has_one_interval_whatever_asks_for_it(home: Path) -> None:
+    made = fake_budget(home, **GRID)
+    made.write()
+    found = compare(united(gather(made.plan, home)))
+    ranked = {
+        (c.ours.run_name, c.theirs.run_name): c.difference
+        for pairs in found.rankings.values()
+        for c in pairs
+    }
+    both = 0
+    for c in found.questions:
+        names = (c.ours.run_name, c.theirs.run_name)
+        if names in ranked:
+            assert c.difference == ranked[names]
+        elif names[::-1] in ranked:
+            other = ranked[names[::-1]]
+            assert (c.difference.low, c.difference.high) == (-other.high, -other.low)
+        both += names in ranked or names[::-1] in ranked
+    assert both == len(found.about("whole_budget")) > 0
 
 
 def test_the_report_of_a_grid_with_seeds(home: Path) -> None:
@@ -154,7 +180,7 @@ def test_seeds_of_forks_are_one_way_from_one_sweetspot(home: Path) -> None:
     ways = united(gather(made.plan, home))
     (fork,) = of_role(ways, "fork")
     assert fork.seeds == (42, 43, 44)
-    (found,) = [c for c in about(compare(ways), "whole_budget") if c.ours is fork]
+    (found,) = [c for c in compare(ways).about("whole_budget") if c.ours is fork]
     assert found.seeds == 3
 
 
@@ -172,7 +198,7 @@ def test_a_grid_of_budgets_has_its_best_splits_and_what_scores_take(home: Path) 
     made.write()
     ways = united(gather(made.plan, home))
     labels = Labels.of(ways)
-    best = best_splits(ways, labels)
+    best = best_splits(ways, compare(ways), labels)
     assert [line.budget for line in best] == ["500 examples", "1,000 examples", "2,000 examples"]
     assert {line.split for line in best} == {"all on SFT"}
     assert {(r.method, r.ratio) for r in recipes(ways)} == {("dpo", 0), ("dpo", 0.5), (None, 1)}

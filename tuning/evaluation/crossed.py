@@ -41,6 +41,8 @@ class Crossed(Interval):
     """Standard error over seeds; None with one seed, where it is unknown."""
     p: float
     """Two-sided p-value of a mean of zero."""
+    seeds: int
+    prompts: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,8 @@ def _interval(p: Parts, variance: float, df: float) -> Crossed:
         prompt_error=p.prompt_variance**0.5,
         seed_error=over_seeds**0.5 if p.seeds > 1 else None,
         p=_p_value(p, over_seeds, least, df),
+        seeds=p.seeds,
+        prompts=p.prompts,
     )
 
 

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
-from tuning.report.comparisons import MIN_PROMPTS, QUESTIONS, Comparison, about, weighed
+from tuning.report.comparisons import (
+    MIN_PROMPTS,
+    QUESTIONS,
+    Comparison,
+    Comparisons,
+    Question,
+    pass_at_1,
+)
 from tuning.report.formats import count, interval, listed, perplexity, sentence, signed
 from tuning.report.labels import Labels
 from tuning.report.rows import TUNED, Budget, Row, base_of, budgets, of_role
@@ -50,14 +56,10 @@ class Ranking:
     labels: Labels
 
     @classmethod
-    def of(cls, ways: Sequence[Row], labels: Labels) -> Ranking:
-        """The ranking of ways that were scored on the same prompts; corrected for all pairs of
-        them, since any might have come out best.
-        """
-        placed = sorted(ways, key=_estimate, reverse=True)
-        best, pairs = placed[0], combinations(placed, 2)
-        found = weighed([("parent", better, worse) for better, worse in pairs])
-        compared = [c for c in found if c.ours is best]
+    def of(cls, ways: Sequence[Row], comparisons: Comparisons, labels: Labels) -> Ranking:
+        """The ranking of all ways to spend one budget that were scored on the same prompts."""
+        best = max(ways, key=pass_at_1)
+        compared = [c for c in comparisons.rankings[best.budget] if c.ours is best]
         return cls(best=best, compared=compared, labels=labels.within_budget())
 
     @property
@@ -92,7 +94,7 @@ class Ranking:
         return ""
 
 
-def answer(rows: Sequence[Row], comparisons: Sequence[Comparison], labels: Labels) -> Answer:
+def answer(rows: Sequence[Row], comparisons: Comparisons, labels: Labels) -> Answer:
     """How a budget should have been spent, as far as this experiment can tell."""
     findings = (*_findings(comparisons, labels), *_about_seeds(rows))
     found = {key: ways for key, ways in budgets(rows).items() if len(ways) > 1}
@@ -100,10 +102,10 @@ def answer(rows: Sequence[Row], comparisons: Sequence[Comparison], labels: Label
         title, text = _without_choice(rows, comparisons, labels)
         return Answer(title=title, text=text, findings=findings)
     if len(found) > 2 and len({model for model, _ in found}) == 1:
-        title, text = _over_budgets(found, labels)
+        title, text = _over_budgets(found, comparisons, labels)
         return Answer(title=title, text=text, findings=findings)
     (model, size), ways = next(iter(found.items()))
-    ranking = Ranking.of(ways, labels)
+    ranking = Ranking.of(ways, comparisons, labels)
     title, text = _title(ranking, size), _decision(ranking, rows, size)
     if labels.models:
         title = f"{model}: {title[:1].lower()}{title[1:]}"
@@ -111,18 +113,20 @@ def answer(rows: Sequence[Row], comparisons: Sequence[Comparison], labels: Label
         others = len(found) - 1
         which = "the other budget is" if others == 1 else f"the {others} other budgets are"
         text += f" That is {model} with {labels.sized(size)}; {which} in the table."
-    cards = [_card(key, ways, labels) for key, ways in list(found.items())[1:]]
+    cards = [_card(key, ways, comparisons, labels) for key, ways in list(found.items())[1:]]
     return Answer(
         title=title, text=text, findings=(*(cards if len(cards) <= CARDS else ()), *findings)
     )
 
 
-def _over_budgets(found: Mapping[Budget, Sequence[Row]], labels: Labels) -> tuple[str, str]:
+def _over_budgets(
+    found: Mapping[Budget, Sequence[Row]], comparisons: Comparisons, labels: Labels
+) -> tuple[str, str]:
     """The title and the text for several budgets of one model: what is best for the smallest and
     the largest, and for how many it is clear.
     """
     ordered = sorted(found.items(), key=lambda entry: entry[0][1] or 0)
-    rankings = [(size, Ranking.of(ways, labels)) for (_, size), ways in ordered]
+    rankings = [(size, Ranking.of(ways, comparisons, labels)) for (_, size), ways in ordered]
     ends = (rankings[0], rankings[-1])
     texts = [
         f"Of {len(ranking.compared) + 1} ways to spend {labels.sized(size)}, "
@@ -194,10 +198,10 @@ def _decision(ranking: Ranking, rows: Sequence[Row], size: int | None) -> str:
     return " ".join(filter(None, (text, ranking.sentence)))
 
 
-def _card(key: Budget, ways: Sequence[Row], labels: Labels) -> Finding:
+def _card(key: Budget, ways: Sequence[Row], comparisons: Comparisons, labels: Labels) -> Finding:
     """The answer for one more budget."""
     model, size = key
-    ranking = Ranking.of(ways, labels)
+    ranking = Ranking.of(ways, comparisons, labels)
     if not ranking.settled:
         short = "too few prompts"
     else:
@@ -222,13 +226,13 @@ def _share(row: Row) -> str:
 
 
 def _without_choice(
-    rows: Sequence[Row], comparisons: Sequence[Comparison], labels: Labels
+    rows: Sequence[Row], comparisons: Comparisons, labels: Labels
 ) -> tuple[str, str]:
     """The title and the text if no two ways to spend one budget were scored."""
     scored = [row for row in rows if row.scores and row.role != "base"]
     if not scored:
         return _without_scores(rows)
-    best = max(scored, key=_estimate)
+    best = max(scored, key=pass_at_1)
     text = (
         f"The highest score is that of {labels.prose(best)}: pass@1 {_interval(best)}"
         f"{_beside_base(rows, best)}. No two ways of spending the same budget were scored, so none "
@@ -236,7 +240,7 @@ def _without_choice(
     )
     sft = _longest_sft(comparisons)
     if sft is not None and sft.sign > 0 and not labels.models:
-        before, after = _estimate(sft.theirs), _estimate(sft.ours)
+        before, after = pass_at_1(sft.theirs), pass_at_1(sft.ours)
         return f"SFT lifts pass@1 from {before:.3f} to {after:.3f}", text
     return "Partial results: see what was scored so far", text
 
@@ -259,14 +263,15 @@ def _without_scores(rows: Sequence[Row]) -> tuple[str, str]:
     return title, " ".join(filter(None, (*texts, _SEE)))
 
 
-def _findings(comparisons: Sequence[Comparison], labels: Labels) -> tuple[Finding, ...]:
+def _findings(comparisons: Comparisons, labels: Labels) -> tuple[Finding, ...]:
     """The questions that comparisons answer, each with a short answer and a sentence."""
     found = []
-    for question in ("parent", "whole_budget"):
-        if mine := [c for c in comparisons if c.question == question]:
+    asked: tuple[Question, ...] = ("parent", "whole_budget")
+    for question in asked:
+        if mine := comparisons.about(question):
             better = f"{sum(c.sign > 0 for c in mine)} of {len(mine)}"
             text = _summary(mine, labels)
-            found.append(Finding(question=QUESTIONS[mine[0].question], answer=better, text=text))
+            found.append(Finding(question=QUESTIONS[question], answer=better, text=text))
     sft = _longest_sft(comparisons)
     return tuple([*found, _about_sft(sft, labels)] if sft else found)
 
@@ -286,9 +291,9 @@ def _about_seeds(rows: Sequence[Row]) -> tuple[Finding, ...]:
     return (Finding(question=question, answer=f"±{every.one:.3f}", text=text),)
 
 
-def _longest_sft(comparisons: Sequence[Comparison]) -> Comparison | None:
+def _longest_sft(comparisons: Comparisons) -> Comparison | None:
     """The comparison with the base of the SFT run with the most examples, of the first model."""
-    mine = [c for c in about(comparisons, "base") if c.ours.role in ("sft", "reference_sft")]
+    mine = [c for c in comparisons.about("base") if c.ours.role in ("sft", "reference_sft")]
     mine = [c for c in mine if c.ours.model == mine[0].ours.model]
     return max(mine, key=lambda c: c.ours.train_size or 0, default=None)
 
@@ -328,12 +333,6 @@ def _named(mine: Sequence[Comparison], labels: Labels) -> str:
     return sentence(listed(named))
 
 
-def _estimate(row: Row) -> float:
-    """pass@1 of a row that has scores."""
-    assert row.scores is not None
-    return row.scores.first[0]
-
-
 def _interval(row: Row) -> str:
     assert row.scores is not None
     return interval(*row.scores.first)
@@ -346,4 +345,4 @@ def _prompts(row: Row) -> str:
 
 def _beside_base(rows: Sequence[Row], row: Row) -> str:
     base = base_of(rows, row)
-    return f"; the base model has {_estimate(base):.3f}" if base and base.scores else ""
+    return f"; the base model has {pass_at_1(base):.3f}" if base and base.scores else ""

@@ -3,25 +3,32 @@ trained, seed by seed; corrected for the number of comparisons made together.
 
 Three questions: does preference tuning improve the SFT model that it starts from, is it better than
 SFT on the whole budget, and are SFT alone and preference tuning alone better than the base. Only
-rows of one base model are compared, and in the second question of one budget.
+rows of one base model are compared, and in the second question of one budget. A fourth is asked of
+each budget by itself: which of the ways to spend it is best.
+
+A difference has one interval, whatever asks for it: what the differences say about seeds, they say
+together. The corrections are those of each question's own comparisons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
 from typing import Literal
 
 import numpy as np
 
 from tuning.evaluation.crossed import LEVEL, Crossed, crossed, holm
 from tuning.report.formats import signed
-from tuning.report.rows import TUNED, Row, base_of, of_role
+from tuning.report.rows import TUNED, Budget, Row, base_of, budgets, of_role
 
 MIN_PROMPTS = 10
 """With fewer prompts an interval means nothing: of one prompt its width is zero."""
 
-Question = Literal["parent", "whole_budget", "base"]
+Question = Literal["parent", "whole_budget", "base", "best"]
+Pair = tuple[Question, Row, Row]
+Names = tuple[str, str]
 QUESTIONS: dict[Question, str] = {
     "parent": "Does preference tuning improve the SFT model that it starts from?",
     "whole_budget": "Does preference tuning on some or all of a budget beat SFT on all of it?",
@@ -38,13 +45,20 @@ class Comparison:
     theirs: Row
     difference: Crossed
     """Ours minus theirs, with an interval that is not corrected."""
-    prompts: int
-    seeds: int
-    """Pairs of seeds; 1: the interval holds for these two models alone."""
     together: int
     """Comparisons that it is corrected for, itself included."""
     corrected: float
     """Its p-value by Holm's method."""
+
+    @property
+    def prompts(self) -> int:
+        """Prompts that both answered."""
+        return self.difference.prompts
+
+    @property
+    def seeds(self) -> int:
+        """Pairs of seeds; 1: the interval holds for these two models alone."""
+        return self.difference.seeds
 
     @property
     def conclusive(self) -> bool:
@@ -82,15 +96,49 @@ class Comparison:
         return f"{signed(d.estimate)} [{signed(d.low)}, {signed(d.high)}]"
 
 
-def compare(rows: Sequence[Row]) -> list[Comparison]:
+@dataclass(frozen=True, kw_only=True)
+class Comparisons:
+    """Every comparison of a report."""
+
+    questions: list[Comparison]
+    """Those of QUESTIONS, corrected together."""
+    rankings: Mapping[Budget, list[Comparison]]
+    """All pairs of the ways to spend each budget, the better of a pair first, corrected by budget:
+    any of them might have come out best.
+    """
+
+    def about(self, question: Question) -> list[Comparison]:
+        """The comparisons that answer one of QUESTIONS."""
+        return [comparison for comparison in self.questions if comparison.question == question]
+
+
+def compare(rows: Sequence[Row]) -> Comparisons:
     """Every comparison of two models that were scored on the same prompts."""
+    ways = budgets(rows)
+    questions, *rankings = weighed([_asked(rows), *map(_ranked, ways.values())])
+    return Comparisons(questions=questions, rankings=dict(zip(ways, rankings, strict=True)))
+
+
+def pass_at_1(row: Row) -> float:
+    """pass@1 of a row that has scores."""
+    assert row.scores is not None
+    return row.scores.first[0]
+
+
+def _ranked(ways: Sequence[Row]) -> list[Pair]:
+    """All pairs of the ways to spend a budget, the better first."""
+    placed = sorted(ways, key=pass_at_1, reverse=True)
+    return [("best", better, worse) for better, worse in combinations(placed, 2)]
+
+
+def _asked(rows: Sequence[Row]) -> list[Pair]:
     by_name = {row.run_name: row for row in rows}
     pairs: list[tuple[Question, Row, Row | None]] = []
     pairs += [("parent", row, by_name.get(row.parent or "")) for row in of_role(rows, "fork", "pt")]
     pairs += [("whole_budget", row, _sft_on_all(rows, row)) for row in of_role(rows, *TUNED)]
     alone = of_role(rows, "sft", "reference_sft", "reference_pt")
     pairs += [("base", row, base_of(rows, row)) for row in alone]
-    return weighed([(question, ours, theirs) for question, ours, theirs in pairs if theirs])
+    return [(question, ours, theirs) for question, ours, theirs in pairs if theirs]
 
 
 def _sft_on_all(rows: Sequence[Row], row: Row) -> Row | None:
@@ -99,26 +147,43 @@ def _sft_on_all(rows: Sequence[Row], row: Row) -> Row | None:
     return next((r for r in alike if r.seed == row.seed), next(iter(alike), None))
 
 
-def weighed(pairs: Sequence[tuple[Question, Row, Row]]) -> list[Comparison]:
-    """The comparisons of pairs that were scored on the same prompts, corrected for their number."""
-    kept = [(*pair, table) for pair in pairs if (table := _differences(*pair[1:])) is not None]
-    found = crossed([table for *_, table in kept])
-    corrected = holm([difference.p for difference in found])
+def weighed(families: Sequence[Sequence[Pair]]) -> list[list[Comparison]]:
+    """The comparisons of pairs that were scored on the same prompts, each family corrected for its
+    own number.
+    """
+    tables: dict[Names, np.ndarray] = {}
+    for _, ours, theirs in chain.from_iterable(families):
+        names = _names(ours, theirs)
+        seen = names in tables or names[::-1] in tables
+        if not seen and (table := _differences(ours, theirs)) is not None:
+            tables[names] = table
+    found = dict(zip(tables, crossed(list(tables.values())), strict=True))
+    found |= {names[::-1]: _reversed(difference) for names, difference in found.items()}
+    return [_corrected(family, found) for family in families]
+
+
+def _corrected(pairs: Sequence[Pair], found: Mapping[Names, Crossed]) -> list[Comparison]:
+    kept = [(pair, found[names]) for pair in pairs if (names := _names(*pair[1:])) in found]
+    corrected = holm([difference.p for _, difference in kept])
     return [
         Comparison(
             question=question,
             ours=ours,
             theirs=theirs,
             difference=difference,
-            prompts=table.shape[1],
-            seeds=table.shape[0],
             together=len(kept),
             corrected=p,
         )
-        for (question, ours, theirs, table), difference, p in zip(
-            kept, found, corrected, strict=True
-        )
+        for ((question, ours, theirs), difference), p in zip(kept, corrected, strict=True)
     ]
+
+
+def _names(ours: Row, theirs: Row) -> Names:
+    return (ours.run_name, theirs.run_name)
+
+
+def _reversed(d: Crossed) -> Crossed:
+    return replace(d, estimate=-d.estimate, low=-d.high, high=-d.low)
 
 
 def _differences(ours: Row, theirs: Row) -> np.ndarray | None:
@@ -144,8 +209,3 @@ def _differences(ours: Row, theirs: Row) -> np.ndarray | None:
 
 def _seeds_of(row: Row) -> list[int | None]:
     return list(row.seeds) or [row.seed]
-
-
-def about(comparisons: Sequence[Comparison], question: Question) -> list[Comparison]:
-    """The comparisons that answer one question."""
-    return [comparison for comparison in comparisons if comparison.question == question]

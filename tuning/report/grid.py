@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tuning.report.answer import Ranking, split
+from tuning.report.comparisons import Comparisons
 from tuning.report.formats import UNKNOWN, count, interval, listed, seconds, share, tokens
 from tuning.report.labels import Labels
 from tuning.report.rows import Budget, Row, base_of, budgets
@@ -59,14 +60,16 @@ class Needed:
     lines: list[tuple[str, list[str]]]
 
 
-def best_splits(rows: Sequence[Row], labels: Labels) -> list[Best]:
+def best_splits(rows: Sequence[Row], comparisons: Comparisons, labels: Labels) -> list[Best]:
     """The best split of every budget that was split in several ways; none with one budget."""
     found = {key: ways for key, ways in budgets(rows).items() if len(ways) > 1}
-    return [_best(key, ways, labels) for key, ways in found.items()] if len(found) > 1 else []
+    if len(found) < 2:
+        return []
+    rankings = {key: Ranking.of(ways, comparisons, labels) for key, ways in found.items()}
+    return [_best(key, ranking, labels) for key, ranking in rankings.items()]
 
 
-def _best(key: Budget, ways: Sequence[Row], labels: Labels) -> Best:
-    ranking = Ranking.of(ways, labels)
+def _best(key: Budget, ranking: Ranking, labels: Labels) -> Best:
     best = ranking.best
     assert best.scores is not None
     ties = [_way(row) for row in ranking.ties]

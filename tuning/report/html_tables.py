@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuning.report.comparisons import QUESTIONS, Comparison, about
+from tuning.report.comparisons import QUESTIONS, Comparison, Comparisons
 from tuning.report.formats import UNKNOWN, count, interval, perplexity, seconds, share, tokens
 from tuning.report.labels import Labels
 from tuning.report.palette import Palette
@@ -158,14 +158,14 @@ class Compared:
 
 
 def comparisons(
-    found: Sequence[Comparison], labels: Labels, palette: Palette
+    found: Comparisons, labels: Labels, palette: Palette
 ) -> list[tuple[str, list[Compared]]]:
     """The lines of each question."""
-    reach = max((max(abs(c.difference.low), abs(c.difference.high)) for c in found), default=1.0)
-    reach = max(reach, 1e-9) * 1.05
+    ends = [abs(end) for c in found.questions for end in (c.difference.low, c.difference.high)]
+    reach = max(*ends, 1e-9) * 1.05 if ends else 1.0
     groups = []
     for question, title in QUESTIONS.items():
-        if mine := about(found, question):
+        if mine := found.about(question):
             groups.append((title, [_compared(c, reach, labels, palette) for c in mine]))
     return groups
 

@@ -5,14 +5,15 @@ This module chooses the sections and their texts; `templates/` has the HTML and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuning.report import before_after, html_tables
 from tuning.report.answer import Answer
 from tuning.report.caveats import caveats
-from tuning.report.comparisons import Comparison
+from tuning.report.comparisons import Comparisons
 from tuning.report.diagram import chain
 from tuning.report.figures import cost_figure, pass_at_k_figure, share_figure, with_cost
 from tuning.report.formats import count, seconds, tokens
@@ -29,6 +30,9 @@ from tuning.report.sft_figure import measures_of, sft_figure
 from tuning.report.tunings import Tuning
 from tuning.report.usage import Line
 from tuning.sweetspots.rules import PERPLEXITY
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _KINDS = {"budget": "Budget experiment", "grid": "Several experiments"}
 _SHARE = (
@@ -96,7 +100,7 @@ def page(
     experiment: str,
     about: Mapping[str, Any],
     rows: Sequence[Row],
-    comparisons: Sequence[Comparison],
+    comparisons: Comparisons,
     answer: Answer,
     labels: Labels,
     usage: Sequence[Line] = (),
@@ -107,44 +111,53 @@ def page(
     search: Searched | None = None,
 ) -> str:
     """The HTML of the report; `runs` are the rows before seeds were united."""
+    palette = Palette(rows)
+    return (
+        _templates()
+        .get_template("page.html.jinja")
+        .render(
+            experiment=experiment,
+            kind=_KINDS.get(str(about.get("kind")), "Sweetspot experiment"),
+            answer=answer,
+            facts=_facts(about, rows),
+            colours=COLOURS,
+            chain=_chain(rows, labels, palette),
+            results=html_tables.results(rows, labels, palette),
+            has_perplexity=any(row.perplexity is not None for row in of_role(rows, "fork", "pt")),
+            figures=_figures(rows, labels, palette),
+            comparisons=html_tables.comparisons(comparisons, labels, palette),
+            prompts=comparisons.questions[0].prompts if comparisons.questions else 0,
+            cost=_cost(rows, labels, palette),
+            costs=html_tables.costs(rows, labels, palette) if with_cost(rows) else [],
+            pretraining=_pretraining(rows),
+            usage=usage,
+            tunings=tunings,
+            search=search,
+            before_after=_before_after(runs or rows),
+            generations=generations,
+            caveats=caveats(rows, comparisons.questions, about, labels),
+            best=best_splits(rows, comparisons, labels),
+            needed=needed(rows, labels),
+            trusts=_trusts(rows, labels),
+            every=_every(runs, rows),
+            folded=MOST_COMPARISONS,
+            long=len(rows) > MOST_ROWS,
+            settings=settings(rows, labels),
+        )
+    )
+
+
+@functools.cache
+def _templates() -> Environment:
+    """The templates of the page, each compiled once."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    palette = Palette(rows)
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("tuning.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja").render(
-        experiment=experiment,
-        kind=_KINDS.get(str(about.get("kind")), "Sweetspot experiment"),
-        answer=answer,
-        facts=_facts(about, rows),
-        colours=COLOURS,
-        chain=_chain(rows, labels, palette),
-        results=html_tables.results(rows, labels, palette),
-        has_perplexity=any(row.perplexity is not None for row in of_role(rows, "fork", "pt")),
-        figures=_figures(rows, labels, palette),
-        comparisons=html_tables.comparisons(comparisons, labels, palette),
-        prompts=comparisons[0].prompts if comparisons else 0,
-        cost=_cost(rows, labels, palette),
-        costs=html_tables.costs(rows, labels, palette) if with_cost(rows) else [],
-        pretraining=_pretraining(rows),
-        usage=usage,
-        tunings=tunings,
-        search=search,
-        before_after=_before_after(runs or rows),
-        generations=generations,
-        caveats=caveats(rows, comparisons, about, labels),
-        best=best_splits(rows, labels),
-        needed=needed(rows, labels),
-        trusts=_trusts(rows, labels),
-        every=_every(runs, rows),
-        folded=MOST_COMPARISONS,
-        long=len(rows) > MOST_ROWS,
-        settings=settings(rows, labels),
     )
 
 
