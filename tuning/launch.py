@@ -228,7 +228,7 @@ def _run_here(
         environ=prefetch.needless(plan),
         failed=failed,
     )
-    require_shares(plan.stages, launcher.processes_of)
+    require_shares(_all_stages(plan, rounds), launcher.processes_of)
     save_plan(folder, plan)
     print(f"experiment {plan.experiment}: {len(plan.stages)} stages", file=sys.stderr)
     found = footprint.estimate(plan, site.home(), parallel=launcher.slots)
@@ -263,7 +263,8 @@ def _submit(plan: Plan, options: Launch, rounds: Rounds | None = None) -> int:
     from tuning.runs.lock import Lock
 
     cluster, slurm = Cluster(options.resources, kinds=options.kinds), Slurm()
-    require_shares(plan.stages, lambda s: cluster.of(s).nodes * cluster.of(s).processes)
+    shares = _all_stages(plan, rounds)
+    require_shares(shares, lambda s: cluster.of(s).nodes * cluster.of(s).processes)
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
         raise UserError(
             f"TUNING_HOME '{site.home()}' contains {' '.join(map(repr, odd))}, which job "
@@ -291,6 +292,11 @@ def _submit(plan: Plan, options: Launch, rounds: Rounds | None = None) -> int:
     for line in feasible.warnings(slurm, [*outcome.new.values(), *outcome.queued.values()]):
         _to_stderr(f"warning: {line}")
     return 0
+
+
+def _all_stages(plan: Plan, rounds: Rounds | None) -> tuple[Stage, ...]:
+    """The stages of a plan; of a search, also those that later rounds may start."""
+    return (rounds.record.plan if rounds else plan).stages
 
 
 def _submission(plan: Plan, cluster: Any, slurm: Any, options: Launch) -> Any:

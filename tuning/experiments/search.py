@@ -136,6 +136,12 @@ class Rounds:
                     "a search trains, samples and scores: add --do_training, --do_sft_first, "
                     "--do_inference and --do_evaluation."
                 )
+        for arm, stages in self.stages.items():
+            if len({stage.seed for stage in stages}) < len(stages):
+                raise UserError(
+                    f"--search would take runs of different settings for seeds of '{arm}'; give "
+                    "one value of each setting, and each search an --experiment of its own."
+                )
         if len(self.stages) < 2:
             raise UserError("--search needs two splits to choose from; give more --sft_ratio.")
         if former is not None:

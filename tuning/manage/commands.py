@@ -37,8 +37,8 @@ def status(plan: Plan, *, watch: bool, as_json: bool) -> int:
             if watch and sys.stdout.isatty():
                 print("\033[2J\033[H", end="")
             print(_page(plan, found), flush=True)
-        over = all(entry.state in ENDED for entry in found) and not _searches(plan)
-        if not watch or over:
+        ended = all(entry.state in ENDED for entry in found)
+        if not watch or (ended and not _searches(plan)):
             failed = any(entry.state == "failed" for entry in found)
             return EXIT_FAILED if failed and watch else 0
         time.sleep(WATCH_SECONDS)
@@ -52,9 +52,10 @@ def _latest(plan: Plan) -> Plan:
 
 def _searches(plan: Plan) -> bool:
     """Whether a job of a search has yet to submit the next round."""
-    if _search(plan) in ("", "over"):
+    jobs = Jobs(site.reports_dir() / plan.experiment)
+    if _search(plan) in ("", "over") or not jobs.arrays():
         return False
-    return bool(_live(Slurm(), Jobs(site.reports_dir() / plan.experiment)))
+    return bool(_live(Slurm(), jobs))
 
 
 def _search(plan: Plan) -> str:

@@ -11,20 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchers.slurm.fake_cluster import FakeCluster, FakeStages
+from tests.launchers.slurm.fake_cluster import Broken, FakeCluster, FakeStages
 from tests.launchers.slurm.test_random_plans import Graph
 from tests.small_site import use
 from tuning import launch as launching
 from tuning.launch import Launch
 from tuning.launchers.slurm import portions, snapshot
 from tuning.launchers.slurm.client import TooMany
+from tuning.launchers.slurm.ledger import REPORT
 from tuning.launchers.slurm.outcome import Options, Outcome
 from tuning.launchers.slurm.resources import Cluster
 from tuning.launchers.slurm.submission import Submission
 from tuning.manage.commands import cancel
 from tuning.plan import Plan, Stage, standing
 from tuning.runs import atomic
-from tuning.runs.errors import UserError
+from tuning.runs.errors import EXIT_AGAIN, UserError
 from tuning.runs.identity import digest
 
 pytestmark = pytest.mark.unit
@@ -45,13 +46,31 @@ class Limited(FakeCluster):
         return super()._submit(script)
 
 
+class Reporting(FakeStages):
+    """Stages whose report submits what is left, as the job does."""
+
+    breaks: tuple[int, str, str] | None = None
+    """Where the cluster breaks in the first report that submits."""
+
+    def work(self, stage: Stage, cluster: FakeCluster) -> str | None:
+        (task,) = (task for task in cluster.tasks if task.stage is stage)
+        mine = stage.name == REPORT.name and task.token.startswith(f"{self.plan.experiment}.")
+        if not mine or not (self.folder / "slurm" / "rest.json").exists():
+            return super().work(stage, cluster)
+        if self.breaks is not None:
+            cluster.breaks, self.breaks = self.breaks, None
+        code = portions.main([str(self.folder)])
+        cluster.breaks = None
+        return "again" if code == EXIT_AGAIN else "done"
+
+
 class World:
     """A plan on such a cluster."""
 
     def __init__(self, home: Path, plan: Plan, settings: Cluster) -> None:
         rng = random.Random(0)
         self.home, self.plan, self.settings = home, plan, settings
-        self.stages = FakeStages(plan, home, rng)
+        self.stages = Reporting(plan, home, rng)
         self.cluster = Limited(self.stages, rng, slots=4, memory=1000)
 
     def submit(self, **options) -> Outcome:
@@ -59,15 +78,11 @@ class World:
         return Submission(self.plan, self.settings, self.cluster, Options(**options)).run()
 
     def go_on(self) -> int:
-        """Submit what is left whenever all has ended, as the report does; how often it was."""
-        rest = self.home / "outputs" / "reports" / "trial" / "slurm" / "rest.json"
-        count = 0
+        """Let everything run, reports and what they submit; how many portions that were."""
+        before = self.cluster.submitted.count(REPORT.name)
         self.cluster.run_down()
-        while rest.exists():
-            assert portions.main([str(rest.parent.parent)]) == 0
-            self.cluster.run_down()
-            count += 1
-        return count
+        assert not (self.stages.folder / "slurm" / "rest.json").exists()
+        return self.cluster.submitted.count(REPORT.name) - before
 
     def states(self) -> list[str]:
         return [standing(self.plan, s, self.home).state for s in self.plan.stages if s.has_work]
@@ -262,6 +277,54 @@ def test_jobs_of_other_experiments_take_room(world):
     assert (outcome.new, len(outcome.left), outcome.goes_on) == ({}, 6, False)
     one.cluster.run_down()
     assert len(one.submit(max_submit=3).new) == 2
+
+
+def test_a_report_that_finds_no_room_goes_back_into_the_queue(world, capsys):
+    """It takes none there, and the limit holds all the time."""
+    one = world(chains(2))
+    one.submit(max_submit=4)
+    names = [f"other-{n}" for n in range(7)]
+    one.stages.moments = dict.fromkeys(names, 20)
+    other = Plan(experiment="other", stages=tuple(_stage(name, "sft") for name in names))
+    Submission(other, one.settings, one.cluster).run()
+    one.cluster.peak, one.cluster.most = 0, 12
+    one.go_on()
+    assert set(one.states()) == {"done"} and one.cluster.peak <= 4
+    assert (
+        "0 stages submitted, 3 remain; other jobs of yours leave no room" in capsys.readouterr().out
+    )
+
+
+def test_a_report_that_slurm_has_no_room_for_tries_again(world, capsys):
+    one = world(chains(2))
+    one.cluster.most = 4
+    one.submit()
+    names = [f"other-{n}" for n in range(9)]
+    one.stages.moments = dict.fromkeys(names, 20)
+    one.cluster.most = 30
+    other = Plan(experiment="other", stages=tuple(_stage(name, "sft") for name in names))
+    Submission(other, one.settings, one.cluster).run()
+    one.cluster.most = 5
+    one.go_on()
+    assert set(one.states()) == {"done"}
+    assert "next portion: SLURM takes no more jobs of yours now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["before", "half", "after"])
+@pytest.mark.parametrize("count", range(7, 12))
+def test_a_report_that_is_killed_as_it_submits_completes_it_when_requeued(world, count, when):
+    one = world(chains(2))
+    one.submit(max_submit=4)
+    one.stages.breaks = (count, "", when)
+    for _ in range(2):
+        try:
+            one.go_on()
+        except Broken:
+            continue
+        break
+    assert set(one.states()) == {"done"}
+    submitted = [name for name in one.cluster.submitted if name != REPORT.name]
+    assert sorted(submitted) == sorted(set(submitted)), "a stage was submitted twice"
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -5,14 +5,16 @@ however often it is requeued.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.launchers.slurm.fake_cluster import FakeCluster
+from tests.launchers.slurm.fake_cluster import Broken, FakeCluster
 from tests.report.fake_experiment import Fake, budget, made_up
 from tests.small_site import use
 from tuning.experiments.budget import budget_plan
+from tuning.experiments.merge import merged
 from tuning.experiments.search import Rounds
 from tuning.launchers.slurm import rounds as controller
 from tuning.launchers.slurm import snapshot
@@ -21,8 +23,9 @@ from tuning.launchers.slurm.resources import Cluster
 from tuning.launchers.slurm.submission import Submission
 from tuning.plan import Plan, Stage
 from tuning.runs import atomic
+from tuning.runs.errors import UserError
 from tuning.search.config import SearchConfig
-from tuning.search.rounds import actions
+from tuning.search.rounds import Round, Step, actions
 
 pytestmark = pytest.mark.unit
 
@@ -35,14 +38,19 @@ class Stages:
         self.fails: set[str] = set()
         self.starts = 1
         """How often a report runs: one that is requeued runs again."""
+        self.breaks: tuple[int, str, str] | None = None
+        """Where the cluster breaks in the first report."""
 
     def start(self, stage: Stage) -> None: ...
     def cancelled(self, stage: Stage) -> None: ...
 
-    def work(self, stage: Stage, _cluster: FakeCluster) -> str:
+    def work(self, stage: Stage, cluster: FakeCluster) -> str:
         if stage.role == "report":
+            if self.breaks is not None:
+                cluster.breaks, self.breaks = self.breaks, None
             for _ in range(self.starts):
                 controller.main([str(self.folder)])
+            cluster.breaks = None
             return "done"
         if stage.name in self.fails:
             return "failed"
@@ -55,7 +63,8 @@ class World:
     """A search on such a cluster."""
 
     def __init__(self, home: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.whole = budget_plan(budget(sft_ratios=("0", "0.1", "0.25", "0.5", "0.75", "1")))[0]
+        ratios = ("0", "0.1", "0.25", "0.5", "0.75", "1")
+        self.whole = budget_plan(budget(sft_ratios=ratios, pft_methods=("dpo", "kto")))[0]
         self.config = SearchConfig(max_runs=4, batch=1)
         self.folder = home / "outputs/reports" / self.whole.experiment
         self.stages = Stages(home, self.whole, self.folder)
@@ -163,3 +172,55 @@ def test_a_grid_that_takes_the_place_of_a_search_ends_it(world: World, capsys):
     world.cluster.run_down()
     assert "the experiment is no search any more" in capsys.readouterr().out
     assert len(world.rounds.record.rounds) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "half", "after"])
+@pytest.mark.parametrize("count", [7, 9, 11])
+def test_a_report_that_is_killed_as_it_submits_completes_it_when_requeued(
+    world: World, count: int, when: str
+):
+    world.submit()
+    world.stages.breaks = (count, "", when)
+    for _ in range(2):
+        try:
+            world.cluster.run_down()
+        except Broken:
+            continue
+        break
+    assert world.rounds.last.end
+    assert not world.cluster.live
+
+
+def test_a_search_goes_on_beside_what_starts_from_a_run_that_failed(world: World):
+    """Both methods start from one SFT run: where it failed, neither is waited for."""
+    world.config = SearchConfig(max_runs=11, batch=3)
+    world.submit()
+    world.stages.fails = {s.name for s in world.whole.stages if s.role == "sft"}
+    world.cluster.run_down()
+    assert world.rounds.last.end
+    chosen = [s for s in world.rounds.plan.stages if s.parent in world.stages.fails]
+    assert len(chosen) > len({s.parent for s in chosen}), "no two start from one run"
+    tried = [name for name in world.submitted if name in world.stages.fails]
+    assert sorted(tried) == sorted(set(tried))
+
+
+def test_a_search_goes_on_from_runs_that_another_experiment_has_queued(world: World):
+    world.config = SearchConfig(max_runs=11, batch=1, first=1.0)
+    world.submit()
+    steps = [Step(arm=arm.key, action="start", why="") for arm in world.rounds.search.arms]
+    whole = replace(world.rounds.record, rounds=(Round(steps=tuple(steps)),))
+    every = replace(Rounds(whole, world.folder).plan, experiment="every")
+    outcome = Submission(every, world.settings, world.cluster, Options()).run()
+    assert outcome.shared and outcome.new
+    world.cluster.end_by_force([world.cluster.live["report"].id])
+    world.cluster.run_down()
+    assert world.rounds.last.end
+
+
+def test_settings_that_differ_are_not_taken_for_seeds(world: World):
+    several = [
+        budget_plan(budget(sft_ratios=("0", "1"), sft_values={"learning_rate": rate}))[0]
+        for rate in (1e-4, 2e-3)
+    ]
+    with pytest.raises(UserError, match="--search would take runs of different settings for seeds"):
+        Rounds.begin(merged(several, "trial"), SearchConfig())

@@ -43,6 +43,8 @@ from tuning.runs.lock import slurm_job
 WATCH_SECONDS = 2.0
 RETRY_SECONDS = 110.0
 """How long to retry while the controller does not answer; it may be restarting."""
+LAUNCHERS = ("run_sweetspot_pipeline.py", "passk_pipeline.py", "ppl_pipeline.py")
+"""Scripts that start the stages of an experiment, each with its share of the cores."""
 TRIES = 5
 """Attempts to release a fork before it is left to wait for the end of SFT."""
 
@@ -156,11 +158,11 @@ def _submitted(tasks: Path) -> int:
     require_format(found, f"'{tasks}'")
     stage = Stage.from_json(found["stages"][int(os.environ["SLURM_ARRAY_TASK_ID"])])
     folder = Path(found["folder"])
-    if stage.role == "report":
-        submit_rest(folder)
-        submit_round(folder)
     slurm = Slurm()
     job = slurm_job(os.environ) or ""
+    if stage.role == "report" and not (submit_rest(folder) and submit_round(folder)):
+        Allocation(slurm, job).requeue("what is left could not be submitted yet", print)
+        return EXIT_AGAIN
     forks = Forks(slurm, folder, stage.name) if stage.kind == "sft" else None
     host = Allocation(slurm, job, forks.release if forks else None)
     places = {
@@ -180,7 +182,7 @@ def _by_hand(words: list[str]) -> int:
     script = script if script.is_absolute() else site.CHECKOUT / script
     if not script.is_file():
         raise UserError(f"there is no '{words[0]}' in {site.CHECKOUT}.")
-    launches = script.name == "run_sweetspot_pipeline.py"
+    launches = script.name in LAUNCHERS
     number = slurm_job(os.environ)
     host: Host = Allocation(Slurm(), number) if number else Here()
     folder = site.home() / "outputs" / "jobs" / (number or f"local-{os.getpid()}")

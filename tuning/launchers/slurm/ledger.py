@@ -7,7 +7,7 @@ next submission can finish one that was interrupted at any moment.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ class Jobs:
 
     def write(self, arrays: Sequence[Array]) -> None:
         """Replace jobs.json, atomically."""
-        atomic.write_json(self.path, {"arrays": [asdict(array) for array in arrays]})
+        atomic.write_json(self.path, {"arrays": [vars(array) for array in arrays]})
 
     def users(self) -> set[int]:
         """Everybody who submitted a part of the experiment."""

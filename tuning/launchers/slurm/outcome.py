@@ -79,3 +79,5 @@ class Outcome:
     """Stages that are left for the next portion."""
     goes_on: bool = False
     """Whether a job will submit what is left."""
+    follows: bool = False
+    """Whether a report waits: the one that runs, if any, is not the last."""

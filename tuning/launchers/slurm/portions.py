@@ -4,7 +4,8 @@
 
 submits what the last submission of an experiment left in slurm/rest.json. The report, the last job
 of a portion, runs this in the code and with the resources of the first portion. Stages below one
-that failed are left out: they wait for the user, who submits again.
+that failed are left out: they wait for the user, who submits again. Where other jobs of the user
+leave no room, the report goes back into the queue, which takes no room, and tries again.
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuning.flags import restore
+from tuning.launchers.slurm.client import TooMany
 from tuning.launchers.slurm.resources import Resources
 from tuning.plan import Plan, Stage, require_format
 from tuning.runs import atomic
+from tuning.runs.errors import EXIT_AGAIN, EXIT_DONE
 from tuning.runs.identity import FORMAT
 from tuning.runs.interrupt import CONTAINER_VARIABLE
 from tuning.runs.json_text import NotJSON
 from tuning.runs.lock import Lock
+
+if TYPE_CHECKING:
+    from tuning.launchers.slurm.submission import Submission
 
 KEPT = ("SLURM_CONF", "SLURM_JWT")
 """Variables of SLURM that do not come from the job."""
@@ -96,23 +102,43 @@ class Settled:
         return self._resources[self._asked[stage.name]]
 
 
-def submit_rest(folder: Path) -> None:
-    """Submit the next portion from within a job, if there is one; what goes wrong is printed."""
-    submit_later(_path(folder), "tuning.launchers.slurm.portions", folder, "portion")
+def submit_rest(folder: Path) -> bool:
+    """Submit the next portion from within a job, if there is one; what goes wrong is printed. False
+    if it has to be tried again.
+    """
+    return submit_later(_path(folder), "tuning.launchers.slurm.portions", folder, "portion")
 
 
-def submit_later(file: Path, module: str, folder: Path, what: str) -> None:
+def submit_later(file: Path, module: str, folder: Path, what: str) -> bool:
     """Run a module that submits, as the Python that submitted first, if there is the file that it
-    needs.
+    needs; False if it asks to be run again.
     """
     try:
         rest = atomic.read_object(file)
         if rest is not None:
             python = str(rest.get("python") or sys.executable)
             words = [python, "-P", "-m", module, str(folder)]
-            subprocess.run(words, env=_environment(), stdin=subprocess.DEVNULL, check=False)
+            done = subprocess.run(words, env=_environment(), stdin=subprocess.DEVNULL, check=False)
+            return done.returncode != EXIT_AGAIN
     except (OSError, NotJSON) as error:  # the report must be written
         print(f"error: the next {what} was not submitted: {error}; submit again", flush=True)
+    return True
+
+
+def from_report(submission: Submission) -> tuple[str, int]:
+    """Submit from within the report, whose experiment's lock is held: what was done, in words, and
+    the exit code, EXIT_AGAIN where other jobs leave no room. TooMany where there are no other jobs.
+    """
+    try:
+        outcome = submission.submit()
+    except TooMany as refusal:
+        if sum(job.live for job in submission.slurm.queue()) < 2:  # it is this report
+            raise
+        return str(refusal), EXIT_AGAIN
+    words = f"{len(outcome.new)} stages submitted, {len(outcome.left)} remain"
+    if outcome.left and not outcome.follows:
+        return f"{words}; other jobs of yours leave no room for more now", EXIT_AGAIN
+    return words, EXIT_DONE
 
 
 def _environment() -> dict[str, str]:
@@ -128,7 +154,7 @@ def _environment() -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Submit the next portion; exit code 0."""
+    """Submit the next portion; the exit code, EXIT_AGAIN to be run again."""
     from tuning.launchers.slurm.client import Slurm
     from tuning.launchers.slurm.outcome import Options
     from tuning.launchers.slurm.submission import Submission
@@ -138,13 +164,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest = atomic.read_object(_path(folder))
         if rest is None:
             print("next portion: everything was submitted meanwhile")
-            return 0
+            return EXIT_DONE
         require_format(rest, f"'{_path(folder)}'")
         plan = Plan.from_json(atomic.read_object(folder / "plan.json") or {})
         options = Options(**rest["options"], only=frozenset(rest["stages"]))
-        outcome = Submission(plan, Settled(rest), Slurm(), options).submit()
-    print(f"next portion: {len(outcome.new)} stages submitted, {len(outcome.left)} remain")
-    return 0
+        words, code = from_report(Submission(plan, Settled(rest), Slurm(), options))
+    print(f"next portion: {words}")
+    return code
 
 
 if __name__ == "__main__":

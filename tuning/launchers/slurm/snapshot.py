@@ -21,7 +21,9 @@ from tuning.runs.log import logger
 DIGITS = 16
 FOLDERS = ("tuning", "slurm", "configs")
 """What is copied if the code is not a git checkout."""
-LEFT_OUT = ("__pycache__", "models", "outputs", "snapshots", "datasets", "tokens")
+LEFT_OUT = (
+    "__pycache__", "cache", "datasets", "models", "nltk", "outputs", "snapshots", "tokens"
+)  # fmt: skip
 
 
 def take() -> Path:

@@ -86,7 +86,7 @@ class Submission:
         waits = broken or outcome.shared or REPORT.name in outcome.replaced
         before = atomic.read_object(self.folder / "plan.json")
         try:
-            if missing or (waits and REPORT.name not in live):
+            if missing or (waits and not _report_waits(live)):
                 arrays = self._add(arrays, missing, live, outcome)
             elif outcome.left:
                 save_plan(self.folder, self.plan)
@@ -94,7 +94,7 @@ class Submission:
         except (Refused, TooMany) as refusal:
             said = self._put_back(before, live, outcome) if before else ""
             raise type(refusal)(" ".join(filter(None, (str(refusal), said)))) from None
-        outcome.goes_on = REPORT.name in live
+        outcome.goes_on, outcome.follows = REPORT.name in live, _report_waits(live)
         options = {name: getattr(self.options, name) for name in _LASTING}
         portions.write_rest(self.folder, outcome.left, self._asked, options)
         return outcome
@@ -377,6 +377,11 @@ class Submission:
             self.jobs.write(arrays)
             raise
         return everything
+
+
+def _report_waits(live: Live) -> bool:
+    """Whether a report waits, whoever submitted it; one that runs may be what submits now."""
+    return REPORT.name in live and live[REPORT.name][1].state in WAITS
 
 
 _LASTING = ("dependency", "wandb", "max_submit")
