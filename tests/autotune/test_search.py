@@ -201,6 +201,7 @@ def test_the_excess_of_a_log_normal():
     expected = sum(max(0.0, x - 2.2) for x in drawn) / len(drawn)
     assert excess(2.0, 0.3, 2.2) == pytest.approx(expected, rel=0.05)
     assert excess(2.0, 0.01, -1.0) == pytest.approx(3.0, rel=0.01)
+    assert excess(0.0, 0.3, 0.1) == 0.0, "speed may count for nothing"
 
 
 def test_bayesian_takes_earlier_observations_for_initial_points():

@@ -42,14 +42,15 @@ entry.run(main)
 class Workers:
     """A script of a few lines that two processes run together."""
 
-    def __init__(self, folder: Path, body: str) -> None:
+    def __init__(self, folder: Path, body: str, *flags: str) -> None:
         self.folder = folder
         script = folder / "worker.py"
         script.write_text(WORKER.replace("BODY", body))
         self.exit = folder / "exit"
         self.stop = folder / "stop"
         self.process = start(
-            str(script), str(folder / "rank"), TUNING_PROCESSES="2", TUNING_EXIT=str(self.exit),
+            str(script), str(folder / "rank"), *flags,
+            TUNING_PROCESSES="2", TUNING_EXIT=str(self.exit),
             TUNING_STOP=str(self.stop), TUNING_PARENT=str(os.getpid()),
         )  # fmt: skip
 
@@ -87,11 +88,11 @@ LEFT = """
 
 
 @pytest.fixture
-def workers(tmp_path: Path) -> Iterator[Callable[[str], Workers]]:
+def workers(tmp_path: Path) -> Iterator[Callable[..., Workers]]:
     started: list[Workers] = []
 
-    def make(body: str) -> Workers:
-        started.append(Workers(tmp_path, body.strip()))
+    def make(body: str, *flags: str) -> Workers:
+        started.append(Workers(tmp_path, body.strip(), *flags))
         return started[-1]
 
     yield make
@@ -122,6 +123,12 @@ def workers(tmp_path: Path) -> Iterator[Callable[[str], Workers]]:
 )  # fmt: skip
 def test_the_outcome_is_that_of_the_rank_that_failed_first(workers, body, code, recorded):
     assert workers(body).end() == (code, recorded)
+
+
+def test_what_tuning_recorded_is_not_the_outcome_of_the_training(workers):
+    """The ranks end without a word, as where they lose the lock of their directory."""
+    one = workers('if "TUNING_TUNES_FOR" not in os.environ: os._exit(75)', "--autotune")
+    assert one.end() == (1, None)
 
 
 def test_the_stop_file_stops_every_rank(workers):

@@ -319,6 +319,23 @@ def test_gpus_are_given_out_one_each(experiment, monkeypatch):
     assert {(logs / f"{name}.txt").read_text().strip() for name in "ab"} == {"3", "5"}
 
 
+def test_more_stages_than_gpus_are_spread_over_them(experiment):
+    for name in "abcde":
+        experiment.add(name, script=str(experiment.script.with_name("sleep.py")))
+    experiment.script.with_name("sleep.py").write_text("import time\ntime.sleep(60)\n")
+    launcher = LocalLauncher(experiment.plan, max_parallel=5)
+    launcher.devices = ["3", "5"]
+    try:
+        launcher._settle()
+        launcher._start_ready()
+        placed = [entry.placement.devices for entry in launcher.running]
+        assert placed == [("3",), ("5",), ("3",), ("5",), ("3",)]
+    finally:
+        for entry in launcher.running:
+            entry.process.terminate()
+            entry.process.wait()
+
+
 def test_a_number_of_threads_that_was_asked_for_is_kept(experiment, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     experiment.add("a", wide=True)

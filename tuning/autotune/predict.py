@@ -129,6 +129,8 @@ def excess(middle: float, spread: float, floor: float) -> float:
     mean = middle * math.exp(0.5 * spread**2)
     if floor <= 0:
         return mean - floor
+    if middle <= 0:
+        return 0.0
     d = math.log(middle / floor) / spread
     return mean * normal(d + spread) - floor * normal(d)
 

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,9 +195,9 @@ class LocalLauncher:
         """The GPUs and the number of processes of a stage that starts now."""
         if (processes := self.processes_of(stage)) > 1:
             return Placement(processes=processes, devices=tuple(self.devices[:processes]))
-        taken = {device for entry in self.running for device in entry.placement.devices}
-        free = [device for device in self.devices if device not in taken] or self.devices
-        return Placement(devices=tuple(free[: _gpus_of(stage)]))
+        taken = Counter(device for entry in self.running for device in entry.placement.devices)
+        freest = sorted(self.devices, key=taken.__getitem__)
+        return Placement(devices=tuple(freest[: _gpus_of(stage)]))
 
     def _start(self, stage: Stage) -> Running:
         record = self.folder / "stages" / f"{stage.name}.json"

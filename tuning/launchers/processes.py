@@ -193,8 +193,11 @@ def main() -> int:
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     if not _tunes_first(flags, words[own:]):
         return _torchrun([*flags, *words[own:]])
+    if code := _tune(flags, words[own:]):
+        return code
+    outcome.forget()  # it is that of the tuning; the training has none yet
     left = [word for word in words[own:] if word != "--force"]  # it holds for both together
-    return _tune(flags, words[own:]) or _torchrun([*flags, *left])
+    return _torchrun([*flags, *left])
 
 
 def _tune(flags: Sequence[str], words: Sequence[str]) -> int:

@@ -53,6 +53,12 @@ def write(path: Path, outcome: Outcome) -> None:
     atomic.write_json(path, asdict(outcome))
 
 
+def forget() -> None:
+    """Remove what this process or a child of it has recorded."""
+    if (found := path()) is not None:
+        found.unlink(missing_ok=True)
+
+
 def read(path: Path) -> Outcome | None:
     """The recorded outcome; None if the process ended without one, for example when killed."""
     values = atomic.read_object(path)
