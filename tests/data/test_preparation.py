@@ -342,6 +342,20 @@ def test_a_test_prompt_in_another_spelling_or_as_a_first_turn_is_in_no_other_poo
     assert sorted(len(pools.get(pool, ())) for pool in ("sft", "preference")) in ([0, 2], [1, 1])
 
 
+@pytest.mark.parametrize("keeps", [2, 4])
+def test_sft_keeps_its_share_of_the_prompts_that_both_have(keeps):
+    def rows(first: int, last: int) -> list[dict]:
+        return [
+            {"prompt": [{"role": "user", "content": f"{n}?"}], "n": n} for n in range(first, last)
+        ]
+
+    pools, _ = divide({"sft": rows(0, 6000), "preference": rows(2000, 6000)}, keeps)
+    kept = [row for row in (*pools["sft"], *pools["validation"]) if row["n"] >= 2000]
+    held = sum(row["n"] >= 2000 for row in pools["validation"])
+    assert len(kept) + len(pools["preference"]) == 4000
+    assert (len(kept) - held) / (4000 - held) == pytest.approx(1 / keeps, abs=0.02)
+
+
 def test_the_scripts_make_a_dataset_and_say_what_was_left_out(tmp_path):
     source = lines(tmp_path / "train.jsonl", [train(n) for n in range(1, 31)])
     pairs = lines(tmp_path / "pref.jsonl", [labelled(n) for n in (50, 51)] + [train(52)])

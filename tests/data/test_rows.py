@@ -58,6 +58,17 @@ def test_whole_conversations_of_several_turns_bring_their_prompt(prompt):
     assert (found["chosen"], found["rejected"]) == (assistant("9"), assistant("8"))
 
 
+def test_a_prompt_keeps_its_system_message_where_the_conversations_have_none():
+    system = [{"role": "system", "content": "brief"}]
+    for asked in (system + user("and 4?"), system + TALK):
+        found = row("preference", prompt=asked, chosen=TALK + assistant("9"),
+                    rejected=TALK + assistant("8"))  # fmt: skip
+        assert found["prompt"] == system + TALK
+        assert (found["chosen"], found["rejected"]) == (assistant("9"), assistant("8"))
+    own = row("sft", prompt=system + TALK, completion=TALK + assistant("9"))
+    assert (own["prompt"], own["completion"]) == (system + TALK, assistant("9"))
+
+
 def test_the_same_question_under_another_system_message_is_in_one_pool_only(tmp_path):
     other = [{"role": "system", "content": "brief"}, *user("s0")]
     made = loader(tmp_path, test=[{"prompt": other, "answer": 2}])

@@ -94,6 +94,8 @@ def test_problems_are_found_by_what_they_ask(tmp_path, capsys):
     [
         ([], "is empty"),
         ([{"response": "x", **COMMA}], r"r\.jsonl:1 lacks prompt"),
+        ([{"prompt": ["p"], "response": "x", **COMMA}], r"r\.jsonl:1 lacks prompt: text, or a"),
+        ([{"prompt": [{"role": "user"}], "response": "x", **COMMA}], "jsonl:1 lacks prompt: text"),
         ([{"prompt": "p", **COMMA}], r"r\.jsonl:1: give response as text"),
         ([{"prompt": "p", "responses": [], **COMMA}], "give response as text"),
         ([{"prompt": "p", "response": 3, **COMMA}], "give response as text"),

@@ -108,9 +108,14 @@ def test_rows_that_cannot_be_checked_are_refused(changes, why):
 
 def test_arguments_of_other_instructions_may_be_there_as_null():
     """The dataset of the hub has all keys in every row."""
-    empty = dict.fromkeys(("num_words", "relation", "keywords"))
-    assert instruction.accepts(row("punctuation:no_comma", **empty)) is None
-    assert instruction.grade("fine", row("punctuation:no_comma", **empty)).right
+    empty = dict.fromkeys(name for checks in instruction.ARGUMENTS.values() for name in checks)
+    assert {"nth_paragraph", "num_paragraphs"} <= set(empty)
+    for name, given in (
+        ("punctuation:no_comma", {}),
+        ("length_constraints:number_paragraphs", {"num_paragraphs": 1}),
+    ):
+        assert instruction.accepts(row(name, **empty | given)) is None
+        assert instruction.grade("fine", row(name, **empty | given)).right
 
 
 @pytest.mark.parametrize(

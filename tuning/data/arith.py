@@ -233,9 +233,10 @@ def _worked(problem: Problem, steps: tuple[Step, ...], rng: random.Random) -> st
     return "\n".join(lines)
 
 
-def _mistakes(problem: Problem) -> list[tuple[Step, ...]]:
+@functools.cache
+def _mistakes(right: tuple[Step, Step]) -> list[tuple[Step, ...]]:
     """The steps of every plausible mistake that ends in a wrong number."""
-    first, second = problem.steps
+    first, second = right
     return [
         steps
         for steps in (
@@ -244,7 +245,7 @@ def _mistakes(problem: Problem) -> list[tuple[Step, ...]]:
             (first,),
             (_step(first.left, second.op, second.right),),
         )
-        if str(steps[-1].result) != problem.answer and all(step.result >= 0 for step in steps)
+        if steps[-1].result != second.result and all(step.result >= 0 for step in steps)
     ]
 
 
@@ -279,7 +280,7 @@ def _sft_row(problem: Problem, rng: random.Random) -> dict[str, Any]:
 
 
 def _preference_row(problem: Problem, rng: random.Random) -> dict[str, Any]:
-    mistake = rng.choice(_mistakes(problem))
+    mistake = rng.choice(_mistakes(problem.steps))
     return {
         "prompt": _message("user", problem.question),
         "chosen": _message("assistant", _worked(problem, problem.steps, rng)),

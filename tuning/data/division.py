@@ -2,8 +2,8 @@
 
 A prompt is in one pool only, however many rows it has: those of the test set are in no other pool,
 some are held out for validation unless there is a source for it, and those that both SFT and
-preference data have are divided. What becomes of a prompt depends on nothing but itself and on
-which sources have it.
+preference data have are divided: SFT keeps one in two, or as a recipe says. What becomes of a
+prompt depends on nothing but itself and on which sources have it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ class _Asked:
     """Two draws: whether the prompt is held out, and on which side it is where two have it."""
 
 
-def divide(read: Mapping[str, Sequence[Row]]) -> tuple[dict[str, list[Row]], dict[str, int]]:
-    """The pools of what was read, each in a seeded order, and what was dropped and why."""
+def divide(
+    read: Mapping[str, Sequence[Row]], sft_keeps: int = 2
+) -> tuple[dict[str, list[Row]], dict[str, int]]:
+    """The pools of what was read, each in a seeded order, and what was dropped and why. Of prompts
+    that both have, SFT keeps one in `sft_keeps`.
+    """
     asked = {kind: [_asked(row) for row in rows] for kind, rows in read.items()}
     fates = _fates(asked)
     dropped: Counter[str] = Counter()
@@ -53,7 +57,7 @@ def divide(read: Mapping[str, Sequence[Row]]) -> tuple[dict[str, list[Row]], dic
     in_sft, in_pairs = _keys(sft), _keys(pairs)
     held_out = _keys(given) or _drawn(in_sft, fates)
     both = (in_sft & in_pairs) - held_out
-    of_pairs = {key for key in both if fates[key][1] % 2}
+    of_pairs = {key for key in both if fates[key][1] % sft_keeps}
     here = "rows of prompts in other pools"
     rest = _without(held_out, sft, dropped if given else Counter(), f"sft {here}")
     validation = given or [one for one in sft if one.key in held_out]

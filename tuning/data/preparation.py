@@ -191,7 +191,8 @@ def _assemble(folder: Path, name: str, recipe: Recipe, sources: dict[str, Any]) 
                 f"'{_raw_rows(folder, kind)}' is not what was read of '{source['source']}'; read "
                 f"that again with --force: {recipe.made_by}."
             )
-    pools, dropped = divide({kind: _rows(_raw_rows(folder, kind)) for kind in sources})
+    read = {kind: _rows(_raw_rows(folder, kind)) for kind in sources}
+    pools, dropped = divide(read, recipe.sft_keeps)
     if gone := [kind for kind in sources if kind not in pools]:
         reasons = ", ".join(f"{count} {why}" for why, count in dropped.items())
         raise UserError(f"no row is left for the {gone[0]} pool of '{name}': {reasons}.")

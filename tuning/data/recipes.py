@@ -40,8 +40,10 @@ class Recipe:
     """(kind, raw row) -> rows of ours, whose prompts are text or messages; raises Unusable."""
     system_message: str | None = None
     """Of all prompts: asks for the form that the task reads."""
+    sft_keeps: int = 2
+    """SFT keeps one in so many of the prompts that preference data has as well."""
     version: int = 1
-    """Increased with every change that affects a row."""
+    """Increased with every change that affects a row or its pool."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What else the rows depend on, where that can be chosen."""
     folder: Path | None = None
@@ -177,6 +179,8 @@ RECIPES = {
         },
         rows=tuluif_rows,
         system_message=instruction.SYSTEM_MESSAGE,
+        sft_keeps=4,  # all pairs are of prompts of SFT's, which has others: each has 10,000 so
+        version=2,
         made_by="python tuning/data/tuluif_sft.py and tuluif_pref.py (of files: --source FILE)",
     ),
 }

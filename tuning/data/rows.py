@@ -147,11 +147,14 @@ def _shared(first: Messages, second: Messages) -> Messages:
 
 
 def _whole_prompt(prompt: Messages | None, chosen: Messages, rejected: Messages) -> Messages:
-    """The prompt of a pair; where two whole conversations have more turns than it names, theirs."""
+    """The prompt of a pair; where two whole conversations have more turns than it names, theirs,
+    after its system message if they have none.
+    """
     shared = _shared(chosen, rejected)
-    if prompt is None or (shared and prompt_key(without_system(prompt)) in _parts(shared)):
-        return shared
-    return prompt
+    if prompt is None or not shared or prompt_key(without_system(prompt)) not in _parts(shared):
+        return shared if prompt is None else prompt
+    own = [message for message in prompt[:1] if message["role"] == "system"]
+    return shared if shared[0]["role"] == "system" else [*own, *shared]
 
 
 def _parts(conversation: Messages) -> list[tuple[tuple[str, str], ...]]:
@@ -183,8 +186,10 @@ def _check_prompt(prompt: Messages, where: str) -> None:
 
 def _answer(prompt: Messages, answer: Messages, column: str, where: str) -> Messages:
     """An answer without the prompt that it may repeat; turns of the assistant only."""
-    if prompt_key(answer[: len(prompt)]) == prompt_key(prompt):
-        answer = answer[len(prompt) :]
+    for repeated in (prompt, without_system(prompt)):
+        if repeated and prompt_key(answer[: len(repeated)]) == prompt_key(repeated):
+            answer = answer[len(repeated) :]
+            break
     if other := [message["role"] for message in answer if message["role"] != "assistant"]:
         raise UserError(
             f"{where}: {column} has a turn of the {other[0]}; it must have turns of the assistant "

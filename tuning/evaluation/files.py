@@ -115,11 +115,18 @@ def _asked(prompt: Any) -> Any:
     return prompt_key([{"role": "user", "content": text}])
 
 
+def _is_prompt(value: Any) -> bool:
+    """Whether it is text, or messages of which the last has a text."""
+    last = value[-1] if isinstance(value, list) and value else value
+    content = last.get("content") if isinstance(value, list) and isinstance(last, dict) else value
+    return isinstance(content, str) and bool(content)
+
+
 def _graded(
     grader: Task, where: str, line: Mapping[str, Any], rows: Mapping[Any, dict[str, Any]]
 ) -> list[Grade]:
     """The grades of the responses of a line."""
-    if not isinstance(line.get("prompt"), str | list) or not line["prompt"]:
+    if not _is_prompt(line.get("prompt")):
         raise UserError(f"{where} lacks prompt: text, or a list of messages.")
     responses = line.get("responses", [line.get("response")])
     if not isinstance(responses, list) or not responses or {*map(type, responses)} != {str}:

@@ -122,8 +122,9 @@ def _refusal(name: Any, given: Any) -> str | None:
     if not isinstance(given, dict):
         return f"kwargs of {name} is {given!r:.60}; it must be an object"
     checks = ARGUMENTS[name]
-    for argument, value in given.items():
-        if argument not in checks and value is not None:
+    given = {argument: value for argument, value in given.items() if value is not None}
+    for argument in given:
+        if argument not in checks:
             allowed = ", ".join(checks) or "none"
             return f"{name} has no argument {argument!r:.60}; its arguments: {allowed}"
     for argument, check in checks.items():

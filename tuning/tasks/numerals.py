@@ -35,6 +35,7 @@ _UNITS = (
     r"|degrees?|years?|months?|weeks?|days?|hours?|hrs?|h|minutes?|mins?|seconds?"
     r"|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*)"
 )
+_PART = r"(?:hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|sixths?|eighths?|tenths?)\b"
 _GOES_ON = re.compile(
     rf"%?[)\].,;:]?{_B}++(?:and|or|to)?{_B}*+,?[-$.]?(?:[0-9]|{_VULGAR})"  # 1 234; 3, 4; 5 or 6
     rf"|[,;]{_B}++(?:and|or){_B}++[-$.]?[0-9]|[,;]{_B}++[A-Za-z]{_B}*+="
@@ -43,6 +44,8 @@ _GOES_ON = re.compile(
     rf"|{_B}++-+{_B}*+[-.$(\\0-9]|-[-.$(\\0-9]"  # 5 - 6; 5-6
     rf"|{_B}++(?:pi|e[0-9+-]|hundred|lakh|crore|quadrillion|mn|bn|mil|[kKMB])\b"
     rf"|{_B}++(?:{'|'.join(_SCALES)})"
+    rf"|{_B}++and{_B}++(?:an?|one|two|three|[1-9]){_B}++{_PART}"  # 2 and a half
+    rf"|{_B}++[:,]{_B}*+[-$.]?[0-9]"  # 3 : 4
     rf"|%{_B}++of{_B}++[-$.]?[0-9]"
     rf"|['\"]?{_B}*+(?i:{_UNITS}){_B}++(?:and{_B}++)?[0-9]"  # 5 ft 6 in
     rf"|['\"]{_B}*+[0-9]"
