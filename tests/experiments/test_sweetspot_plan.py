@@ -166,7 +166,7 @@ def test_every_command_is_one_that_its_entry_point_takes():
         methods=("dpo", "kto", "grpo"),
         patience=("2:0.02",),
         early_stop=False,
-        sft_values={"seed": 3, "lora_dropout": 0.1},
+        sft_values={"seed": 3, "lora_dropout": 0.1, "target_modules": ("q_proj",)},
         pft_values={"seed": 3, "target_modules": ("q_proj",)},
         evaluation_values={"prompts": 40, "k_values": (1, 3)},
     )

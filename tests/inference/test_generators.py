@@ -22,11 +22,12 @@ from tuning.evaluation.config import PassAtKConfig, evaluation_config, sampling_
 from tuning.evaluation.generators import GENERATORS, Backend
 from tuning.inference import ifeval_inference, k_beams, k_beams_hf
 from tuning.inference.generator import Generator, opened
-from tuning.inference.hf_engine import HFGenerator
+from tuning.inference.hf_engine import HFGenerator, _in_its_precision
 from tuning.inference.vllm_engine import _refused
 from tuning.runs import provenance
 from tuning.runs.errors import UserError
 from tuning.training.config_training import model_config
+from tuning.training.trainers import in_float32
 from tuning.weights.artifact import Artifact
 from tuning.weights.config import LoraConfig
 from tuning.weights.loading import peft_config, save
@@ -155,6 +156,20 @@ def test_a_model_is_left_as_it_was_where_sampling_fails(tokenizer):
             PROMPTS, sampling_without_check(temperature=-1.0), "hash", 0
         )
     assert state(model) == before
+
+
+def test_modules_that_are_trained_whole_in_float32_answer_beside_bfloat16(tokenizer):
+    """As a pipeline measures pass@k during SFT of such a model; a plain adapter is not touched."""
+    from peft import get_peft_model
+
+    lora = LoraConfig(lora_r=2, full_modules=("embed_tokens", "lm_head"))
+    model = get_peft_model(network(tokenizer).to(torch.bfloat16), peft_config(lora))
+    in_float32(model)
+    (answers,) = HFGenerator(model, tokenizer).generate(PROMPTS[:1], SAMPLING, "hash", 0)
+    assert len(answers) == SAMPLING.n_samples and not torch.is_autocast_enabled("cpu")
+    plain = get_peft_model(network(tokenizer).to(torch.bfloat16), peft_config(LoraConfig()))
+    in_float32(plain)
+    assert not _in_its_precision(plain)._enabled and _in_its_precision(model)._enabled
 
 
 def sampling_without_check(**values) -> PassAtKConfig:

@@ -113,8 +113,8 @@ def test_an_adapter_that_is_trained_further_keeps_its_shape(with_sft: Path) -> N
     run = runs(with_sft)[0]
     flags = ("--train_size", 8, "--parent_run", run.name, "--do_training")
     check(run_entry(with_sft, "run_dpo.py", *DATA, *flags))
-    again = check(run_entry(with_sft, "run_dpo.py", *DATA, *flags, "--lora_r", 4))
-    assert "already trained" in again.stdout
+    again = check(run_entry(with_sft, "run_dpo.py", *DATA, *flags, "--lora_r", 4), 2)
+    assert "lora_r is 4, and the run continues the adapter of its SFT run, which" in again.stderr
 
 
 def test_anew_means_that_what_was_sampled_before_is_gone(tiny_home: Path) -> None:

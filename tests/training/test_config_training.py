@@ -385,6 +385,13 @@ def test_a_model_may_say_that_the_engine_trains_it(monkeypatch, tmp_path):
     assert fork().named(5) == "tiny_sweetspot-ppl-2.0_dpo-arith-5"
 
 
+def test_an_adapter_that_is_continued_cannot_be_another_one():
+    assert fork(lora_r=fork().lora.lora_r).hash == fork().hash
+    with pytest.raises(UserError, match=r"lora_r is 3, and the run continues .* --merge_parent"):
+        fork(lora_r=3)
+    assert fork(lora_r=3, merge_parent=True).lora.lora_r == 3
+
+
 def test_a_fork_of_a_whole_model_has_a_new_adapter_and_another_hash():
     of = on_engine(perplexity_thresholds=(2.0,))
     parent = parent_of(of, of.run_name)

@@ -79,7 +79,7 @@ class HFGenerator:
             padding_side="left",
             add_special_tokens=False,
         ).to(self.model.device)
-        with borrowed(self.model):
+        with borrowed(self.model), _in_its_precision(self.model):
             torch.manual_seed(self.seed(sampling, run_hash, first))
             output = self.model.generate(
                 input_ids=batch["input_ids"],
@@ -96,6 +96,17 @@ class HFGenerator:
         )
         n = sampling.n_samples
         return [answers[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def _in_its_precision(model: Any) -> Any:
+    """Autocast for a bfloat16 model that has modules in float32, as those are that are trained
+    whole: it cannot be called without. Adapters see to their own precision.
+    """
+    import torch
+
+    whole = (p.dtype for name, p in model.named_parameters() if "lora_" not in name)
+    mixed = model.dtype == torch.bfloat16 and torch.float32 in whole
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=mixed)
 
 
 def _drawn(sampling: PassAtKConfig) -> dict[str, Any]:

@@ -95,7 +95,9 @@ class RunCallback(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Training time, over interruptions."""
+        """Training time since this was made, over interruptions; without what comes before: loading
+        the model.
+        """
         return self._before + time.monotonic() - self._start
 
     def on_train_begin(

@@ -10,8 +10,8 @@ collections.yaml again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tuning import config as site
@@ -348,6 +348,7 @@ def _preference(
     if lora.full:
         refuse_adapter(values)
     elif parent is not None and parent.lora is not None and not training.merge_parent:
+        _require_same_adapter(lora, parent.lora, values)
         lora = parent.lora
     return PTRunConfig(
         model=load_config(model, chosen),
@@ -359,6 +360,19 @@ def _preference(
         compute=compute_config(method, chosen, training.effective_batch_size),
         parent=parent,
     )
+
+
+def _require_same_adapter(asked: LoraConfig, continued: LoraConfig, given: Iterable[str]) -> None:
+    """Raise UserError for a setting of an adapter, asked for by name, that differs from that of the
+    adapter which the run continues.
+    """
+    for name in (entry.name for entry in fields(LoraConfig) if entry.name in given):
+        was, wanted = getattr(continued, name), getattr(asked, name)
+        if was != wanted:
+            raise UserError(
+                f"{name} is {wanted}, and the run continues the adapter of its SFT run, which has "
+                f"{was}; leave it out, or give --merge_parent to train an adapter of its own."
+            )
 
 
 def model_config(model: str, values: Mapping[str, Any] | None = None) -> ModelLoadConfig:

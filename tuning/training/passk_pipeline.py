@@ -3,7 +3,7 @@ them with the examples that are left, and an evaluation of every model.
 
     python tuning/training/passk_pipeline.py
     python tuning/training/passk_pipeline.py --model llama3-8B --dataset gsm8k --task math \\
-        --total_data 10000 --sft_data 5000 --pass_at_k_targets 0.3 0.4 0.5
+        --total_data 3000 --sft_data 1500 --pass_at_k_targets 0.3 0.4 0.5
 
 It is run_sweetspot_pipeline.py with all phases and without reference runs, and takes its flags. The
 first command is the embedded example. Where there is a cluster, stages become SLURM jobs;

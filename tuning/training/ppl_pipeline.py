@@ -3,7 +3,7 @@ of them with the examples that are left, and an evaluation of every model.
 
     python tuning/training/ppl_pipeline.py
     python tuning/training/ppl_pipeline.py --model llama3-8B --dataset gsm8k --task math \\
-        --total_data 10000 --sft_data 5000 --perplexity_thresholds 3.0 2.5 2.0
+        --total_data 3000 --sft_data 1500 --perplexity_thresholds 3.0 2.5 2.0
 
 It is run_sweetspot_pipeline.py with all phases and without reference runs, and takes its flags. The
 first command is the embedded example. Where there is a cluster, stages become SLURM jobs;

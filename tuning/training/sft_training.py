@@ -58,7 +58,6 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
     if resume.checkpoint:
         monitors.load(resume.state)
     consumed = Consumed((key_of(row.ids) for row in rows), batch)
-    callback = RunCallback(directory, resume, consumed, stateful=monitors)
     perplexity = PerplexityStoppingCallback(monitors, SharedPerplexity(pool))
     with _pass_at_k(config, monitors, base, tokenizer, directory) as pass_at_k:
         trainer = _Trainer(
@@ -72,8 +71,10 @@ def train(config: SFTRunConfig, directory: RunDirectory, report_to: list[str]) -
             train_dataset=Dataset.from_list([_labelled(row) for row in rows]),
             processing_class=tokenizer,
             compute_loss_func=loss,
-            callbacks=[perplexity, *pass_at_k, callback],
+            callbacks=[perplexity, *pass_at_k],
         )
+        callback = RunCallback(directory, resume, consumed, stateful=monitors)
+        trainer.add_callback(callback)
         trainer.directory, trainer.consumed = directory, consumed
         for stopping in pass_at_k:
             _catch_up(trainer, stopping, resume)
