@@ -24,15 +24,18 @@ from tuning.runs import log
 COLLECTIONS = Path(__file__).parent / "collections.yaml"
 ARITH = DatasetEntry(name="arith", loader="arith")
 LONGEST = (
-    "test_kills", "test_pretrain", "test_trl_processes", "test_phase", "test_random_plans",
-    "test_joined", "test_engine_resume", "test_experiment", "test_parallel", "test_warm",
-    "test_trainers_agree", "test_engine_sft", "test_methods", "test_artifacts", "test_report",
+    "test_kills", "test_random_plans", "test_phase", "test_experiment", "test_trl_processes",
+    "test_pretrain", "test_joined", "test_warm", "test_engine_resume", "test_parallel",
+    "test_instruction_experiment", "test_trainers_agree", "test_engine_sft", "test_methods",
+    "test_artifacts", "test_report",
     "test_stopping_callbacks", "test_full", "test_air_gapped", "test_api", "test_gpu_smoke",
     "test_before_after", "test_prefetch", "test_stopping_pipelines", "test_search",
     "test_disturbances", "test_front_door", "test_scale", "test_standing",
 )  # fmt: skip
-"""The files that take longest, by name."""
-LEFT = ("TORCHINDUCTOR_", "ACCELERATE_", "WANDB_MODE", "HF_XET_", *QUIET)
+"""The files that take longest, by name. The first one trains what others wait for; the second,
+which begins beside it, is none of those.
+"""
+LEFT = ("TORCHINDUCTOR_", "ACCELERATE_", "WANDB_MODE", "HF_XET_", "KMP_", *QUIET)
 """Variables with these beginnings are set in a test process by what it imports, trains or runs;
 with another one of them, a command would not be forked but started anew."""
 MEMORY = Path("/dev/shm")

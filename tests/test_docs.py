@@ -81,7 +81,7 @@ def test_the_example_of_the_real_study_is_planned_from_small_data(home: Path, ca
             {"prompt": p[0]["content"], "chosen": p + turn, "rejected": p + other}
             for p in asked[30:]
         ],
-        "test": [{"prompt": f"Describe the city {n}. Use no commas.", **check} for n in range(300)],
+        "test": [{"prompt": f"Describe the city {n}. Use no commas.", **check} for n in range(541)],
     }
     files = {name: home.parent / f"{name}.jsonl" for name in sources}
     for name, rows in sources.items():

@@ -33,7 +33,7 @@ PLACE = (
 )  # fmt: skip
 FREE = (
     "TUNING_", "PYTEST_", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "PYTHONSAFEPATH",
-    "PYTHONUNBUFFERED", *PLACE,
+    "PYTHONUNBUFFERED", "WANDB_MODE", *PLACE,
 )  # fmt: skip
 """Variables with these beginnings are read by no library when it is imported."""
 THREADS = {"jemalloc_bg_thd", "pt_tcpstore_uv"}
@@ -229,7 +229,8 @@ def _live_as_child(
         for number in signal.valid_signals():
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a shell
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.set_wakeup_fd(-1)
         if asked["start_new_session"]:
             os.setsid()

@@ -41,9 +41,19 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The losses and the faults of these tests, in whatever is started."""
-    path = [str(HERE), str(HERE / "faults"), os.environ.get("PYTHONPATH", "")]
+    """The losses of these tests, in whatever is started."""
+    _prepend(monkeypatch, HERE)
+
+
+def _prepend(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    path = [str(folder), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", ":".join(filter(None, path)))
+
+
+def break_trials(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Let trials misbehave from now on; they are real starts."""
+    _prepend(monkeypatch, HERE / "faults")
+    monkeypatch.setenv("TUNING_TEST_FAULT", fault)
 
 
 def choice(run: Path) -> dict[str, Any]:
@@ -175,7 +185,7 @@ def test_ended_while_it_tunes_the_stage_resumes(
     home: Path, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
 ) -> None:
     words = [*SMALL, "--max_steps", 3, *ONCE]
-    monkeypatch.setenv("TUNING_TEST_FAULT", "hang")
+    break_trials(monkeypatch, "hang")
     stage = start_entry(home, "run_pretrain.py", *words)
 
     def tunes() -> bool:
@@ -230,7 +240,7 @@ def test_a_search_whose_trials_all_fail_ends(
     fault: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNING_HOME", str(home))
-    monkeypatch.setenv("TUNING_TEST_FAULT", fault)
+    break_trials(monkeypatch, fault)
     told: list[int] = []
     config = search_of(memory_cap="512M")
     found = phase.choose(config, lambda at, of, note: told.append(at))
