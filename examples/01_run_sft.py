@@ -7,7 +7,7 @@
 
 Writes models/ and outputs/ under --output-dir (default: TUNING_HOME): the same directories as the
 command line, since a run is known by its settings. Run again, it resumes, or is done at once. The
-embedded model is pre-trained first, which takes two minutes, once.
+embedded model is pre-trained first, which takes two to four minutes, once.
 """
 
 from __future__ import annotations

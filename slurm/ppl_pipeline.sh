@@ -11,7 +11,7 @@
 # allocation; the stages run in order on that node:
 #
 #   sbatch --gres=gpu:1 slurm/ppl_pipeline.sh --model llama3-8B --dataset gsm8k --task math \
-#       --total_data 10000 --sft_data 5000 --perplexity_thresholds 3.0 2.5 2.0
+#       --total_data 3000 --sft_data 1500 --perplexity_thresholds 3.0 2.5 2.0
 #
 # For one job per stage, with forks that start while SFT still trains: python tuning/training/ppl_pipeline.py with the
 # same flags, on the login node.

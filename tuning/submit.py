@@ -4,7 +4,7 @@ questions, or a YAML file.
     tuning submit --task math --dataset arith --sft_ratio 0 0.25 0.5 --base_model llama3-8B \\
         --pft_method dpo --train_sizes 1000 10000 --do_training --do_inference --do_evaluation
     tuning submit --model tiny --dataset arith --task math --total_data 3000 --sft_data 2000 \\
-        --do_sft --do_dpo --do_inference --do_evaluation
+        --sft_data 1500 --do_sft --do_dpo --do_inference --do_evaluation
     tuning submit grid.yaml
 
 A YAML file holds the same flags; under `grid:` each flag has a list of values, and every
@@ -54,7 +54,8 @@ if TYPE_CHECKING:
 PREFETCH = """Make the datasets and download the models of an experiment for nodes without network.
 
     tuning prefetch grid.yaml
-    tuning prefetch --model llama3-8B --dataset gsm8k --task math --total_data 10000 --sft_data 5000
+    tuning prefetch --model llama3-8B --dataset gsm8k --task math --total_data 3000 \\
+        --sft_data 1500 --do_sft --do_dpo --do_inference --do_evaluation
 
 Takes what `tuning submit` takes: the flags below, those of a sweetspot experiment
 (run_sweetspot_pipeline.py --help), or the YAML file. What is here already is not fetched again; run
