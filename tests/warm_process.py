@@ -23,6 +23,7 @@ import sys
 import threading
 import traceback
 import types
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,7 @@ def ready(environment: Mapping[str, str], quiet: Sequence[str], control: int) ->
     _start.environment, _start.quiet = fixed(environment), set(quiet)
     _start.files = set(_open_files()) - {0, 1, 2, control}
     _start.finders = list(sys.meta_path)
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]  # to finalize libraries takes long
     subprocess.Popen._execute_child = _execute_child  # type: ignore[attr-defined]
 
 
@@ -143,8 +145,6 @@ def renew(environment: Mapping[str, str], cwd: str | Path, *, unbuffered: bool) 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
-        del sys.modules[name]
     sys.meta_path[:] = _start.finders
     importlib.invalidate_caches()
     logging.getLogger("tuning").handlers.clear()
@@ -235,6 +235,8 @@ def _live_as_child(
         if asked["start_new_session"]:
             os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+            del sys.modules[name]
         renew(environment, asked["cwd"] or Path.cwd(), unbuffered=command.unbuffered)
         command.run()
 

@@ -28,7 +28,7 @@ import socket
 from typing import Any
 
 LIBRARIES = (
-    "numpy", "torch", "transformers", "datasets", "peft", "trl", "wandb", "numba",
+    "numpy", "torch", "transformers", "datasets", "peft", "trl", "wandb", "numba", "tabulate",
     "torch.distributed.checkpoint", "torch.distributed.optim", "torch.distributed.run",
     "torch.profiler",
     "torch.utils.serialization", "transformers.models.qwen3.modeling_qwen3",
@@ -41,6 +41,8 @@ def import_libraries() -> None:
     """What commands would import one by one."""
     for library in LIBRARIES:
         importlib.import_module(library)
+    conversions = importlib.import_module("transformers.conversion_mapping")
+    conversions.get_checkpoint_conversion_mapping("")  # a table that is compiled when first read
 
 
 def unfit() -> str:

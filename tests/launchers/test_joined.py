@@ -16,10 +16,11 @@ import pytest
 from tests import warm
 from tests.conftest import check, environment
 from tests.launchers.test_local import Experiment, launch_elsewhere
-from tests.launchers.test_processes import start
 from tests.small_site import use
 from tuning import config as site
+from tuning.config import CHECKOUT
 from tuning.launchers.local import LocalLauncher
+from tuning.launchers.processes import MODULE
 from tuning.runs import atomic, outcome
 from tuning.runs.errors import UserError
 
@@ -48,11 +49,12 @@ class Workers:
         script.write_text(WORKER.replace("BODY", body))
         self.exit = folder / "exit"
         self.stop = folder / "stop"
-        self.process = start(
-            str(script), str(folder / "rank"), *flags,
-            TUNING_PROCESSES="2", TUNING_EXIT=str(self.exit),
-            TUNING_STOP=str(self.stop), TUNING_PARENT=str(os.getpid()),
-        )  # fmt: skip
+        told = {
+            "TUNING_PROCESSES": "2", "TUNING_EXIT": str(self.exit), "TUNING_STOP": str(self.stop),
+            "TUNING_PARENT": str(os.getpid()), "PYTHONPATH": str(CHECKOUT),
+        }  # fmt: skip
+        words = ["-P", "-m", MODULE, str(script), str(folder / "rank"), *flags]
+        self.process = warm.start(words, environment(folder) | told, folder)
 
     def wait_for_ranks(self) -> None:
         """Until both have begun."""
@@ -62,8 +64,7 @@ class Workers:
 
     def end(self) -> tuple[int, outcome.Outcome | None]:
         """The exit code of the command, and the recorded outcome."""
-        self.process.communicate(timeout=60)
-        return self.process.returncode, outcome.read(self.exit)
+        return self.process.wait(60), outcome.read(self.exit)
 
 
 def wait(ready: Callable[[], object], seconds: float = 60.0) -> None:
@@ -98,7 +99,7 @@ def workers(tmp_path: Path) -> Iterator[Callable[..., Workers]]:
     yield make
     for one in started:
         one.process.kill()
-        one.process.communicate()
+        one.process.wait(60)
 
 
 @pytest.mark.parametrize(
