@@ -15,7 +15,8 @@ from tuning.evaluation.before_after import HeldOutConfig
 from tuning.evaluation.scoring import first_scores
 from tuning.experiments.budget import budget_plan
 from tuning.experiments.search import Rounds, pending
-from tuning.plan import Plan, standing
+from tuning.manage.commands import status
+from tuning.plan import Plan, save_plan, standing
 from tuning.runs import atomic
 from tuning.runs.errors import UserError
 from tuning.runs.measured import read
@@ -248,3 +249,14 @@ def test_an_edited_record_is_one_clear_error(home):
 def test_settings_of_a_search_have_their_bounds(changes, said):
     with pytest.raises(UserError, match=said):
         SearchConfig(**changes)
+
+
+def test_the_status_of_a_search_here_asks_no_slurm(home, monkeypatch, capsys):
+    """Between two rounds everything has ended and the search is not over."""
+    rounds = Rounds.begin(whole(), SearchConfig())
+    plan = rounds.resume()
+    save_plan(rounds.folder, plan)
+    Fake(home=home, plan=plan, scores=made_up(plan), prompts=50, samples=4).write()
+    monkeypatch.setenv("PATH", "")
+    assert status(plan, watch=True, as_json=False) == 0
+    assert "its search is in round 1" in capsys.readouterr().out
