@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from tests.slurm.cluster import missing, running
 from tests.slurm.conftest import Site, wait_for
 from tests.slurm.plans import pairs
 from tuning.launchers.slurm.client import Slurm
+from tuning.launchers.slurm.ledger import Jobs
 from tuning.launchers.slurm.resources import Cluster, for_kinds
 from tuning.launchers.slurm.submission import Submission
 from tuning.plan import Stage
@@ -76,7 +78,10 @@ def test_how_a_forgotten_job_ended(accounted: Site) -> None:
 def test_a_limit_of_jobs_means_portions_and_the_report_says_what_was_used(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit is not named: SLURM refuses what is too much, and the last jobs submit the rest."""
+    """The limit is not named: SLURM refuses what is too much, and the last jobs submit the rest.
+
+    At the end of the first portion there is no room for more: the report waits for some.
+    """
     (tmp_path / "home").mkdir()
     user = Site(machines, tmp_path / "home")
     for name, value in user.environment.items():
@@ -86,18 +91,37 @@ def test_a_limit_of_jobs_means_portions_and_the_report_says_what_was_used(
     script = tmp_path / "stage.py"
     script.write_text("import time; time.sleep(2)\n" + script.read_text())
     cluster = Cluster(kinds=for_kinds(["sft:gres=gpu:2", "pft:mem=500M"]))
-    machines.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=4")
+    _limit(machines, 4)
     try:
         outcome = Submission(plan, cluster, Slurm()).run()
         assert (len(outcome.new), len(outcome.left), outcome.goes_on) == (2, 2, True)
+        blocker = user.by_hand("--hold", "--wrap", "true")
+        _limit(machines, 2)
         folder = user.home / "outputs" / "reports" / plan.experiment
+        (report,) = [
+            task.number for task in Jobs(folder).latest().values() if task.stage == "report"
+        ]
+        wait_for(lambda: _restarts(machines, report) > 0, 120, user.queue)
+        _limit(machines, 4)
+        machines.run("scancel", blocker)
         wait_for(lambda: not (folder / "slurm/rest.json").exists(), 120, user.queue)
         user.wait_idle(60)
     finally:
-        machines.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+        _limit(machines, -1)
     assert {row["state"] for row in user.status(plan.experiment).values()} == {"done"}
     assert len({path.parent for path in user.home.glob("snapshots/*/tuning")}) == 1
     _used(user, folder)
+
+
+def _limit(machines: Machines, jobs: int) -> None:
+    """How many jobs SLURM takes of this user at once; -1: any number."""
+    machines.run("sacctmgr", "-i", "modify", "user", "root", "set", f"MaxSubmitJobs={jobs}")
+
+
+def _restarts(machines: Machines, job: int) -> int:
+    """How often a job was requeued."""
+    found = re.search(r"Restarts=(\d+)", machines.run("scontrol", "show", "job", str(job)))
+    return int(found[1]) if found else 0
 
 
 def _reference(stage: Stage) -> Stage:

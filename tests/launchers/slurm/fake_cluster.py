@@ -189,6 +189,10 @@ class FakeCluster:
         """Every task that is remembered, in no order."""
         return list(self._call("queue", self._queue))
 
+    def count(self) -> int:
+        """How many tasks wait, run or are on their way out."""
+        return int(self._call("count", lambda: sum(task.live for task in self.tasks)))
+
     def pause(self, seconds: float) -> None:
         """A moment passes."""
         self.step()

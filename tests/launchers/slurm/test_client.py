@@ -103,6 +103,13 @@ def test_squeue_tells_of_our_tasks_only(commands):
     assert commands.calls == ["squeue --me -h -r -t all -o %i|%T|%r|%k|%M|%N|%u"]
 
 
+def test_every_job_of_this_user_counts(commands):
+    """A limit of jobs is one of all of them."""
+    commands.answer("squeue", "11_0\n11_1\n17\n")
+    assert Slurm().count() == 3
+    assert commands.calls == ["squeue --me -h -r -o %i"]
+
+
 def test_squeue_is_asked_of_everybody_who_submitted_a_part(commands):
     commands.answer("squeue", SQUEUE)
     other = next(entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid != os.getuid())

@@ -228,6 +228,13 @@ class Slurm:
             raise StageFailed(f"squeue does not answer: {_errors_of(done)}.")
         return [job for line in done.stdout.splitlines() if (job := _job(line)) is not None]
 
+    def count(self) -> int:
+        """How many jobs of this user wait or run, whatever they are."""
+        done = self._run("squeue", "--me", "-h", "-r", "-o", "%i")
+        if done.returncode != 0:
+            raise StageFailed(f"squeue does not answer: {_errors_of(done)}.")
+        return len(done.stdout.split())
+
     def state(self, job: str) -> str:
         """The state of one job as squeue writes it; "" for an unknown job."""
         done = self._run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")

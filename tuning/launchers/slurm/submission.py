@@ -330,7 +330,7 @@ class Submission:
         if self.options.max_submit is None:
             return missing
         dropped = self._waiting_report(live) is not None
-        taken = sum(job.live for job in self.slurm.queue()) - dropped
+        taken = self.slurm.count() - dropped
         room = max(0, self.options.max_submit - taken - 1)
         outcome.left = missing[room:]
         return missing[:room]
