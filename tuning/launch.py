@@ -263,8 +263,8 @@ def _submit(plan: Plan, options: Launch, rounds: Rounds | None = None) -> int:
     from tuning.runs.lock import Lock
 
     cluster, slurm = Cluster(options.resources, kinds=options.kinds), Slurm()
-    shares = _all_stages(plan, rounds)
-    require_shares(shares, lambda s: cluster.of(s).nodes * cluster.of(s).processes)
+    stages = _all_stages(plan, rounds)
+    require_shares(stages, lambda s: cluster.of(s).nodes * cluster.of(s).processes)
     if odd := sorted({*str(site.home())} & {*'"\\:\n'}):
         raise UserError(
             f"TUNING_HOME '{site.home()}' contains {' '.join(map(repr, odd))}, which job "

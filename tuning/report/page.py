@@ -112,38 +112,35 @@ def page(
 ) -> str:
     """The HTML of the report; `runs` are the rows before seeds were united."""
     palette = Palette(rows)
-    return (
-        _templates()
-        .get_template("page.html.jinja")
-        .render(
-            experiment=experiment,
-            kind=_KINDS.get(str(about.get("kind")), "Sweetspot experiment"),
-            answer=answer,
-            facts=_facts(about, rows),
-            colours=COLOURS,
-            chain=_chain(rows, labels, palette),
-            results=html_tables.results(rows, labels, palette),
-            has_perplexity=any(row.perplexity is not None for row in of_role(rows, "fork", "pt")),
-            figures=_figures(rows, labels, palette),
-            comparisons=html_tables.comparisons(comparisons, labels, palette),
-            prompts=comparisons.questions[0].prompts if comparisons.questions else 0,
-            cost=_cost(rows, labels, palette),
-            costs=html_tables.costs(rows, labels, palette) if with_cost(rows) else [],
-            pretraining=_pretraining(rows),
-            usage=usage,
-            tunings=tunings,
-            search=search,
-            before_after=_before_after(runs or rows),
-            generations=generations,
-            caveats=caveats(rows, comparisons.questions, about, labels),
-            best=best_splits(rows, comparisons, labels),
-            needed=needed(rows, labels),
-            trusts=_trusts(rows, labels),
-            every=_every(runs, rows),
-            folded=MOST_COMPARISONS,
-            long=len(rows) > MOST_ROWS,
-            settings=settings(rows, labels),
-        )
+    template = _templates().get_template("page.html.jinja")
+    return template.render(
+        experiment=experiment,
+        kind=_KINDS.get(str(about.get("kind")), "Sweetspot experiment"),
+        answer=answer,
+        facts=_facts(about, rows),
+        colours=COLOURS,
+        chain=_chain(rows, labels, palette),
+        results=html_tables.results(rows, labels, palette),
+        has_perplexity=any(row.perplexity is not None for row in of_role(rows, "fork", "pt")),
+        figures=_figures(rows, labels, palette),
+        comparisons=html_tables.comparisons(comparisons, labels, palette),
+        prompts=comparisons.questions[0].prompts if comparisons.questions else 0,
+        cost=_cost(rows, labels, palette),
+        costs=html_tables.costs(rows, labels, palette) if with_cost(rows) else [],
+        pretraining=_pretraining(rows),
+        usage=usage,
+        tunings=tunings,
+        search=search,
+        before_after=_before_after(runs or rows),
+        generations=generations,
+        caveats=caveats(rows, comparisons.questions, about, labels),
+        best=best_splits(rows, comparisons, labels),
+        needed=needed(rows, labels),
+        trusts=_trusts(rows, labels),
+        every=_every(runs, rows),
+        folded=MOST_COMPARISONS,
+        long=len(rows) > MOST_ROWS,
+        settings=settings(rows, labels),
     )
 
 
