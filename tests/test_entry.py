@@ -64,6 +64,35 @@ def test_our_own_mistakes_keep_their_traceback(error):
         exit_code(main)
 
 
+def test_a_stage_that_goes_on_afresh_keeps_its_process_and_its_supervisor(tmp_path):
+    program = tmp_path / "stage.py"
+    program.write_text("""
+import os, sys
+from tuning.entry import run
+from tuning.runs.errors import Afresh, UserError
+def main():
+    print(os.getpid(), *sys.argv[1:], "json.tool" in sys.modules or "LEFT" in os.environ)
+    if "--force" in sys.argv:
+        import json.tool
+        os.environ["LEFT"] = "by a library"
+        raise Afresh("once more")
+    raise UserError("not like this")
+run(main)
+""")
+    ending = tmp_path / "exit.json"
+    words = [sys.executable, "-W", "error", str(program), "--force", "-x"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False,
+        env={**os.environ, outcome.EXIT_VARIABLE: str(ending)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "error: not like this\n")
+    first, second = done.stdout.splitlines()
+    number = first.partition(" ")[0]
+    assert first == f"{number} --force -x False"
+    assert second == f"{number} -x False"
+    assert outcome.read(ending) == outcome.Outcome(code=2, reason="not like this")
+
+
 def test_run_ends_the_process_and_keeps_it_quiet():
     code = """
 import os

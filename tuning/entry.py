@@ -10,8 +10,9 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from tuning.runs import disk, lean_imports, log, outcome
 from tuning.runs.errors import (
@@ -20,6 +21,8 @@ from tuning.runs.errors import (
     EXIT_FAILED,
     EXIT_QUIT,
     EXIT_USER_ERROR,
+    STARTED_AGAIN,
+    Afresh,
     Interrupted,
     Quit,
     Skipped,
@@ -40,6 +43,7 @@ QUIET = {
 
 def run(main: Callable[[], int | None]) -> None:
     """Call `main`, record its outcome for a supervisor, and exit with its code."""
+    environment = dict(os.environ)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     lean_imports.install()
@@ -51,6 +55,8 @@ def run(main: Callable[[], int | None]) -> None:
     os.environ.pop(EXIT_VARIABLE, None)  # the file is for this process, not for those it starts
     try:
         found = ending(main)
+    except Afresh:
+        _start_again(environment)
     except Exception as error:
         if path:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -59,6 +65,16 @@ def run(main: Callable[[], int | None]) -> None:
     if path:
         outcome.record(path, found)
     sys.exit(found.code)
+
+
+def _start_again(environment: Mapping[str, str]) -> NoReturn:
+    """Put the same command in place of this process: with its number, and the environment that it
+    had, to which libraries add. What `--force` asked for is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    words = [sys.executable, *(word for word in sys.orig_argv[1:] if word != "--force")]
+    os.execve(sys.executable, words, {**environment, STARTED_AGAIN: "1"})
 
 
 def _is(path: str, folder: Path) -> bool:

@@ -92,14 +92,16 @@ def carry_out(work: Work) -> RunDirectory:
     measures = BeforeAfter(config, start.train_size, options, work.evaluation)
     if options.do_training:
         require_shared(config, ranks.world_size())
-        backend.import_first(config)
         measures.before(directory)
         with training_phase(identity, options) as training:
             directory = training.directory
             if not training.done:
+                backend.begin(config)
                 with tuned("pft", config, directory, options, start) as run:
                     train = backend.trainer_of(run)
                     train(run, directory, start, list(training.report_to))
+        if work.evaluation or options.before_after:
+            backend.leave()
     if work.evaluation and ranks.is_first():
         if not directory.done("train"):
             raise not_trained(directory, preference_command(config))

@@ -84,13 +84,15 @@ def carry_out(work: Work) -> RunDirectory:
     measures = BeforeAfter(config, config.train_size, options, work.evaluation)
     if options.do_training:
         require_shared(config, ranks.world_size())
-        backend.import_first(config)
         measures.before(directory)
         with training_phase(identity, options) as training:
             directory = training.directory
             if not training.done:
+                backend.begin(config)
                 with tuned("sft", config, training.directory, options) as run:
                     backend.trainer_of(run)(run, directory, list(training.report_to))
+        if work.evaluation or options.before_after:
+            backend.leave()
     if work.evaluation and ranks.is_first():
         if not directory.done("train"):
             raise not_trained(directory, sft_command(config))

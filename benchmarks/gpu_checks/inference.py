@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.gpu_checks.rows import FAILED, OK, SKIPPED
@@ -13,6 +12,11 @@ from tuning.runs.rundir import RunDirectory, read_lines
 
 BATCHES = {"cuda": (8, 64, 256), "cpu": (2, 8)}
 """Prompts of a batch; each gets several answers."""
+SHARE = ("--gpu_memory_utilization", "0.25")
+"""For vLLM; the model is small."""
+SAME = 0.9
+"""Share of likeliest answers that two engines must have in common: in bfloat16, two tokens that are
+about as likely can change places, and all that follows with them."""
 
 
 def hf(context: Context) -> None:
@@ -61,26 +65,53 @@ def _batch(context: Context, generator: Any, evaluation: Any, size: int) -> None
 
 
 def vllm(context: Context) -> None:
-    """run_inference.py --backend vllm, where the project has it and the package is there."""
-    from tuning.evaluation.generators import GENERATORS
-
-    if "vllm" not in GENERATORS:
-        have = ", ".join(GENERATORS)
-        context.say("run_inference.py, vllm", SKIPPED, f"no backend vllm in this version ({have})")
-        return
-    if find_spec("vllm") is None:
-        context.say("run_inference.py, vllm", SKIPPED, "needs vllm, which is not installed")
-        return
-    _entry(context, "run_inference.py, vllm", "vllm")
+    """run_inference.py --backend vllm: compiled, with CUDA graphs, as is the default."""
+    _entry(context, "run_inference.py, vllm", "vllm", *SHARE)
 
 
-def _entry(context: Context, what: str, backend: str) -> None:
-    """A row of run_inference.py: every prompt has its answers, and they have scores."""
+def adapter(context: Context) -> None:
+    """The likeliest answers of the run of SFT: vLLM serves its adapter over the base, and once gets
+    both merged; transformers has the adapter as peft has it.
+    """
+    run = f"{MODEL}_sft-arith-{context.sizes['sft']}"
+    if not RunDirectory(context.home / "models" / run).done("train"):
+        raise Failed("needs the run that the step sft makes", SKIPPED)
+    greedy = ("--n_samples", "1", "--k_values", "1", "--temperature", "0", "--enforce_eager")
+    ways = {
+        "hf": ("hf",),
+        "vLLM": ("vllm", *SHARE),
+        "vLLM, merged": ("vllm", *SHARE, "--merge_adapter"),
+    }
+    answers: dict[str, list[str]] = {}
+    for name, (backend, *more) in ways.items():
+        lines = _entry(context, name, backend, *greedy, *more, model=("--run", run))
+        answers[name] = [line["responses"][0] for line in lines]
+    reference = answers.pop("hf")
+    for name, other in answers.items():
+        same = sum(a == b for a, b in zip(reference, other, strict=True)) / len(reference)
+        context.say(
+            f"{name} and hf",
+            OK if same >= SAME else FAILED,
+            f"{same:.1%} of {len(reference)} likeliest answers are equal, {SAME:.0%} must be",
+            same=same,
+        )
+
+
+def _entry(
+    context: Context,
+    what: str,
+    backend: str,
+    *more: str,
+    model: tuple[str, str] = ("--model", MODEL),
+) -> list[dict[str, Any]]:
+    """A row of run_inference.py: every prompt has its answers, and they have scores. Returns the
+    lines of responses.jsonl.
+    """
     prompts = context.sizes["prompts"]
     root = context.home / "outputs" / "math"
     before = {path.name for path in root.glob("*")}
     flags = ("--backend", backend, "--prompts", prompts, "--do_inference", "--do_evaluation")
-    seconds = context.entry("run_inference.py", "--model", MODEL, *DATA, *flags)
+    seconds = context.entry("run_inference.py", *model, *DATA, *flags, *more)
     made = [path for path in root.glob("*") if path.name not in before]
     if len(made) != 1:
         raise Failed(f"{len(made)} evaluations were written, not 1")
@@ -94,3 +125,4 @@ def _entry(context: Context, what: str, backend: str) -> None:
         seconds,
         answers=answers,
     )
+    return lines

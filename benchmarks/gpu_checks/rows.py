@@ -46,10 +46,13 @@ def read(path: Path, after: int = 0) -> list[Row]:
 
 
 def last_words(log: Path) -> str:
-    """The last line that a process wrote, at most 300 characters of it."""
+    """The last error of the project that a process told, or else the last line that it wrote, at
+    most 300 characters of it.
+    """
     text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "none"
+    told = [line for line in lines if line.startswith("error: ")]
+    return (told or lines or ["none"])[-1][:300]
 
 
 def lacked_memory(log: Path) -> bool:

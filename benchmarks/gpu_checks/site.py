@@ -26,8 +26,8 @@ QUIET = {
 }
 DATA = ("--dataset", "arith", "--task", "math")
 SIZES = {
-    "cuda": {"sft": 512, "dpo": 256, "grpo": 32, "prompts": 256},
-    "cpu": {"sft": 96, "dpo": 16, "grpo": 4, "prompts": 4},
+    "cuda": {"sft": 512, "dpo": 256, "kto": 256, "grpo": 32, "prompts": 256},
+    "cpu": {"sft": 96, "dpo": 16, "kto": 16, "grpo": 4, "prompts": 4},
 }
 """Examples of a training, and prompts that are answered."""
 _SMALL = {"lora_r": 8, "lora_alpha": 8, "max_seq_length": 192}

@@ -29,6 +29,8 @@ class Step:
 _TRL = ("transformers", "trl", "peft", "datasets")
 _BITS = ("bitsandbytes", *_TRL)
 _HF = ("transformers",)
+_UNSLOTH = ("unsloth", "bitsandbytes", *_TRL)
+_VLLM = ("vllm", "transformers")
 FIRST = (
     Step(name="machine", runs="machine:run", limit=15),
     Step(name="attention", runs="attention:run", limit=35, packages=_HF),
@@ -39,12 +41,36 @@ FIRST = (
     Step(name="grpo", runs="training:grpo", limit=45, packages=_TRL, needs=MODEL),
     Step(name="inference", runs="inference:hf", limit=45, packages=_HF, needs=MODEL),
     Step(name="four_bit", runs="training:four_bit", limit=50, packages=_BITS, needs=MODEL),
-    Step(name="vllm", runs="inference:vllm", limit=80, needs=MODEL),
+    Step(name="vllm", runs="inference:vllm", limit=80, packages=_VLLM, needs=MODEL),
 )
 FURTHER = (
+    Step(name="kto", runs="training:kto", limit=40, packages=_TRL, needs=MODEL),
+    Step(name="unsloth", runs="training:unsloth", limit=130, packages=_UNSLOTH, needs=MODEL),
+    Step(name="vllm_adapter", runs="inference:adapter", limit=90, packages=_VLLM, needs=MODEL),
+    Step(
+        name="pass_at_k_vllm",
+        runs="training:pass_at_k_vllm",
+        limit=150,
+        packages=(*_VLLM, *_TRL),
+        needs=MODEL,
+    ),
     Step(name="full", runs="training:full", limit=50, packages=_TRL, needs=MODEL),
-    Step(name="pass_at_k", runs="training:pass_at_k", limit=60, packages=_TRL, needs=MODEL),
+    Step(name="pass_at_k", runs="training:pass_at_k", limit=100, packages=_TRL, needs=MODEL),
     Step(name="autotune", runs="autotune:run", limit=130, packages=_TRL, needs=MODEL),
+    Step(
+        name="unsloth_pass_at_k",
+        runs="training:unsloth_pass_at_k",
+        limit=90,
+        packages=(*_VLLM, *_UNSLOTH),
+        needs=MODEL,
+    ),
+    Step(
+        name="unsloth_four_bit",
+        runs="training:unsloth_four_bit",
+        limit=60,
+        packages=_UNSLOTH,
+        needs=MODEL,
+    ),
     Step(name="sft_engine", runs="training:sft_engine", limit=45, packages=_HF, needs=MODEL),
     Step(name="optimizer", runs="optimizer:run", limit=30, packages=_HF),
     Step(name="resume", runs="engine:resume", limit=45, packages=_HF),

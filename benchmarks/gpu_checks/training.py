@@ -1,6 +1,6 @@
-"""SFT (adapters, in 4 bits, of all weights), DPO and GRPO with TRL, and SFT on the engine, by the
-entry points of the project, on a model that the first step pre-trains; and an SFT that is
-interrupted and goes on.
+"""SFT (adapters, in 4 bits, of all weights), DPO, KTO and GRPO with TRL, by transformers and by
+unsloth, and SFT on the engine, by the entry points of the project, on a model that the first step
+pre-trains; and an SFT that is interrupted and goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_checks.rows import FAILED, OK
+from benchmarks.gpu_checks.rows import FAILED, OK, SKIPPED
 from benchmarks.gpu_checks.site import DATA, MODEL, Context, Failed
 from tuning.runs.rundir import RunDirectory
 
@@ -22,6 +22,12 @@ STOP_AT = 3
 WAIT = 60.0
 CLOSE = 1e-2
 """Largest difference of an adapter's weight that rounding may make; see docs/gpu.md."""
+NEAR = 0.05
+"""Of a loss: how far another way of computing the same training may end from the first."""
+TRANSFORMERS = ("--backend_train", "transformers")
+UNSLOTH = ("--backend_train", "unsloth")
+WHOLE = ("--full_modules", "embed_tokens", "lm_head")
+"""Embedding and head trained whole: in float32, under weights in bfloat16."""
 
 
 def base(context: Context) -> None:
@@ -46,9 +52,54 @@ def full(context: Context) -> None:
 
 
 def pass_at_k(context: Context) -> None:
-    """run_sft.py that measures pass@k on its way, sampled from the model in training."""
-    asked = ("--pass_at_k_targets", "0.1", "0.9", "--pass_at_k_every", "16")
-    _trained(context, "SFT that measures pass@k", "run_sft.py", *_sft_flags(context), *asked)
+    """run_sft.py that measures pass@k on its way, sampled from the model in training: one with an
+    adapter, and one with modules that are trained whole.
+    """
+    asked = (*_sft_flags(context), *_pass_at_k("hf"))
+    _trained(context, "SFT that measures pass@k", "run_sft.py", *asked)
+    _trained(context, "the same, whole modules", "run_sft.py", *asked, *WHOLE)
+
+
+def pass_at_k_vllm(context: Context) -> None:
+    """As pass_at_k, with vLLM beside the training: one engine that is kept, and with whole modules
+    one for each measurement.
+    """
+    straight = _run_of_sft(context)
+    asked = (*_sft_flags(context), *_pass_at_k("vllm"))
+    _trained(context, "vLLM beside SFT", "run_sft.py", *asked, like=straight)
+    anew = (*WHOLE, "--use_persistent_vllm", "false")
+    _trained(context, "an engine a measurement", "run_sft.py", *asked, *anew)
+
+
+def unsloth(context: Context) -> None:
+    """SFT that is sampled from, and DPO from it, in a home of its own: what trains does not change
+    the name of a run.
+    """
+    _require_gpu(context)
+    straight = _run_of_sft(context)
+    home = _home(context, "unsloth")
+    flags = (*_data(), "--train_size", context.sizes["sft"], "--do_training", *UNSLOTH)
+    sampled = ("--do_inference", "--do_evaluation", "--prompts", 32, "--backend", "hf")
+    _trained(context, "SFT", "run_sft.py", *flags, *sampled, home=home, like=straight)
+    _trained(context, "DPO", "run_dpo.py", *_preference(context, "dpo", UNSLOTH), home=home)
+
+
+def unsloth_pass_at_k(context: Context) -> None:
+    """SFT by unsloth, with vLLM beside it in the same process."""
+    _require_gpu(context)
+    straight = _run_of_sft(context)
+    home = _home(context, "unsloth_pass_at_k")
+    flags = (*_data(), "--train_size", context.sizes["sft"], "--do_training", *UNSLOTH)
+    asked = (*flags, *_pass_at_k("vllm"))
+    _trained(context, "vLLM beside SFT", "run_sft.py", *asked, home=home, like=straight)
+
+
+def unsloth_four_bit(context: Context) -> None:
+    """SFT over a base in 4 bits, opened by unsloth."""
+    _require_gpu(context)
+    home = _home(context, "unsloth_four_bit")
+    flags = (*_data(), "--train_size", context.sizes["sft"], "--do_training", *UNSLOTH)
+    _trained(context, "SFT in 4 bits", "run_sft.py", *flags, "--load_in_4bit", home=home)
 
 
 def sft_engine(context: Context) -> None:
@@ -59,25 +110,24 @@ def sft_engine(context: Context) -> None:
 
 def dpo(context: Context) -> None:
     """run_dpo.py, from the run of SFT: its adapter is trained further, a copy is the reference."""
-    flags = ("--pft_method", "dpo", "--train_size", context.sizes["dpo"])
-    parent = ("--sft_train_size", context.sizes["sft"])
-    _trained(context, "DPO", "run_dpo.py", *_data(), *flags, *parent, "--do_training")
+    _trained(context, "DPO", "run_dpo.py", *_preference(context, "dpo"))
+
+
+def kto(context: Context) -> None:
+    """run_dpo.py --pft_method kto, from the run of SFT."""
+    _trained(context, "KTO", "run_dpo.py", *_preference(context, "kto"))
 
 
 def grpo(context: Context) -> None:
-    """run_dpo.py --pft_method grpo, from the base, embedding and head trained whole: in float32,
-    under weights in bfloat16.
-    """
-    flags = ("--pft_method", "grpo", "--train_size", context.sizes["grpo"])
-    whole = ("--full_modules", "embed_tokens", "lm_head")
-    _trained(context, "GRPO", "run_dpo.py", *_data(), *flags, *whole, "--do_training")
+    """run_dpo.py --pft_method grpo, from the base, embedding and head trained whole."""
+    flags = ("--pft_method", "grpo", "--train_size", context.sizes["grpo"], *TRANSFORMERS)
+    _trained(context, "GRPO", "run_dpo.py", *_data(), *flags, *WHOLE, "--do_training")
 
 
 def sft_resume(context: Context) -> None:
     """SFT in a home of its own gets SIGTERM, goes on, and ends beside the one of the step sft."""
     began = time.monotonic()
-    home = context.folder / "again"
-    shutil.copytree(context.home / "models" / MODEL, home / "models" / MODEL)
+    home = _home(context, "again")
     step = _interrupted(context, home)
     context.entry("run_sft.py", *_sft_flags(context), home=home)
     run = _newest(home, set())
@@ -126,23 +176,71 @@ def _data() -> tuple[str, ...]:
 
 
 def _sft_flags(context: Context) -> tuple[object, ...]:
-    return (*_data(), "--train_size", context.sizes["sft"], "--do_training")
+    return (*_data(), "--train_size", context.sizes["sft"], "--do_training", *TRANSFORMERS)
 
 
-def _trained(context: Context, what: str, script: str, *flags: object) -> None:
-    """A row of a training: the run directory is whole, its losses are finite, how fast it was."""
-    before = {path.name for path in (context.home / "models").glob("*")}
-    seconds = context.entry(script, *flags)
-    run = _newest(context.home, before)
+def _preference(
+    context: Context, name: str, trained_by: tuple[str, ...] = TRANSFORMERS
+) -> tuple[object, ...]:
+    """The flags of run_dpo.py for a method that starts from the run of SFT."""
+    flags = ("--pft_method", name, "--train_size", context.sizes[name], *trained_by)
+    return (*_data(), *flags, "--sft_train_size", context.sizes["sft"], "--do_training")
+
+
+def _pass_at_k(backend: str) -> tuple[str, ...]:
+    every = ("--pass_at_k_targets", "0.1", "0.9", "--pass_at_k_every", "16")
+    share = ("--vllm_gpu_memory_utilization", "0.15") if backend == "vllm" else ()
+    return (*every, "--pass_at_k_backend", backend, *share)
+
+
+def _require_gpu(context: Context) -> None:
+    if context.device != "cuda":
+        raise Failed("unsloth needs a GPU", SKIPPED)
+
+
+def _home(context: Context, name: str) -> Path:
+    """A home of a step's own, with the model that it starts from."""
+    home = context.folder / name
+    shutil.copytree(context.home / "models" / MODEL, home / "models" / MODEL)
+    return home
+
+
+def _run_of_sft(context: Context) -> RunDirectory | None:
+    """The run of the step sft, if it is there."""
+    run = RunDirectory(context.home / "models" / f"{MODEL}_sft-arith-{context.sizes['sft']}")
+    return run if run.done("train") else None
+
+
+def _trained(
+    context: Context,
+    what: str,
+    script: str,
+    *flags: object,
+    home: Path | None = None,
+    like: RunDirectory | None = None,
+) -> None:
+    """A row of a training: the run directory is whole, its losses are finite, and near those of the
+    run that it is to be like; how fast it was.
+    """
+    home = home or context.home
+    before = {path.name for path in (home / "models").glob("*")}
+    seconds = context.entry(script, *flags, home=home)
+    run = _newest(home, before)
     _require_whole(run)
     found = _figures(run)
-    finite = math.isfinite(found["first_loss"]) and math.isfinite(found["last_loss"])
+    well = math.isfinite(found["first_loss"]) and math.isfinite(found["last_loss"])
     device = run.result.get("device")
+    beside = ""
+    if like is not None:
+        there = _figures(like)
+        far = max(abs(found[name] - there[name]) for name in ("first_loss", "last_loss"))
+        well = well and far <= NEAR
+        beside = f"; losses of {like.name} are off by {far:.1e}"
     context.say(
         what,
-        OK if finite and device == context.device else FAILED,
+        OK if well and device == context.device else FAILED,
         f"{found['rate']:,.1f} {found['unit']}/s on {device}, loss {found['first_loss']:.3f} to "
-        f"{found['last_loss']:.3f} in {found['steps']} steps, {run.name} is whole",
+        f"{found['last_loss']:.3f} in {found['steps']} steps, {run.name} is whole{beside}",
         seconds,
         run=run.name,
         **found,

@@ -1,5 +1,6 @@
 """A program of test_unsloth.py, started anew: what is imported first, and every argument that
-unsloth is called with, held against its real signatures. Prints one JSON object.
+unsloth is called with, held against its real signatures. Prints one JSON object. With flags of
+run_sft.py it is that instead, as far as it goes.
 
 Without a GPU unsloth stops inside from_pretrained(): what it would give is made by transformers and
 peft here, and nothing of its kernels is run.
@@ -64,17 +65,44 @@ def with_lora(model: Any, r: int, target_modules: list[str], **_: Any) -> Any:
     )
 
 
+def hold() -> None:
+    """Have what needs a GPU done without one."""
+    from unsloth import FastLanguageModel
+
+    held(FastLanguageModel, "from_pretrained", opened)
+    held(FastLanguageModel, "get_peft_model", with_lora)
+    held(FastLanguageModel, "patch_peft_model", lambda model, **_: model)
+
+
+def stage() -> None:
+    """run_sft.py; says what each of its processes has imported when it trains or samples."""
+    from tuning import entry, run_sft
+    from tuning.inference import hf_engine
+
+    imports, generate = backend._import_unsloth, hf_engine.HFGenerator.generate
+
+    def held_import() -> None:
+        if "unsloth" not in sys.modules:
+            print("trains", [name for name in PATCHED if name in sys.modules], flush=True)
+            imports()
+            hold()
+
+    def watched(self: Any, *args: Any) -> Any:
+        print("samples", "unsloth" in sys.modules, flush=True)
+        return generate(self, *args)
+
+    backend._import_unsloth = held_import  # type: ignore[assignment]
+    hf_engine.HFGenerator.generate = watched  # type: ignore[method-assign]
+    entry.run(run_sft.main)
+
+
 def main(folder: Path) -> None:
     """One run trained, and the models of three more opened."""
     run = sft()
     early = [name for name in PATCHED if name in sys.modules]
     sys.meta_path.insert(0, Watch())  # type: ignore[arg-type]
     train = backend.trainer_of(run)
-    from unsloth import FastLanguageModel
-
-    held(FastLanguageModel, "from_pretrained", opened)
-    held(FastLanguageModel, "get_peft_model", with_lora)
-    held(FastLanguageModel, "patch_peft_model", lambda model, **_: model)
+    hold()
     directory = RunDirectory(folder / run.run_name)
     with_identity(directory, run)
     train(run, directory, [])
@@ -118,4 +146,6 @@ def with_identity(directory: RunDirectory, run: Any) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1].startswith("--"):
+        stage()
     main(Path(sys.argv[1]))

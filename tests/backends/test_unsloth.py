@@ -21,21 +21,26 @@ if provenance.version("unsloth") is None:  # it is not to be imported into this 
     pytest.skip("make test-backends makes an environment that has it", allow_module_level=True)
 
 
-@pytest.fixture(scope="module")
-def found(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What opened_by_unsloth.py says; CUDA_VISIBLE_DEVICES names a GPU that is not there."""
-    root = tmp_path_factory.mktemp("unsloth")
-    home = copy_home(trained_home, root / "home")
+def ran(home: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """opened_by_unsloth.py to its end; CUDA_VISIBLE_DEVICES names a GPU that is not there."""
     more = {
         "UNSLOTH_ALLOW_CPU": "1", "CUDA_VISIBLE_DEVICES": "0",
         "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
     program = Path(__file__).with_name("opened_by_unsloth.py")
     done = subprocess.run(
-        [sys.executable, str(program), str(home / "models")],
-        env=environment(home) | more, cwd=root, capture_output=True, text=True, check=False,
+        [sys.executable, str(program), *map(str, words)],
+        env=environment(home) | more, cwd=home.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    check(done)
+    return check(done)
+
+
+@pytest.fixture(scope="module")
+def found(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What opened_by_unsloth.py says."""
+    root = tmp_path_factory.mktemp("unsloth")
+    home = copy_home(trained_home, root / "home")
+    done = ran(home, home / "models")
     assert "should be imported before" not in done.stdout + done.stderr
     assert [path.name for path in root.iterdir()] == ["home"]
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -53,7 +58,8 @@ def test_it_takes_every_argument(found):
     new = ["from_pretrained", "get_peft_model"]
     assert names == [*new, "from_pretrained", *new, "from_pretrained", "patch_peft_model"]
     first, adapter, full, four_bit, plain = found["calls"][:5]
-    assert (first["max_seq_length"], first["random_state"]) == (192, 42)
+    # No more than the context of the model, above which unsloth stretches its positions.
+    assert (first["max_seq_length"], first["random_state"]) == (128, 42)
     assert (adapter["r"], adapter["lora_alpha"], adapter["random_state"]) == (8, 8, 42)
     assert [call["full_finetuning"] for call in (first, full, four_bit)] == [False, True, False]
     assert [call["load_in_4bit"] for call in (first, full, four_bit)] == [False, False, True]
@@ -65,6 +71,20 @@ def test_the_trainer_that_it_has_patched_trains_what_it_opened(found):
     result = found["result"]
     assert result["perplexity"] < result["base_perplexity"] and result["backend"] == "unsloth"
     assert found["trained"] == ["lora_A.default", "lora_B.default"]
+
+
+def test_only_what_trains_has_it_imported(trained_home, tmp_path):
+    """Before and after a training its model is sampled from with transformers as they are."""
+    home = copy_home(trained_home, tmp_path / "home")
+    sft = ("--model", "tiny", "--dataset", "arith", "--task", "math", "--train_size", 16)
+    phases = ("--do_training", "--do_inference", "--do_evaluation", "--evaluate_before")
+    sampling = ("--backend", "hf", "--n_samples", 2, "--k_values", 1)
+    done = ran(home, *sft, *phases, "--prompts", 4, *sampling, "--backend_train", "unsloth")
+    said = [line for line in done.stdout.splitlines() if line.startswith(("trains", "samples"))]
+    assert said == ["samples False", "trains []", "samples False"]
+    (run,) = (home / "models").glob("tiny_sft-*")
+    assert json.loads((run / "result.json").read_text())["backend"] == "unsloth"
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
 
 
 def test_without_a_gpu_it_is_refused_in_one_line(trained_home, tmp_path):

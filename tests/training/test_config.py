@@ -156,6 +156,7 @@ def test_settings_of_the_engine_are_refused_where_it_does_not_train():
         (pt, {"full": True, "load_in_4bit": True}, "full cannot be had with --load_in_4bit"),
         (pt, {"merge_parent": True, "load_in_4bit": True}, "merge_parent cannot be had with"),
         (lambda **v: pt("grpo", **v), {"backend_train": "unsloth"}, "is not for grpo; give"),
+        (sft, {"backend_train": "unsloth", "pass_at_k_targets": [0.5]}, "unsloth cannot sample"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

@@ -11,7 +11,9 @@ import yaml
 from tests.run_configs import fork, pt, sft, suffixed
 from tests.small_site import COLLECTIONS, use
 from tuning.flags import plain, restore
+from tuning.runs import provenance
 from tuning.runs.errors import UserError
+from tuning.training import backend
 from tuning.training.config_training import (
     PT_PARTS,
     SFT_PARTS,
@@ -362,6 +364,23 @@ def test_four_bits_are_another_model_and_what_opens_it_is_not():
     for name in ("transformers", "unsloth"):
         assert sft(backend_train=name).hash == sft().hash
         assert pt(backend_train=name).run_name == pt().run_name
+
+
+def test_auto_is_unsloth_where_it_is_there_and_can_do_the_run(monkeypatch):
+    monkeypatch.setattr(provenance, "gpus", lambda: ["0"])
+    monkeypatch.setattr(provenance, "version", lambda name: "1")
+    answers = {"pass_at_k_targets": [0.5]}
+    for run, name in (
+        (sft(), "unsloth"),
+        (sft(**answers, pass_at_k_backend="vllm"), "unsloth"),
+        (sft(**answers, pass_at_k_backend="hf"), "transformers"),
+        (sft(backend_train="transformers"), "transformers"),
+        (pt(), "unsloth"),
+        (pt("grpo"), "transformers"),
+    ):
+        assert backend.chosen(run) == name
+    monkeypatch.setattr(provenance, "gpus", list)
+    assert backend.chosen(sft()) == "transformers"
 
 
 def test_what_the_engine_trains_does():

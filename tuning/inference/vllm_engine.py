@@ -258,6 +258,7 @@ class VLLMGenerator:
         except (UserError, StageFailed, MemoryError):
             raise
         except Exception as error:
+            _clean_up()
             raise _refused(self._model, error) from error
 
     def _require_heads(self) -> None:
@@ -297,10 +298,16 @@ class VLLMGenerator:
         """End the engine and free its memory."""
         if self._llm is None:
             return
-        from vllm.distributed import cleanup_dist_env_and_memory
-
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
+        _clean_up()
+
+
+def _clean_up() -> None:
+    """End the process group of an engine, or of one that did not start, and free its memory."""
+    with contextlib.suppress(ImportError):
+        from vllm.distributed import cleanup_dist_env_and_memory
+
         cleanup_dist_env_and_memory()
 
 
@@ -374,8 +381,11 @@ def _environment(*, cuda: bool) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(site.home() / "cache" / "vllm"),
     }
-    if cuda:  # workers cannot be forked from a process that has asked for its GPUs
+    if cuda:
+        # Workers cannot be forked from a process that has asked for its GPUs.
         wanted["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        # FlashInfer's sampler takes no seeds, which prompts have here, and compiles when it starts.
+        wanted["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     else:
         wanted["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     for name, value in wanted.items():

@@ -13,6 +13,9 @@ EXIT_AGAIN = 75
 EXIT_QUIT = 130
 """Ended by Ctrl-C, as shells write it."""
 
+STARTED_AGAIN = "TUNING_STARTED_AGAIN"
+"""Environment variable of a process that was put in place of one that ended with Afresh."""
+
 
 class UserError(Exception):
     """A mistake that the user can fix; printed as one line, exit code 2."""
@@ -38,6 +41,12 @@ class Skipped(Exception):
 
 class Interrupted(Exception):
     """Stopped on request with everything saved; exit code 75."""
+
+
+class Afresh(Exception):
+    """The rest of a stage is for a process in which nothing is imported yet: the same command does
+    it. `tuning.entry.run` starts that in place of this process.
+    """
 
 
 class Quit(Exception):

@@ -1,9 +1,10 @@
 """What opens a model for TRL's trainers: transformers and peft, or unsloth, whose kernels train the
 same with less memory and time on a GPU.
 
-unsloth replaces parts of transformers, peft and trl as it is imported, so that it has to come
-before them: a stage calls `import_first()` before it opens a model or a tokenizer for anything
-else, and `trainer_of()`, the one door to a trainer, does so too.
+unsloth replaces parts of transformers, peft and trl for the whole process as it is imported. So it
+has to come before them, and what it has replaced is for training alone: models that are opened in
+another way do not generate there any more. A stage calls `begin()` before it trains and `leave()`
+before it measures or samples what was trained; each goes on in a new process where it has to.
 """
 
 from __future__ import annotations
@@ -16,24 +17,27 @@ from dataclasses import replace
 from typing import Any
 
 from tuning import config as site
+from tuning.inference.generator import context_of
 from tuning.methods import method
 from tuning.runs import provenance, ranks
-from tuning.runs.errors import UserError
+from tuning.runs.errors import STARTED_AGAIN, Afresh, UserError
 from tuning.weights.artifact import Artifact
 from tuning.weights.config import ModelLoadConfig
 
 TRANSFORMERS, UNSLOTH = "transformers", "unsloth"
 VERSION = "2026.10.7"
+REPLACED = ("transformers", "peft", "trl")
+"""Packages of which unsloth replaces parts."""
 
 
 def chosen(run: Any) -> str:
     """What opens the model of a run on this machine; `auto` means unsloth on CUDA where it is
-    installed, in one process.
+    installed, in one process, for what it can do.
     """
     if run.model.backend_train != "auto":
         return str(run.model.backend_train)
     there = bool(provenance.gpus()) and provenance.version(UNSLOTH) and ranks.world_size() == 1
-    able = run.kind == "sft" or method(run.pft_method).unsloth
+    able = not run.samples if run.kind == "sft" else method(run.pft_method).unsloth
     return UNSLOTH if there and able else TRANSFORMERS
 
 
@@ -57,7 +61,8 @@ def trainer_of(run: Any) -> Callable[..., None]:
     """
     if run.trainer == "trl":
         require(run.model)
-    import_first(run)
+    if _by_unsloth(run):
+        _import_unsloth()
     if run.kind == "pt":
         return method(run.pft_method).train_with()
     name = "engine_sft" if run.trainer == "engine" else "sft_training"
@@ -65,12 +70,32 @@ def trainer_of(run: Any) -> Callable[..., None]:
     return found
 
 
-def import_first(run: Any) -> None:
-    """Import unsloth if it opens the model of a run. It reads these variables, keeps code that it
-    makes, and would ask the hub for a file to be counted.
+def begin(run: Any) -> None:
+    """Import unsloth if it opens the model of a run. Raises Afresh where what it replaces is here
+    already, once: whatever brings that along comes again then.
     """
-    if run.trainer != "trl" or chosen(run) != UNSLOTH:
+    if not _by_unsloth(run):
         return
+    late = any(package in sys.modules for package in REPLACED) and UNSLOTH not in sys.modules
+    if late and STARTED_AGAIN not in os.environ:
+        raise Afresh(f"unsloth has to be imported before {', '.join(REPLACED)}")
+    _import_unsloth()
+
+
+def leave() -> None:
+    """Raise Afresh if unsloth was imported; call it when the run is trained."""
+    if UNSLOTH in sys.modules:
+        raise Afresh("what unsloth has replaced in this process is for training alone")
+
+
+def _by_unsloth(run: Any) -> bool:
+    return run.trainer == "trl" and chosen(run) == UNSLOTH
+
+
+def _import_unsloth() -> None:
+    """It reads these variables, keeps code that it makes, and would ask the hub for a file to be
+    counted.
+    """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(site.home() / "cache" / "unsloth"))
     import unsloth  # noqa: F401
@@ -104,15 +129,19 @@ def open_policy(
 
 
 def _opened_by_unsloth(config: Any, base: Artifact) -> Any:
+    """The base; with a limit above the context of the model, unsloth would stretch its positions,
+    which makes it another model.
+    """
     from unsloth import FastLanguageModel
 
     from tuning.weights import loading, reading
 
     dtype = loading.dtype_of(base.dtype)
+    context = context_of(reading.read_config(base.base))
     with reading.readable(base.base):
         model, _ = FastLanguageModel.from_pretrained(
             model_name=base.base,
-            max_seq_length=config.model.max_seq_length,
+            max_seq_length=min(config.model.max_seq_length, context),
             dtype=dtype,
             load_in_4bit=base.load_in_4bit,
             full_finetuning=config.lora.full,

@@ -99,6 +99,17 @@ class SFTRunConfig(RunConfig):
         else:
             require_frozen(self.model, full=self.lora.full)
             require_whole_micro_batches(self.compute, self.training.effective_batch_size)
+            if self.model.backend_train == "unsloth" and self.samples:
+                raise UserError(
+                    "backend_train unsloth cannot sample from the model in training, as "
+                    "pass_at_k_backend hf does; give --pass_at_k_backend vllm, or --backend_train "
+                    "auto."
+                )
+
+    @property
+    def samples(self) -> bool:
+        """Whether pass@k is measured by sampling from the model in training itself."""
+        return bool(self.pass_at_k.rules) and self.pass_at_k.pass_at_k_backend == "hf"
 
     @property
     def train_size(self) -> int:
