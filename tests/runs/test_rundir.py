@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tuning.runs import atomic
-from tuning.runs.errors import Interrupted, StageFailed, UserError
+from tuning.runs.errors import Afresh, Interrupted, StageFailed, UserError
 from tuning.runs.identity import FORMAT
 from tuning.runs.lock import Lock
 from tuning.runs.progress import PROGRESS_VARIABLE
@@ -239,6 +239,7 @@ def test_a_phase_is_running_then_done(tmp_path):
         (ValueError("x" * 2000), "failed", "x" * 500),
         (ZeroDivisionError(), "failed", "ZeroDivisionError"),
         (Interrupted(), "pending", "stopped on request; the same command resumes"),
+        (Afresh("late"), "pending", "goes on in a new process"),
         (KeyboardInterrupt(), "pending", "stopped on request; the same command resumes"),
     ],
     ids=["failed", "long", "silent", "interrupted", "ctrl-c"],

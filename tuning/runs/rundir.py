@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tuning.runs import atomic, provenance, typed
-from tuning.runs.errors import Interrupted, StageFailed, UserError
+from tuning.runs.errors import Afresh, Interrupted, StageFailed, UserError
 from tuning.runs.identity import FORMAT, differences
 from tuning.runs.json_text import NotJSON, parse_object
 from tuning.runs.lock import Lock, drop_if_empty
@@ -244,6 +244,8 @@ def _ending(error: BaseException) -> tuple[str, str]:
     """The state and the reason to record for an exception."""
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return "pending", "stopped on request; the same command resumes"
+    if isinstance(error, Afresh):
+        return "pending", "goes on in a new process"
     message = " ".join(str(error).split()) or type(error).__name__
     return "failed", message[:500]
 
