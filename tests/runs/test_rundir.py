@@ -242,7 +242,7 @@ def test_a_phase_is_running_then_done(tmp_path):
         (Afresh("late"), "pending", "goes on in a new process"),
         (KeyboardInterrupt(), "pending", "stopped on request; the same command resumes"),
     ],
-    ids=["failed", "long", "silent", "interrupted", "ctrl-c"],
+    ids=["failed", "long", "silent", "interrupted", "afresh", "ctrl-c"],
 )
 def test_how_a_phase_ends_badly(tmp_path, error, state, reason):
     directory = claimed(tmp_path)
