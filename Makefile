@@ -18,6 +18,9 @@ BACKENDS := .venv-backends
 .PHONY: install demo test test-slurm test-backends static check bench clean
 .DELETE_ON_ERROR:
 
+# Tests and stages are hundreds of processes: each would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 install: $(READY)
 
 demo: $(READY)
