@@ -258,7 +258,8 @@ class VLLMGenerator:
         except (UserError, StageFailed, MemoryError):
             raise
         except Exception as error:
-            _clean_up()
+            with contextlib.suppress(Exception):
+                _clean_up()
             raise _refused(self._model, error) from error
 
     def _require_heads(self) -> None:
@@ -305,10 +306,9 @@ class VLLMGenerator:
 
 def _clean_up() -> None:
     """End the process group of an engine, or of one that did not start, and free its memory."""
-    with contextlib.suppress(ImportError):
-        from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.distributed import cleanup_dist_env_and_memory
 
-        cleanup_dist_env_and_memory()
+    cleanup_dist_env_and_memory()
 
 
 def _log_probabilities(output: Any) -> dict[int, float]:

@@ -19,7 +19,7 @@ from typing import Any
 from tuning import config as site
 from tuning.inference.generator import context_of
 from tuning.methods import method
-from tuning.runs import provenance, ranks
+from tuning.runs import interrupt, provenance, ranks
 from tuning.runs.errors import STARTED_AGAIN, Afresh, UserError
 from tuning.weights.artifact import Artifact
 from tuning.weights.config import ModelLoadConfig
@@ -78,13 +78,17 @@ def begin(run: Any) -> None:
         return
     late = any(package in sys.modules for package in REPLACED) and UNSLOTH not in sys.modules
     if late and STARTED_AGAIN not in os.environ:
+        interrupt.check()
         raise Afresh(f"unsloth has to be imported before {', '.join(REPLACED)}")
     _import_unsloth()
 
 
 def leave() -> None:
-    """Raise Afresh if unsloth was imported; call it when the run is trained."""
+    """Raise Afresh if unsloth was imported; call it when the run is trained. The new process would
+    not know of a request to stop, so that is obeyed first.
+    """
     if UNSLOTH in sys.modules:
+        interrupt.check()
         raise Afresh("what unsloth has replaced in this process is for training alone")
 
 
