@@ -35,7 +35,7 @@ test-slurm: $(READY_DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/slurm
 
 test-backends: $(BACKENDS)/.ready
-	$(BACKENDS)/bin/python -m pytest tests/backends
+	OMP_NUM_THREADS=1 $(BACKENDS)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/backends
 
 static: $(READY_DEV)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """A program of test_unsloth.py, started anew: what is imported first, and every argument that
-unsloth is called with, held against its real signatures. Prints one JSON object. With flags of
-run_sft.py it is that instead, as far as it goes.
+unsloth is called with, held against its real signatures. Prints one JSON object. With run_sft or
+run_dpo and their flags it is that instead, as far as it goes.
 
 Without a GPU unsloth stops inside from_pretrained(): what it would give is made by transformers and
 peft here, and nothing of its kernels is run.
@@ -8,6 +8,7 @@ peft here, and nothing of its kernels is run.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import sys
@@ -74,9 +75,9 @@ def hold() -> None:
     held(FastLanguageModel, "patch_peft_model", lambda model, **_: model)
 
 
-def stage() -> None:
-    """run_sft.py; says what each of its processes has imported when it trains or samples."""
-    from tuning import entry, run_sft
+def stage(name: str) -> None:
+    """An entry point; says what each of its processes has imported when it trains or samples."""
+    from tuning import entry
     from tuning.inference import hf_engine
 
     imports, generate = backend._import_unsloth, hf_engine.HFGenerator.generate
@@ -93,7 +94,8 @@ def stage() -> None:
 
     backend._import_unsloth = held_import  # type: ignore[assignment]
     hf_engine.HFGenerator.generate = watched  # type: ignore[method-assign]
-    entry.run(run_sft.main)
+    del sys.argv[1]
+    entry.run(importlib.import_module(f"tuning.{name}").main)
 
 
 def main(folder: Path) -> None:
@@ -146,6 +148,6 @@ def with_identity(directory: RunDirectory, run: Any) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1].startswith("--"):
-        stage()
+    if sys.argv[1].startswith("run_"):
+        stage(sys.argv[1])
     main(Path(sys.argv[1]))
