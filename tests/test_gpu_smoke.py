@@ -116,6 +116,13 @@ def test_an_entry_point_that_fails_is_told_by_its_last_line(tmp_path: Path) -> N
 
 
 @pytest.mark.unit
+def test_a_step_that_compares_with_sft_says_what_to_name_without_it(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="the run of the step sft; name that too") as raised:
+        Context("x", "cpu", tmp_path, tmp_path / "rows").run_of_sft()
+    assert raised.value.status == rows.SKIPPED
+
+
+@pytest.mark.unit
 def test_each_of_the_first_steps_has_its_turn() -> None:
     """Whatever the others take; some seconds are for finding out whether there is a GPU."""
     assert sum(step.limit for step in FIRST) <= command.BUDGET - 10

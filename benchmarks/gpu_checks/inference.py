@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.gpu_checks.rows import FAILED, OK, SKIPPED
+from benchmarks.gpu_checks.rows import FAILED, OK
 from benchmarks.gpu_checks.site import DATA, MODEL, Context, Failed
 from tuning.runs.rundir import RunDirectory, read_lines
 
@@ -73,9 +73,7 @@ def adapter(context: Context) -> None:
     """The likeliest answers of the run of SFT: vLLM serves its adapter over the base, and once gets
     both merged; transformers has the adapter as peft has it.
     """
-    run = f"{MODEL}_sft-arith-{context.sizes['sft']}"
-    if not RunDirectory(context.home / "models" / run).done("train"):
-        raise Failed("needs the run that the step sft makes", SKIPPED)
+    run = context.run_of_sft().name
     greedy = ("--n_samples", "1", "--k_values", "1", "--temperature", "0", "--enforce_eager")
     ways = {
         "hf": ("hf",),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_checks import rows
+from tuning.runs.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "smoke"
@@ -109,6 +110,13 @@ class Context:
     def sizes(self) -> dict[str, int]:
         """Examples of a training, by kind."""
         return SIZES[self.device]
+
+    def run_of_sft(self) -> RunDirectory:
+        """The run that the step sft has made, for those that begin or compare with it."""
+        run = RunDirectory(self.home / "models" / f"{MODEL}_sft-arith-{self.sizes['sft']}")
+        if not run.done("train"):
+            raise Failed("needs the run of the step sft; name that too: --steps sft", rows.SKIPPED)
+        return run
 
     def say(self, what: str, status: str, says: str, seconds: float = 0.0, **values: Any) -> None:
         """Add a row."""

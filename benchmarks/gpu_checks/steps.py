@@ -45,12 +45,12 @@ FIRST = (
 )
 FURTHER = (
     Step(name="kto", runs="training:kto", limit=40, packages=_TRL, needs=MODEL),
-    Step(name="unsloth", runs="training:unsloth", limit=130, packages=_UNSLOTH, needs=MODEL),
-    Step(name="vllm_adapter", runs="inference:adapter", limit=90, packages=_VLLM, needs=MODEL),
+    Step(name="unsloth", runs="training:unsloth", limit=160, packages=_UNSLOTH, needs=MODEL),
+    Step(name="vllm_adapter", runs="inference:adapter", limit=150, packages=_VLLM, needs=MODEL),
     Step(
         name="pass_at_k_vllm",
         runs="training:pass_at_k_vllm",
-        limit=150,
+        limit=240,
         packages=(*_VLLM, *_TRL),
         needs=MODEL,
     ),
@@ -60,7 +60,7 @@ FURTHER = (
     Step(
         name="unsloth_pass_at_k",
         runs="training:unsloth_pass_at_k",
-        limit=90,
+        limit=120,
         packages=(*_VLLM, *_UNSLOTH),
         needs=MODEL,
     ),

@@ -64,7 +64,7 @@ def pass_at_k_vllm(context: Context) -> None:
     """As pass_at_k, with vLLM beside the training: one engine that is kept, and with whole modules
     one for each measurement.
     """
-    straight = _run_of_sft(context)
+    straight = context.run_of_sft()
     asked = (*_sft_flags(context), *_pass_at_k("vllm"))
     _trained(context, "vLLM beside SFT", "run_sft.py", *asked, like=straight)
     anew = (*WHOLE, "--use_persistent_vllm", "false")
@@ -76,9 +76,9 @@ def unsloth(context: Context) -> None:
     the name of a run.
     """
     _require_gpu(context)
-    straight = _run_of_sft(context)
+    straight = context.run_of_sft()
     home = _home(context, "unsloth")
-    flags = (*_data(), "--train_size", context.sizes["sft"], "--do_training", *UNSLOTH)
+    flags = _sft_flags(context, UNSLOTH)
     sampled = ("--do_inference", "--do_evaluation", "--prompts", 32, "--backend", "hf")
     _trained(context, "SFT", "run_sft.py", *flags, *sampled, home=home, like=straight)
     _trained(context, "DPO", "run_dpo.py", *_preference(context, "dpo", UNSLOTH), home=home)
@@ -87,9 +87,9 @@ def unsloth(context: Context) -> None:
 def unsloth_pass_at_k(context: Context) -> None:
     """SFT by unsloth, with vLLM beside it in the same process."""
     _require_gpu(context)
-    straight = _run_of_sft(context)
+    straight = context.run_of_sft()
     home = _home(context, "unsloth_pass_at_k")
-    flags = (*_data(), "--train_size", context.sizes["sft"], "--do_training", *UNSLOTH)
+    flags = _sft_flags(context, UNSLOTH)
     asked = (*flags, *_pass_at_k("vllm"))
     _trained(context, "vLLM beside SFT", "run_sft.py", *asked, home=home, like=straight)
 
@@ -98,7 +98,7 @@ def unsloth_four_bit(context: Context) -> None:
     """SFT over a base in 4 bits, opened by unsloth."""
     _require_gpu(context)
     home = _home(context, "unsloth_four_bit")
-    flags = (*_data(), "--train_size", context.sizes["sft"], "--do_training", *UNSLOTH)
+    flags = _sft_flags(context, UNSLOTH)
     _trained(context, "SFT in 4 bits", "run_sft.py", *flags, "--load_in_4bit", home=home)
 
 
@@ -127,6 +127,7 @@ def grpo(context: Context) -> None:
 def sft_resume(context: Context) -> None:
     """SFT in a home of its own gets SIGTERM, goes on, and ends beside the one of the step sft."""
     began = time.monotonic()
+    straight = context.run_of_sft()
     home = _home(context, "again")
     step = _interrupted(context, home)
     context.entry("run_sft.py", *_sft_flags(context), home=home)
@@ -135,10 +136,7 @@ def sft_resume(context: Context) -> None:
     steps = [line["step"] for line in run.metrics() if "loss" in line]
     if steps != list(range(1, len(steps) + 1)):
         raise Failed(f"the steps of the resumed run's metrics.jsonl are {steps}")
-    straight = context.home / "models" / run.name
-    if not straight.is_dir():
-        raise Failed(f"stopped at step {step} and resumed; no straight run to compare with")
-    far = _furthest(straight / "model", run.path / "model")
+    far = _furthest(straight.path / "model", run.path / "model")
     says = "bit for bit" if far == 0.0 else f"off by {far:.1e}, {CLOSE:.0e} is allowed"
     context.say(
         "SFT, interrupted",
@@ -175,8 +173,8 @@ def _data() -> tuple[str, ...]:
     return ("--model", MODEL, *DATA)
 
 
-def _sft_flags(context: Context) -> tuple[object, ...]:
-    return (*_data(), "--train_size", context.sizes["sft"], "--do_training", *TRANSFORMERS)
+def _sft_flags(context: Context, trained_by: tuple[str, ...] = TRANSFORMERS) -> tuple[object, ...]:
+    return (*_data(), "--train_size", context.sizes["sft"], "--do_training", *trained_by)
 
 
 def _preference(
@@ -203,12 +201,6 @@ def _home(context: Context, name: str) -> Path:
     home = context.folder / name
     shutil.copytree(context.home / "models" / MODEL, home / "models" / MODEL)
     return home
-
-
-def _run_of_sft(context: Context) -> RunDirectory | None:
-    """The run of the step sft, if it is there."""
-    run = RunDirectory(context.home / "models" / f"{MODEL}_sft-arith-{context.sizes['sft']}")
-    return run if run.done("train") else None
 
 
 def _trained(
