@@ -7,6 +7,7 @@ real start is stopped, and forks end what it began.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,44 @@ def test_what_a_command_starts_finds_it_too(home: Path, ending: str, flags: str)
     assert "forked True" in forked.stdout, forked.stdout + forked.stderr
     assert forked.stdout.replace("forked True", "forked False") == real.stdout
     assert (forked.returncode, forked.stderr) == (real.returncode, real.stderr) == (0, "")
+
+
+ROWS = """
+import json, subprocess, sys, zlib
+from tuning.data import arith, loaders
+made = arith.pools.cache_info().currsize
+print("found" if made else "made", arith.__file__)
+print(loaders.arith is arith is sys.modules["tuning.data.arith"])
+print(zlib.crc32(json.dumps(arith.pools()).encode()))
+if len(sys.argv) > 1:
+    subprocess.run([sys.executable, sys.argv[0]], check=True)
+"""
+
+
+@pytest.mark.unit
+def test_rows_that_are_found_are_those_that_would_be_made(home: Path) -> None:
+    program = home / "program.py"
+    program.write_text(ROWS)
+    forked = check(run_script(home, program, "and a child", cwd=home)).stdout.splitlines()
+    real = subprocess.run(
+        [sys.executable, str(program)], env=environment(home), cwd=home, text=True,
+        capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    assert forked == [*real.replace("made", "found").splitlines()] * 2
+
+
+@pytest.mark.unit
+def test_rows_are_made_by_the_code_that_is_run(home: Path) -> None:
+    """Another copy of the project makes its own."""
+    other = home / "tuning"
+    for module in PACKAGE.rglob("*.py"):
+        copied = other / module.relative_to(PACKAGE)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(module, copied)
+    program = home / "program.py"
+    program.write_text(ROWS)
+    told = check(run_script(home, program, cwd=home)).stdout
+    assert told.splitlines()[0] == f"made {other / 'data/arith.py'}"
 
 
 WAIT = """

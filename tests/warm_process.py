@@ -11,6 +11,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import inspect
 import io
 import logging
@@ -42,7 +45,11 @@ THREADS = {"jemalloc_bg_thd", "pt_tcpstore_uv"}
 of torchrun serves the parent.
 """
 OURS = ("tuning", "tests")
-"""Packages that every command imports anew."""
+"""Packages that every command imports anew, but for KEPT."""
+KEPT = ("tuning.data.generated", "tuning.data.arith")
+"""Modules without a state, which import nothing else of ours: a fork that imports one gets it as it
+is, with the rows that are made already, which takes as long as all of its imports.
+"""
 MODULES = (*OURS, "torch")
 """Packages whose modules are run in forks, by `-m`."""
 
@@ -99,6 +106,36 @@ class Command:
         sys.modules["__main__"] = main
         source = Path(self.words[0]).read_bytes()
         exec(compile(source, self.words[0], "exec", dont_inherit=True), main.__dict__)
+
+
+class Kept(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the kept modules for what would import them from the same folder."""
+
+    def __init__(self, checkout: str) -> None:
+        sys.path.insert(0, checkout)
+        self._modules = {name: importlib.import_module(name) for name in KEPT}
+        sys.path.remove(checkout)
+        sys.modules["tuning.data.arith"].pools()
+        forget_ours()
+        sys.meta_path.insert(0, self)
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        module = self._modules.get(fullname)
+        if module is None or str(Path(module.__file__ or "").parent) not in path:
+            return None
+        return importlib.util.spec_from_loader(fullname, self, origin=module.__file__)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return self._modules[spec.name]
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+def forget_ours() -> None:
+    """What is imported of ours from now on is imported anew."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+        del sys.modules[name]
 
 
 class _Start:
@@ -235,8 +272,7 @@ def _live_as_child(
         if asked["start_new_session"]:
             os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
-            del sys.modules[name]
+        forget_ours()
         renew(environment, asked["cwd"] or Path.cwd(), unbuffered=command.unbuffered)
         command.run()
 

@@ -2,8 +2,8 @@
 
 Run by warm.py as `python warm_server.py FD NAME ...`, where FD is its end of a connection and the
 names are those of variables that commands set themselves. It imports what the project depends on
-and nothing of the project, whose code every command imports anew. It computes nothing and starts no
-thread. Where that cannot be had it says so and ends.
+and nothing of the project, whose code every command imports anew, but for warm_process.KEPT. It
+trains nothing and starts no thread. Where that cannot be had it says so and ends.
 
 A request is one JSON message with four files: standard input, output and error of the command, and
 where to tell its process number and, once it has ended, its exit code (-N for signal N).
@@ -25,6 +25,7 @@ import json
 import os
 import select
 import socket
+from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
@@ -113,6 +114,7 @@ if __name__ == "__main__":
     connection = socket.socket(fileno=int(sys.argv[1]))
     environment = dict(os.environ)
     import_libraries()
+    warm_process.Kept(str(Path(__file__).resolve().parents[1]))
     reason = unfit()
     connection.send(reason.encode() or b"ready")
     gc.collect()

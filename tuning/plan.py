@@ -113,7 +113,7 @@ class Stage:
         """Hash over all fields of the stage, as 12 hexadecimal digits; what was added later
         counts where it is given.
         """
-        values = asdict(self)
+        values = dict(vars(self))
         for later in ("autotune", "before_after", "measure_hash", "first_prompts"):
             if values[later] is None:
                 del values[later]
@@ -245,10 +245,8 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
     """The state of a stage, read from the run directories under `home`; never writes."""
     name, size = stage.name, stage.train_size
     if stage.sweetspot is not None:
-        parent = standing(plan, plan.stage(stage.parent or ""), home).run
-        assert parent is not None
         try:
-            spot = find_sweetspot(parent, stage.sweetspot)
+            spot = find_sweetspot(_parent(plan, stage, home), stage.sweetspot)
             if stage.role == "fork":
                 size = spot.left_of(stage.total_data or 0)
                 name = settled_name(name, size)
@@ -264,7 +262,7 @@ def standing(plan: Plan, stage: Stage, home: Path) -> Standing:
         evaluation = RunDirectory(
             locate(root, artifact + stage.evaluation_suffix, stage.evaluation_hash)
         )
-    done = all(_done(phase, stage, run, evaluation) for phase in stage.phases)
+    done = _is_done(stage, run, evaluation)
     note = ""
     if done and stage.first_prompts is not None and not (evaluation and evaluation.done("infer")):
         note = f"evaluated on the first {stage.first_prompts} prompts"
@@ -281,13 +279,17 @@ def sweetspot_ready(plan: Plan, stage: Stage, home: Path) -> bool:
     """Whether the sweetspot that a stage starts from exists, even if its parent still trains."""
     if stage.sweetspot is None:
         return False
-    above = plan.stage(stage.parent or "")
-    directory = RunDirectory(locate(home / "models", above.name, above.hash))
     try:
-        find_sweetspot(directory, stage.sweetspot)
+        find_sweetspot(_parent(plan, stage, home), stage.sweetspot)
     except (Skipped, StageFailed, UserError):
         return False
     return True
+
+
+def _parent(plan: Plan, stage: Stage, home: Path) -> RunDirectory:
+    """The run that has the sweetspots of a stage."""
+    above = plan.stage(stage.parent or "")
+    return RunDirectory(locate(home / "models", above.name, above.hash))
 
 
 def first_share(prompts: int) -> str:
@@ -295,18 +297,21 @@ def first_share(prompts: int) -> str:
     return f"first-{prompts}"
 
 
-def _done(
-    phase: str, stage: Stage, run: RunDirectory | None, evaluation: RunDirectory | None
-) -> bool:
+def _is_done(stage: Stage, run: RunDirectory | None, evaluation: RunDirectory | None) -> bool:
     first, wanted = stage.first_prompts, stage.measure_hash
-    if phase == measured.PHASE and run is not None and wanted is not None:
-        return measured.holds(run, wanted, first)
-    of_run = phase in ("train", measured.PHASE)
-    directory = run if of_run else evaluation
-    if directory is None:
+    of_run = set(stage.phases) & {"train", measured.PHASE}
+    of_evaluation = set(stage.phases) - of_run
+    if not of_run <= _done_in(run, of_run):
         return False
-    part = not of_run and first is not None and directory.done(first_share(first))
-    return part or directory.done(phase)
+    if run and wanted and measured.PHASE in of_run and not measured.holds(run, wanted, first):
+        return False
+    done = _done_in(evaluation, of_evaluation)
+    return of_evaluation <= done or (first is not None and first_share(first) in done)
+
+
+def _done_in(directory: RunDirectory | None, wanted: set[str]) -> frozenset[str]:
+    """The phases that are done in a directory, where any is wanted."""
+    return directory.phases_done() if directory and wanted else frozenset()
 
 
 def descendants(stages: Iterable[Stage], name: str) -> set[str]:

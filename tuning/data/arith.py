@@ -12,10 +12,12 @@ import random
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tuning.config import DatasetEntry
 from tuning.data.generated import SIZES, Generated
+
+if TYPE_CHECKING:
+    from tuning.config import DatasetEntry
 
 VERSION = "1"
 """Increased with every change that affects a row or a document."""
@@ -138,12 +140,14 @@ class Problem:
         return str(self.steps[-1].result)
 
 
+@functools.cache
 def pools(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """The four pools, with no question in common, each in one seeded order (a subset is a prefix).
 
     Rows of "sft" and "validation" hold prompt, completion and answer; of "preference" prompt,
     chosen, rejected and answer; of "test" prompt and answer. Messages are conversational (role,
-    content); the answer is the final number as text.
+    content); the answer is the final number as text. They are made once a process: not to be
+    changed.
     """
     rng = random.Random(f"arith {VERSION} pools {seed}")
     problems = _distinct_problems(rng)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tuning.config import DatasetEntry
+if TYPE_CHECKING:
+    from tuning.config import DatasetEntry
 
 SIZES = {"sft": 10_000, "preference": 10_000, "validation": 256, "test": 1_000}
 Pools = dict[str, list[dict[str, Any]]]

@@ -58,9 +58,9 @@ def locate(root: Path, run_name: str, hash_: str) -> Path:
     written by another version of the code.
     """
     plain = root / require_file_name("run", run_name)
-    standing = RunDirectory(plain)
     suffix = f"-{hash_[:SHORT]}"
-    free = standing.config is None or (standing.hash == hash_ and standing.is_current)
+    standing = RunDirectory(plain).config
+    free = standing is None or (standing.get("hash") == hash_ and _is_current(standing))
     if free or run_name.endswith(suffix):
         return plain
     return root / f"{run_name}{suffix}"
@@ -95,6 +95,10 @@ def take(path: Path, identity: Identity, *, force: bool = False) -> None:
         raise UserError(
             f"'{path}' holds a run with other settings ({changed}); choose another folder"
         )
+
+
+def _is_current(config: dict[str, Any] | None) -> bool:
+    return config is None or config.get("format") == FORMAT
 
 
 _WORK = ("checkpoint-*", "model", "result.json", "responses.jsonl")
@@ -140,8 +144,7 @@ class RunDirectory:
     @property
     def is_current(self) -> bool:
         """Whether this version of the code can use the directory; true for an empty one."""
-        config = self.config
-        return config is None or config.get("format") == FORMAT
+        return _is_current(self.config)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -158,8 +161,13 @@ class RunDirectory:
 
     def done(self, phase: str) -> bool:
         """Whether a phase (train, infer or evaluate) is done, by this version of the code."""
-        entry = self.status["phases"].get(phase)
-        return bool(entry and entry.get("state") == "done") and self.is_current
+        return phase in self.phases_done()
+
+    def phases_done(self) -> frozenset[str]:
+        """The phases that are done, by this version of the code."""
+        phases = self.status["phases"].items()
+        done = frozenset(name for name, entry in phases if entry.get("state") == "done")
+        return done if done and self.is_current else frozenset()
 
     def metrics(self) -> list[dict[str, Any]]:
         """The objects in metrics.jsonl; a last line that a kill cut off is ignored."""

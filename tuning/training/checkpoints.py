@@ -248,13 +248,15 @@ class WholeCheckpoints:
             model.save_pretrained = lambda folder, **kwargs: original(
                 folder, selected_adapters=["default"], save_embedding_layers=False, **kwargs
             )
+            model.create_or_update_model_card = self.create_model_card
         try:
             super()._save(output_dir, state_dict)  # type: ignore[misc]
         finally:
-            model.__dict__.pop("save_pretrained", None)
+            for name in ("save_pretrained", "create_or_update_model_card"):
+                model.__dict__.pop(name, None)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: config.json says what the run is."""
+        """None, be it that of TRL or of PEFT: config.json says what the run is."""
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         step = self.state.global_step  # type: ignore[attr-defined]
