@@ -6,7 +6,6 @@ real start is stopped, and forks end what it began.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,6 @@ import pytest
 from tests import warm
 from tests.conftest import check, copy_home, environment, run_entry, run_script
 from tuning.config import PACKAGE
-from tuning.entry import QUIET
 
 DATA = ("--model", "tiny", "--dataset", "arith", "--task", "math")
 COMMANDS = {
@@ -210,12 +208,5 @@ def test_a_process_in_the_background_gets_signals(home: Path, number: int, code:
 
 
 @pytest.mark.unit
-def test_libraries_say_nothing_when_they_are_imported() -> None:
-    """What they said would be missing from what forked commands say."""
-    code = f"import runpy; runpy.run_path({str(warm.SERVER)!r})"
-    code += "['import_libraries']()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | QUIET, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    assert done.stdout + done.stderr == ""
+def test_libraries_say_nothing_when_they_are_imported(home: Path) -> None:
+    assert warm.said_by_libraries(environment(home)) == ""

@@ -81,16 +81,21 @@ class _Server:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = fixed(environment)
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, str(SERVER), str(theirs.fileno()), *QUIET],
-                env={**QUIET, **environment, "PYTHONPATH": ""}, pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/",
-            )  # fmt: skip
-        said = self.control.recv(4096).decode()
-        self.fit = said == "ready"
+        with tempfile.TemporaryFile() as told:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, str(SERVER), str(theirs.fileno()), *QUIET],
+                    env={**QUIET, **environment, "PYTHONPATH": ""}, pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL, stdout=told, stderr=told, cwd="/",
+                )  # fmt: skip
+            ready = self.control.recv(4096).decode()
+            told.seek(0)
+            self.said = told.read().decode()
+            """What the libraries said when they were imported."""
+        self.fit = ready == "ready"
         if not self.fit:
-            print(f"commands are started anew: {said or 'the server ended'}", file=sys.stderr)
+            why = ready or f"the server ended. {self.said}"
+            print(f"commands are started anew: {why}", file=sys.stderr)
 
     def fork(self, request: Mapping[str, Any], files: Sequence[int]) -> Forked:
         """A process with standard input, output and error."""
@@ -107,6 +112,14 @@ class _Server:
 
 
 _servers: list[_Server] = []
+
+
+def said_by_libraries(environment: Mapping[str, str]) -> str:
+    """What libraries said when the process for an environment imported them, which is missing from
+    what forked commands say.
+    """
+    server = _server(environment)
+    return server.said if server else ""
 
 
 def end() -> None:

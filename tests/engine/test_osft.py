@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM as Model
 from transformers import Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
+from tests import warm
+from tests.conftest import environment
+from tuning.config import CHECKOUT
 from tuning.engine import osft
 from tuning.engine.config import ComputeConfig, OSFTConfig
 from tuning.engine.ranks import Layout
@@ -246,8 +250,10 @@ def structure(model: nn.Module) -> list[tuple]:
 
 
 def test_sharded_over_two_processes(tmp_path):
-    address = f"file://{tmp_path}/met"
-    torch.multiprocessing.spawn(two_trainings, (address, tmp_path), nprocs=2)
+    words = ["-m", "tests.engine.test_osft", str(tmp_path)]
+    where = environment(tmp_path) | {"PYTHONPATH": str(CHECKOUT)}
+    code, errors = warm.run_together(2, words, where, CHECKOUT, 300)
+    assert code == 0, errors[-4000:]
     results = torch.load(tmp_path / "results.pt")
     for result in results.values():
         assert result["leak"] < 1e-5
@@ -255,10 +261,11 @@ def test_sharded_over_two_processes(tmp_path):
     assert results[torch.float32]["loss"] == pytest.approx(train(decomposed(0.25), 10), abs=1e-3)
 
 
-def two_trainings(rank: int, address: str, directory: Path) -> None:
+def one_of_two(directory: Path) -> None:
     """One process: a training in float32 and one that computes in bfloat16."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
     results = {dtype: sharded(rank, dtype) for dtype in (torch.float32, torch.bfloat16)}
     if rank == 0:
         torch.save(results, directory / "results.pt")
@@ -308,3 +315,7 @@ def test_weights_in_half_precision_are_not_sharded_by_fsdp2():
             read, read, two, ComputeConfig(), osft_config=OSFTConfig(osft=True),
             dtype=torch.bfloat16,
         )  # fmt: skip
+
+
+if __name__ == "__main__":
+    one_of_two(Path(sys.argv[1]))

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import COLLECTIONS, copy_home, environment
+from tests.conftest import COLLECTIONS, copy_home, start_entry
 from tests.run_configs import fork, pt, sft
 from tests.small_site import use
 from tests.weights.test_shape import LLAMA, model_folder
-from tuning.config import PACKAGE
 from tuning.engine.run_config import pretrain_config
 from tuning.evaluation.config import evaluation_config, sampling_config
 from tuning.experiments.sweetspot import Wanted, sweetspot_plan
@@ -90,10 +89,7 @@ def stopped(trained_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         "--model tiny --dataset arith --task math --train_size 320 --perplexity_thresholds 5.0 1.01"
         " --do_training --save_steps 2"
     )
-    process = subprocess.Popen(
-        [sys.executable, str(PACKAGE / "run_sft.py"), *words.split()], env=environment(home),
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = start_entry(home, "run_sft.py", *words.split())
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if len(list(home.glob("models/*-320*/checkpoint-*/manifest.json"))) >= 3:

@@ -1,5 +1,5 @@
 """Several processes that train one stage together: how they end, how they are stopped, and how the
-local launcher starts them. Real processes, each of which takes seconds to import torch.
+local launcher starts them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from tests import warm
 from tests.conftest import check, environment
-from tests.launchers.test_local import Experiment, launch_elsewhere
+from tests.launchers.test_local import LAUNCH, Experiment
 from tests.small_site import use
 from tuning import config as site
 from tuning.config import CHECKOUT
@@ -192,11 +192,30 @@ entry.run(main)
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """A plan whose stages tell which rank they are, of how many."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     use(monkeypatch, tmp_path)
     made = Experiment(tmp_path)
     made.script.write_text(TOGETHER)
     return made
+
+
+class Launcher:
+    """The local launcher in a process of its own, with two processes for what can be shared. It is
+    given no OMP_NUM_THREADS, so that it gives each process its share of the cores.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment) -> None:
+        program, plan, self._said = (folder / name for name in ("launch.py", "plan.json", "said"))
+        program.write_text("import os; del os.environ['OMP_NUM_THREADS']" + LAUNCH)
+        atomic.write_json(plan, experiment.plan.to_json())
+        given = environment(site.home(), folder / "collections.yaml")
+        given |= {"PYTHONPATH": str(CHECKOUT)}
+        with self._said.open("wb") as said:
+            words = [str(program), str(plan), '{"processes": 2}']
+            self.process = warm.start(words, given, folder, stdout=said)
+
+    def end(self) -> tuple[int, dict[str, list[str]]]:
+        """Its exit code, and [state, reason] of every stage."""
+        return self.process.wait(100), json.loads(self._said.read_text())
 
 
 def told(experiment: Experiment) -> dict[str, list[list]]:
@@ -207,13 +226,13 @@ def told(experiment: Experiment) -> dict[str, list[list]]:
     return {name: sorted(entries) for name, entries in found.items()}
 
 
-def test_what_trains_gets_the_processes_and_the_rest_one_each(experiment):
+def test_what_trains_gets_the_processes_and_the_rest_one_each(experiment, tmp_path):
     """As a plan of SFT by the engine and with TRL has it."""
     experiment.add("engine", joinable=True, do=1)
     experiment.add("trl", do=1)
     experiment.add("evaluated", joinable=True, phases=("evaluate",), trains=False, do=1)
-    launched = experiment.launch(processes=2)
-    assert (launched["engine"], launched["trl"]) == (("done", ""), ("done", ""))
+    code, ended = Launcher(tmp_path, experiment).end()
+    assert (code, ended["engine"], ended["trl"]) == (0, ["done", ""], ["done", ""])
     cores = os.cpu_count() or 1
     share = str(max(1, cores // 2))
     assert told(experiment) == {
@@ -227,13 +246,13 @@ def test_what_trains_gets_the_processes_and_the_rest_one_each(experiment):
 
 
 def test_one_process_for_each_gpu_with_the_engine_unless_fewer_are_asked_for(
-    experiment, monkeypatch
+    experiment, tmp_path, monkeypatch
 ):
     """GPUs that this machine need not have: nothing here computes on one."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6")
     experiment.add("engine", joinable=True, do=1)
     experiment.add("trl", do=1)
-    LocalLauncher(experiment.plan, processes=2).launch()
+    Launcher(tmp_path, experiment).end()
     found = told(experiment)
     assert [entry[:3] for entry in found["engine"]] == [[0, 2, "3,5"], [1, 2, "3,5"]]
     assert [entry[:3] for entry in found["trl"]] == [[0, 2, "3,5"], [1, 2, "3,5"]]
@@ -251,33 +270,30 @@ def test_a_number_of_processes_below_one_is_refused(experiment, processes):
         LocalLauncher(experiment.plan, processes=processes)
 
 
-def test_asked_to_stop_all_ranks_stop_and_the_next_launch_goes_on(experiment):
+def test_asked_to_stop_all_ranks_stop_and_the_next_launch_goes_on(experiment, tmp_path):
     experiment.add("engine", joinable=True, do=1200)
-    launcher = launch_elsewhere(experiment, processes=2)
+    launcher = Launcher(tmp_path, experiment)
     wait(lambda: len(told(experiment).get("engine", [])) == 2)
-    launcher.send_signal(signal.SIGINT)
-    output, errors = launcher.communicate(timeout=60)
-    assert launcher.returncode == 75, errors
-    assert json.loads(output) == {"engine": ["pending", ""]}
+    launcher.process.send_signal(signal.SIGINT)
+    assert launcher.end() == (75, {"engine": ["pending", ""]})
     record = site.reports_dir() / "trial" / "stages" / "engine.json"
     assert atomic.read_json(record)["reason"] == "stopped on request"
 
 
-def test_the_ranks_stop_when_the_launcher_is_killed(experiment):
+def test_the_ranks_stop_when_the_launcher_is_killed(experiment, tmp_path):
     experiment.add("engine", joinable=True, do=1200)
-    launcher = launch_elsewhere(experiment, processes=2)
+    launcher = Launcher(tmp_path, experiment)
     wait(lambda: len(told(experiment).get("engine", [])) == 2)
-    launcher.kill()
-    launcher.communicate()
+    launcher.process.kill()
     record = site.reports_dir() / "trial" / "stages" / "engine.json"
     wait(lambda: atomic.read_json(record)["state"] == "pending")
     log = (site.reports_dir() / "trial" / "logs" / "engine.txt").read_text()
     assert log.count("everything is saved") == 2
 
 
-def test_an_exit_code_and_its_reason_arrive(experiment):
+def test_an_exit_code_and_its_reason_arrive(experiment, tmp_path):
     experiment.add("engine", joinable=True, do="2 * [")
-    assert experiment.launch(processes=2)["engine"][0] == "failed"
+    assert Launcher(tmp_path, experiment).end()[1]["engine"][0] == "failed"
     record = atomic.read_json(site.reports_dir() / "trial" / "stages" / "engine.json")
     assert record["reason"].startswith("ValueError: invalid literal for int()")
     assert (record["state"], record["code"]) == ("failed", 1)

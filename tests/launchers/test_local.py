@@ -232,18 +232,18 @@ from pathlib import Path
 from tuning.launchers.local import LocalLauncher
 from tuning.plan import Plan
 plan = Plan.from_json(json.loads(Path(sys.argv[1]).read_text()))
-launcher = LocalLauncher(plan, max_parallel=2, processes=int(sys.argv[2]) or None)
+launcher = LocalLauncher(plan, **json.loads(sys.argv[2]))
 states = launcher.launch()
 print(json.dumps(states))
 sys.exit(75 if launcher.stopping else 0)
 """
 
 
-def launch_elsewhere(experiment: Experiment, processes: int = 0) -> subprocess.Popen[str]:
+def launch_elsewhere(experiment: Experiment) -> subprocess.Popen[str]:
     path = site.home().parent / "plan.json"
     atomic.write_json(path, experiment.plan.to_json())
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, str(path), str(processes)], stdout=subprocess.PIPE,
+        [sys.executable, "-c", LAUNCH, str(path), '{"max_parallel": 2}'], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ class Dependencies:
     def __init__(self, plan: Plan, first: str | None) -> None:
         self.plan = plan
         self.first = first or ""
+        self._home = site.home()
 
     def words(self, name: str, ended: Iterable[str], others: Mapping[str, Elsewhere]) -> str:
         """The dependency of a stage for a dry run, where some stages have ended and other
@@ -30,7 +31,7 @@ class Dependencies:
         own = others.get(name)
         same = f"afterany {own.task.id}, the same run in {own.experiment}" if own else ""
         above = [parent for parent in self.above(stage) if parent not in set(ended)]
-        if not above or sweetspot_ready(self.plan, stage, site.home()):
+        if not above or sweetspot_ready(self.plan, stage, self._home):
             return same or self.first
         named = [
             f"{parent} ({other.task.id} of experiment {other.experiment})"
@@ -70,7 +71,7 @@ class Dependencies:
         stage = self.plan.stage(task.stage)
         own = others.get(stage.name)
         same_run = _after("afterany", [own.condition] if own else [])
-        if sweetspot_ready(self.plan, stage, site.home()):
+        if sweetspot_ready(self.plan, stage, self._home):
             return same_run or self.first
         alone = {array.number for array in arrays if len(array.stages) == 1}
         above = []

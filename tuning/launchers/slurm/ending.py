@@ -28,7 +28,8 @@ def await_end(slurm: Door, plan: Plan, folder: Path, arrays: Sequence[Array]) ->
     """Wait until no job of an unfinished stage of a plan, or of its report, is on its way out, be
     it a job of these arrays or of another experiment; those that still are when the time is over.
     """
-    pending = [s for s in plan.stages if standing(plan, s, site.home()).state == "pending"]
+    home = site.home()
+    pending = [s for s in plan.stages if standing(plan, s, home).state == "pending"]
     names = {stage.name for stage in pending} | {REPORT.name}
     own = [task for array in arrays for task in array.tasks if task.stage in names]
     theirs, others = tasks_of(pending, folder)

@@ -54,6 +54,7 @@ class Submission:
         self.cluster = cluster
         self.slurm = slurm
         self.options = options or Options()
+        self.home = site.home()
         self.folder = site.reports_dir() / plan.experiment
         self.jobs = Jobs(self.folder)
         self._stages = {stage.name: stage for stage in (*plan.stages, REPORT)}
@@ -257,7 +258,7 @@ class Submission:
                     outcome.outdated |= {stage.name: task} if differs else {}
                     continue
                 outcome.dropped[stage.name] = task
-            found = standing(self.plan, stage, site.home())
+            found = standing(self.plan, stage, self.home)
             if found.state in ("done", "skipped") or not stage.has_work:
                 outcome.ended[stage.name] = (found.state, found.reason)
             elif (other := self._elsewhere.get(stage.name)) is not None and other.same:
@@ -287,7 +288,7 @@ class Submission:
         checkpoint exists.
         """
         known = outcome.queued.keys() | outcome.ended.keys() | outcome.shared.keys()
-        let_go = job.reason != "Dependency" and sweetspot_ready(self.plan, stage, site.home())
+        let_go = job.reason != "Dependency" and sweetspot_ready(self.plan, stage, self.home)
         return let_go or set(self._dependencies.above(stage)) <= known
 
     def _to_submit(self, outcome: Outcome) -> list[Stage]:
