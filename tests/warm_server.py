@@ -46,6 +46,14 @@ def import_libraries() -> None:
     conversions.get_checkpoint_conversion_mapping("")  # a table that is compiled when first read
 
 
+def spare_names() -> None:
+    """torchrun names the methods whose events it records, which nobody reads, by walking over all
+    modules that are imported: a second in each first process, where there are thousands.
+    """
+    recording = importlib.import_module("torch.distributed.elastic.rendezvous.dynamic_rendezvous")
+    recording.get_method_name = lambda depth=2: "a method"
+
+
 def unfit() -> str:
     """Why a fork of this process would not be as good as a new one."""
     import torch
@@ -114,6 +122,7 @@ if __name__ == "__main__":
     connection = socket.socket(fileno=int(sys.argv[1]))
     environment = dict(os.environ)
     import_libraries()
+    spare_names()
     warm_process.Kept(str(Path(__file__).resolve().parents[1]))
     reason = unfit()
     connection.send(reason.encode() or b"ready")

@@ -183,12 +183,35 @@ def add_flags(
         allowed = ("true", "false") if kind is bool else allowed
         group.add_argument(
             f"--{prefix}{entry.name}",
+            action=_Setting,
+            config=config,
+            entry=entry,
             nargs="*" if several else "?" if kind is bool else None,
             const="true" if kind is bool else None,
             default=argparse.SUPPRESS,
             metavar="|".join(str(a) for a in allowed) if allowed else entry.name.upper(),
-            help=_help(config, entry),
         )
+
+
+class _Setting(argparse.Action):
+    """A flag whose help is read from the source of its config, when it is shown: that takes longer
+    than all else that is done to read a command line.
+    """
+
+    def __init__(self, *, config: type, entry: Field[Any], **given: Any) -> None:
+        self._documented = (config, entry)
+        super().__init__(**given)
+
+    def __call__(self, _parser: Any, namespace: Any, values: Any, _flag: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+
+    @property
+    def help(self) -> str:  # type: ignore[override]
+        return _help(*self._documented)
+
+    @help.setter
+    def help(self, _: str | None) -> None:
+        pass
 
 
 def _help(config: type, entry: Field[Any]) -> str:

@@ -37,6 +37,7 @@ def test_sizes_and_order(pools):
         "validation": SIZES["validation"],
         "test": SIZES["test"],
     }
+    arith.pools.cache_clear()
     assert pools == arith.pools(0)
     assert question(arith.pools(1)["sft"][0]) != question(pools["sft"][0])
 

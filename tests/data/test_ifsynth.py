@@ -56,5 +56,6 @@ def test_answers_follow_all_instructions_and_rejected_ones_all_but_one():
 
 
 def test_the_same_seed_gives_the_same_pools():
-    assert json.dumps(ifsynth.pools()) == json.dumps(ifsynth.pools())
-    assert ifsynth.pools(1)["sft"][0] != ifsynth.pools()["sft"][0]
+    made = ifsynth.pools()
+    assert json.dumps(made) == json.dumps(ifsynth.pools())
+    assert ifsynth.pools(1)["sft"][0] != made["sft"][0]
