@@ -18,6 +18,7 @@ from benchmarks.gpu_checks import command, rows, runner
 from benchmarks.gpu_checks.runner import Command, Report
 from benchmarks.gpu_checks.site import Context, Failed
 from benchmarks.gpu_checks.steps import FIRST, STEPS, Step
+from tests.conftest import run_script
 from tuning.config import CHECKOUT
 
 WRITES = """
@@ -136,15 +137,14 @@ def test_a_step_brings_the_one_that_makes_its_model() -> None:
     assert [step.name for step in command._asked(None)] == list(STEPS)
 
 
-def smoke(*flags: object) -> subprocess.CompletedProcess[str]:
+def smoke(home: Path, *flags: object) -> subprocess.CompletedProcess[str]:
     """The command as it is given."""
-    words = [sys.executable, CHECKOUT / "benchmarks" / "gpu_smoke.py", *flags]
-    return subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
+    return run_script(home, CHECKOUT / "benchmarks" / "gpu_smoke.py", *flags, cwd=CHECKOUT)
 
 
-def test_the_cheapest_steps_at_the_small_size(tmp_path: Path) -> None:
+def test_the_cheapest_steps_at_the_small_size(home: Path, tmp_path: Path) -> None:
     output = tmp_path / "found.json"
-    done = smoke("--device", "cpu", "--output", output, "--steps", "machine", "attention")
+    done = smoke(home, "--device", "cpu", "--output", output, "--steps", "machine", "attention")
     found = json.loads(output.read_text())
     assert done.returncode == 0, done.stdout + done.stderr
     assert found["complete"]
@@ -154,14 +154,14 @@ def test_the_cheapest_steps_at_the_small_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_and_ends_well() -> None:
-    done = smoke()
+def test_without_a_gpu_it_says_so_and_ends_well(home: Path) -> None:
+    done = smoke(home)
     assert done.returncode == 0
     assert done.stdout.startswith("torch finds no GPU; --device cpu ")
 
 
-def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_something_in_it_is_refused(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = smoke("--device", "cpu", "--folder", tmp_path)
+    done = smoke(home, "--device", "cpu", "--folder", tmp_path)
     assert done.returncode == 2
     assert "is not an empty folder" in done.stderr
