@@ -78,7 +78,7 @@ class Arrays:
                 "format": FORMAT,
                 "folder": str(self.folder),
                 "wandb": self.wandb,
-                "stages": [asdict(self._stages[name]) for name in array.stages],
+                "stages": [vars(self._stages[name]) for name in array.stages],
             },
         )
         atomic.write_text(self.script_path(array), self.script(array, code))

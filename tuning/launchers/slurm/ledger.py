@@ -6,6 +6,7 @@ next submission can finish one that was interrupted at any moment.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -102,8 +103,9 @@ class Jobs:
         return self._read[1]
 
     def write(self, arrays: Sequence[Array]) -> None:
-        """Replace jobs.json, atomically."""
-        atomic.write_json(self.path, {"arrays": [vars(array) for array in arrays]})
+        """Replace jobs.json, atomically; an array is a line of it."""
+        lines = ",\n".join(json.dumps(vars(array)) for array in arrays)
+        atomic.write_text(self.path, f'{{"arrays": [\n{lines}\n]}}\n')
 
     def users(self) -> set[int]:
         """Everybody who submitted a part of the experiment."""

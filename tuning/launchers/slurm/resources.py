@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ class Resources:
     @property
     def digest(self) -> str:
         """Recognises a submission that asks for the same."""
-        return digest(asdict(self))[:12]
+        return digest(vars(self))[:12]
 
 
 _DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Resources)}
