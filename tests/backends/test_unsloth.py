@@ -32,11 +32,12 @@ def ran(
     """opened_by_unsloth.py to its end; CUDA_VISIBLE_DEVICES names a GPU that is not there. It gets
     SIGTERM once its run has trained `stop_at` steps.
     """
+    here, given = Path(__file__).parent, os.environ.get("PYTHONPATH", "")
     more = {
         "UNSLOTH_ALLOW_CPU": "1", "CUDA_VISIBLE_DEVICES": "0",
-        "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(map(str, (here / "no_kernels", CHECKOUT, given))),
     }  # fmt: skip
-    program = Path(__file__).with_name("opened_by_unsloth.py")
+    program = here / "opened_by_unsloth.py"
     process = subprocess.Popen(
         [sys.executable, str(program), *map(str, words)], env=environment(home) | more,
         cwd=home.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
