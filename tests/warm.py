@@ -116,7 +116,7 @@ _servers: list[_Server] = []
 
 def said_by_libraries(environment: Mapping[str, str]) -> str:
     """What libraries said when the process for an environment imported them, which is missing from
-    what forked commands say.
+    what forked commands say; nothing where no command is forked.
     """
     server = _server(environment)
     return server.said if server else ""
