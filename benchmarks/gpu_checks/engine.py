@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_checks.rows import FAILED, MEMORY, OK
-from benchmarks.gpu_checks.site import Context
+from benchmarks.gpu_checks.rows import FAILED, MEMORY, OK, SKIPPED
+from benchmarks.gpu_checks.site import Context, Failed
 
 STEPS, LEFT_OUT = 14, 4
 """Optimizer steps, and how many of them warm up."""
 SEQ_LEN = 4096
 SMALL = {"preset": "tiny", "seq_len": 64, "steps": 6, "most": 2}
 """Without a GPU."""
+LIGER_NEAR = 0.05
+"""Of a loss after STEPS steps in bf16: how far other kernels may end from the first."""
 
 
 def sizes(context: Context) -> None:
@@ -38,7 +40,29 @@ def compiled_billion(context: Context) -> None:
     _row(context, "gpt-1b", most=8, gradient_checkpointing=True, use_compile=True)
 
 
-def _row(context: Context, name: str, *, most: int, **compute: bool) -> None:
+def liger(context: Context) -> None:
+    """The smaller one with Liger's kernels, beside itself without: the same loss."""
+    if context.device != "cuda":
+        raise Failed("Liger's kernels need a GPU", SKIPPED)
+    plain = _row(context, "gpt-0.25b", most=8)
+    fused = _row(context, "gpt-0.25b", most=8, use_liger_kernels=True)
+    if plain is None or fused is None:
+        raise Failed("nothing to compare")
+    far = max(abs(fused[name] - plain[name]) for name in ("first_loss", "last_loss"))
+    rate, memory = (fused[name] / plain[name] for name in ("tokens_per_second", "peak_memory_gb"))
+    context.say(
+        "with Liger against without",
+        OK if far <= LIGER_NEAR else FAILED,
+        f"losses are off by {far:.1e}, {LIGER_NEAR} is allowed; {rate:.2f} times the tokens/s, "
+        f"{memory:.2f} times the memory",
+        difference=far,
+        speed=rate,
+        memory=memory,
+    )
+
+
+def _row(context: Context, name: str, *, most: int, **compute: bool) -> dict[str, Any] | None:
+    """A row, and its figures; None without a sequence that fits."""
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     _free()
     began = time.monotonic()
@@ -50,7 +74,7 @@ def _row(context: Context, name: str, *, most: int, **compute: bool) -> None:
     seconds = time.monotonic() - began
     if found is None:
         context.say(what, MEMORY, "one sequence does not fit", seconds)
-        return
+        return None
     fell = math.isfinite(found["last_loss"]) and found["last_loss"] < found["first_loss"]
     mfu = "unknown" if found["mfu"] is None else f"{found['mfu']:.1%}"
     context.say(
@@ -62,6 +86,7 @@ def _row(context: Context, name: str, *, most: int, **compute: bool) -> None:
         seconds,
         **found,
     )
+    return found
 
 
 def _largest(

@@ -60,7 +60,7 @@ FURTHER = (
     Step(
         name="unsloth_pass_at_k",
         runs="training:unsloth_pass_at_k",
-        limit=120,
+        limit=200,
         packages=(*_VLLM, *_UNSLOTH),
         needs=MODEL,
     ),
@@ -76,6 +76,7 @@ FURTHER = (
     Step(name="resume", runs="engine:resume", limit=45, packages=_HF),
     Step(name="sft_resume", runs="training:sft_resume", limit=90, packages=_TRL, needs=MODEL),
     Step(name="compiled", runs="engine:compiled", limit=75, packages=_HF),
+    Step(name="liger", runs="engine:liger", limit=75, packages=("liger_kernel", *_HF)),
     Step(name="compiled_1b", runs="engine:compiled_billion", limit=90, packages=_HF),
 )
 STEPS = {step.name: step for step in (*FIRST, *FURTHER)}

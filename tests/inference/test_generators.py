@@ -311,6 +311,10 @@ def test_a_backend_for_gpus_is_refused_without_enough_of_them(monkeypatch):
             "Total number of attention heads (9) must be divisible by tensor parallel size (2)",
             "--ten",
         ),
+        (
+            "Error in memory profiling. Initial free memory 137.31 GiB, current free memory 138.5",
+            "start it again",
+        ),
         ("FooForCausalLM does not support LoRA yet.", "--merge_adapter true"),
         ("Bfloat16 is only supported on GPUs with compute capability of at least 8.0.", "float32"),
     ],

@@ -164,7 +164,6 @@ class Subject:
             reference=self._reference,
             weight_bytes=self._weight_bytes,
             optimizer_bytes=self._optimizer_bytes,
-            fused_loss=self.run.compute.use_liger_kernels,
         )
         if not self.on_engine or self.config.serves == "pretrain":
             return made

@@ -95,7 +95,7 @@ def memory(workload: Workload, device: Device, space: Space, c: Candidate) -> di
     whole = 2 * block + w.vocabulary * w.hidden if shards > 1 else 0.0
     whole += w.parameters if w.weight_bytes > size and shards == 1 else 0.0
     activations = 0.0 if c.gradient_checkpointing else kept * w.layers
-    logits = tokens * w.vocabulary * (0.5 if w.fused_loss else 2 * size + 4)
+    logits = tokens * w.vocabulary * (2 * size + 4)
     gradients = w.trained * w.gradient_bytes / shards
     temporary = 0.5 * w.trained * 4 / shards
     if space.accumulation(c) == 1 and (shards > 1 or device.count == 1):

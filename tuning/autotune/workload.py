@@ -47,8 +47,6 @@ class Workload:
     """Of a trained parameter."""
     optimizer_bytes: float = 8.0
     """Of a trained parameter: two moments, and where the weights are not fp32 a copy that is."""
-    fused_loss: bool = False
-    """Whether the loss is computed without all logits at once (Liger)."""
 
     @classmethod
     def of(cls, shape: Shape, adapter: Adapter | None = None, **more: object) -> Workload:

@@ -49,6 +49,7 @@ STEP_TOKENS = 4096
 """That a step may read on a CPU."""
 _ADVICE = (
     ("kv cache", "give a larger --gpu_memory_utilization, or a smaller --max_new_tokens"),
+    ("memory profiling", "start it again: another process gave memory of the GPU back meanwhile"),
     ("memory", "give another --gpu_memory_utilization, or end what else uses that memory"),
     ("world size", "give a smaller --tensor_parallel_size, or the job more GPUs"),
     ("tensor parallel", "give another --tensor_parallel_size"),
