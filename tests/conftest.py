@@ -7,6 +7,7 @@ smaller evaluations. Several pytest processes share one training through a lock 
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -154,6 +155,13 @@ def pytest_configure(config: pytest.Config) -> None:
     usable = not slurm and MEMORY.is_dir() and os.access(MEMORY, os.W_OK)
     if usable and shutil.disk_usage(MEMORY).free >= ENOUGH:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is not looked for in all that libraries and tests are made of, which stays."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_unconfigure() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests import warm
 from tests.conftest import check, copy_home, environment, run_entry, run_script
+from tests.warm_process import UNUSED
 from tuning.config import PACKAGE
 
 DATA = ("--model", "tiny", "--dataset", "arith", "--task", "math")
@@ -167,6 +168,40 @@ def test_rows_that_are_found_are_those_that_would_be_made(home: Path) -> None:
         capture_output=True, check=True,
     ).stdout  # fmt: skip
     assert forked == [*real.replace("made", "found").splitlines()] * 2
+
+
+STATE = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+for name, module in sorted(sys.modules.items()):
+    if name.partition(".")[0] != "tuning":
+        continue
+    print(name)
+    for key, value in sorted(vars(module).items()):
+        if hasattr(value, "cache_info"):
+            made = name in ("tuning.data.arith", "tuning.data.ifsynth")
+            print("   ", key, made or value.cache_info().currsize)
+        elif not key.startswith("__"):
+            try:
+                print("   ", key, json.dumps(value))
+            except (TypeError, ValueError):
+                pass
+"""
+
+
+@pytest.mark.unit
+def test_modules_that_are_found_are_those_that_would_be_imported(home: Path) -> None:
+    """The same modules, as unused: their values and what they remember."""
+    program = home / "program.py"
+    program.write_text(STATE)
+    forked = check(run_script(home, program, *UNUSED, cwd=home)).stdout
+    real = subprocess.run(
+        [sys.executable, str(program), *UNUSED], env=environment(home), cwd=home, text=True,
+        capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    assert forked == real
+    assert real.count("\ntuning.") > 100
 
 
 @pytest.mark.unit

@@ -9,6 +9,7 @@ and the signals that a real start has.
 from __future__ import annotations
 
 import atexit
+import builtins
 import contextlib
 import importlib
 import importlib.abc
@@ -45,10 +46,21 @@ THREADS = {"jemalloc_bg_thd", "pt_tcpstore_uv"}
 of torchrun serves the parent.
 """
 OURS = ("tuning", "tests")
-"""Packages that every command imports anew, but for KEPT."""
-KEPT = ("tuning.data.generated", "tuning.data.arith")
+"""Packages that every command imports anew, but for KEPT and UNUSED."""
+KEPT = (
+    "tuning.runs.errors", "tuning.data.rows", "tuning.data.generated", "tuning.data.arith",
+    "tuning.data.ifsynth",
+)  # fmt: skip
 """Modules without a state, which import nothing else of ours: a fork that imports one gets it as it
 is, with the rows that are made already, which takes as long as all of its imports.
+"""
+UNUSED = (
+    "tuning.launch", "tuning.phases.work", "tuning.submit", "tuning.launchers.local",
+    "tuning.launchers.supervisor", "tuning.report.build", "tuning.tasks.latex",
+)  # fmt: skip
+"""Modules that import, with each other, what settings and plans are made of, a hundred dataclasses
+that take a fifth of a second. Nothing has used them in the process that forks, so its forks get
+them as they are; what those start imports them anew.
 """
 MODULES = (*OURS, "torch")
 """Packages whose modules are run in forks, by `-m`."""
@@ -113,11 +125,21 @@ class Kept(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self, checkout: str) -> None:
         sys.path.insert(0, checkout)
-        self._modules = {name: importlib.import_module(name) for name in KEPT}
+        self._imports = _imports_of((*KEPT, *UNUSED))
         sys.path.remove(checkout)
-        sys.modules["tuning.data.arith"].pools()
+        for name in ("tuning.data.arith", "tuning.data.ifsynth"):
+            sys.modules[name].pools()
+        self._modules = {
+            name: module
+            for name, module in sys.modules.items()
+            if name.partition(".")[0] in OURS and not hasattr(module, "__path__")
+        }
         forget_ours()
         sys.meta_path.insert(0, self)
+
+    def forget_used(self) -> None:
+        """Of a process that has run a command, only what has no state is kept."""
+        self._modules = {name: self._modules[name] for name in KEPT}
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         module = self._modules.get(fullname)
@@ -129,7 +151,34 @@ class Kept(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self._modules[spec.name]
 
     def exec_module(self, module: types.ModuleType) -> None:
-        pass
+        for name in self._imports.get(module.__name__, ()):
+            importlib.import_module(name)
+
+
+def _imports_of(names: Sequence[str]) -> dict[str, list[str]]:
+    """Import modules; returns which of ours each one of ours has imported, in order."""
+    asked: dict[str, list[str]] = {}
+    real = builtins.__import__
+
+    def noting(
+        name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
+    ) -> Any:
+        importer = (globals or {}).get("__name__", "")
+        if {importer.partition(".")[0], name.partition(".")[0]} <= {*OURS}:
+            parts = [f"{name}.{part}" for part in fromlist or ()]
+            asked.setdefault(importer, []).extend([name, *parts])
+        return real(name, globals, locals, fromlist, level)
+
+    builtins.__import__ = noting
+    try:
+        for name in names:
+            importlib.import_module(name)
+    finally:
+        builtins.__import__ = real
+    return {
+        importer: [name for name in dict.fromkeys(found) if name in sys.modules]
+        for importer, found in asked.items()
+    }
 
 
 def forget_ours() -> None:
@@ -273,6 +322,9 @@ def _live_as_child(
             os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         forget_ours()
+        for finder in _start.finders:
+            if isinstance(finder, Kept):
+                finder.forget_used()
         renew(environment, asked["cwd"] or Path.cwd(), unbuffered=command.unbuffered)
         command.run()
 

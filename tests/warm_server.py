@@ -30,6 +30,7 @@ from typing import Any
 
 LIBRARIES = (
     "numpy", "torch", "transformers", "datasets", "peft", "trl", "wandb", "numba", "tabulate",
+    "nltk", "matplotlib.figure", "matplotlib.axes", "matplotlib.backends.backend_svg",
     "torch.distributed.checkpoint", "torch.distributed.optim", "torch.distributed.run",
     "torch.profiler",
     "torch.utils.serialization", "transformers.models.qwen3.modeling_qwen3",
@@ -127,7 +128,7 @@ if __name__ == "__main__":
     reason = unfit()
     connection.send(reason.encode() or b"ready")
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # the next collections have nothing of all this to go through
     warm_process.ready(environment, sys.argv[2:], connection.fileno())
     if not reason and (asked := serve(connection)) is not None:
         command = warm_process.Command.parse(asked["words"], asked["environment"])

@@ -57,5 +57,6 @@ def test_answers_follow_all_instructions_and_rejected_ones_all_but_one():
 
 def test_the_same_seed_gives_the_same_pools():
     made = ifsynth.pools()
+    ifsynth.pools.cache_clear()
     assert json.dumps(made) == json.dumps(ifsynth.pools())
     assert ifsynth.pools(1)["sft"][0] != made["sft"][0]

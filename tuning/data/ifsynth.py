@@ -7,15 +7,18 @@ is a pure function of a seed.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tuning.config import DatasetEntry
 from tuning.data.arith import NAMES, THINGS
 from tuning.data.generated import SIZES, Generated
 from tuning.data.rows import ANSWERS
+
+if TYPE_CHECKING:
+    from tuning.config import DatasetEntry
 
 VERSION = "1"
 """Increased with every change that affects a row."""
@@ -118,6 +121,7 @@ def opened(entry: DatasetEntry) -> Generated:
     return Generated(entry, version=VERSION, columns=COLUMNS, make=pools)
 
 
+@functools.cache
 def pools(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """The four pools, with no prompt in common, each in one seeded order (a subset is a prefix).
 
