@@ -248,5 +248,8 @@ def test_what_is_not_for_people_cannot_be_overridden():
 def test_what_no_file_or_script_can_hold_is_refused(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"x\.yaml' has a character in line [12] that is no text"):
+    with pytest.raises(
+        UserError,
+        match=r"x\.yaml' (has a character in line [12] that is no text|.* invalid Unicode char)",
+    ):
         read_yaml(path)

@@ -147,6 +147,11 @@ class Kept(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         return importlib.util.spec_from_loader(fullname, self, origin=module.__file__)
 
+    def get_code(self, fullname: str) -> types.CodeType | None:
+        """For `-m`, which runs a module once more."""
+        file = str(self._modules[fullname].__file__)
+        return importlib.machinery.SourceFileLoader(fullname, file).get_code(fullname)
+
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         return self._modules[spec.name]
 

@@ -45,6 +45,8 @@ def import_libraries() -> None:
         importlib.import_module(library)
     conversions = importlib.import_module("transformers.conversion_mapping")
     conversions.get_checkpoint_conversion_mapping("")  # a table that is compiled when first read
+    # What it takes to compile anything is imported with the first function.
+    importlib.import_module("numba").njit("int64(int64)")(lambda number: number)
 
 
 def spare_names() -> None:

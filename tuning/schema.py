@@ -40,7 +40,8 @@ def read_yaml(path: Path) -> Any:
     import yaml
 
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=loader)
         return None if node is None else _content(node, path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
@@ -57,7 +58,7 @@ def _content(node: Any, path: Path) -> Any:
         raise UserError(f"'{path}' has the tag '{node.tag}' {_line(node)}; tags are not read.")
     if isinstance(node.value, str):
         _require_text(node, path)
-        return None if node.style is None and node.value in _NULL else node.value
+        return None if not node.style and node.value in _NULL else node.value
     if node.tag == _TAGS[1]:
         return [_content(entry, path) for entry in node.value]
     return _pairs(node, path)
@@ -84,7 +85,7 @@ def _pairs(node: Any, path: Path) -> dict[str, Any]:
                 f"{_line(key)}; keep one."
             )
         keys[key.value] = key
-        if key.value == "<<" and key.style is None:
+        if key.value == "<<" and not key.style:
             merged = _merged(value, path)
         else:
             found[key.value] = _content(value, path)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tuning.autotune.observation import History, Observation
 from tuning.autotune.space import KNOBS, Candidate
 from tuning.autotune.subject import Subject
 from tuning.flags import plain
-from tuning.runs import atomic
+from tuning.runs import atomic, provenance
 from tuning.runs.identity import digest
 from tuning.runs.json_text import NotJSON
 from tuning.runs.lock import Lock
@@ -78,20 +77,13 @@ def about(subject: Subject) -> dict[str, Any]:
         "fixed": subject.space.fixed_micro_batch,
         "knobs": plain(KNOBS[subject.method]) | {"sep_sizes": list(subject.space.sep_sizes)},
         "least": subject.space.longest if KNOBS[subject.method].token_budget else None,
-        "versions": {name: _version(name) for name in LIBRARIES},
+        "versions": {name: provenance.version(name) for name in LIBRARIES},
     }
 
 
 def bucket(length: float) -> int:
     """The number of the bucket of a length, each BUCKET times as long as the one before."""
     return math.ceil(math.log(max(length, 1)) / math.log(BUCKET))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def disown(key: str, observation: Observation) -> None:
