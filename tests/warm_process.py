@@ -51,8 +51,8 @@ KEPT = (
     "tuning.runs.errors", "tuning.data.rows", "tuning.data.generated", "tuning.data.arith",
     "tuning.data.ifsynth",
 )  # fmt: skip
-"""Modules without a state, which import nothing else of ours: a fork that imports one gets it as it
-is, with the rows that are made already, which takes as long as all of its imports.
+"""Modules without a state, which import of ours only each other: a fork that imports one gets it as
+it is, with the rows that are made already, which takes as long as all of its imports.
 """
 UNUSED = (
     "tuning.launch", "tuning.phases.work", "tuning.submit", "tuning.launchers.local",

@@ -125,7 +125,8 @@ def opened(entry: DatasetEntry) -> Generated:
 def pools(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """The four pools, with no prompt in common, each in one seeded order (a subset is a prefix).
 
-    A chosen answer follows all instructions, a rejected one all but one of them.
+    A chosen answer follows all instructions, a rejected one all but one of them. They are made once
+    a process: not to be changed.
     """
     rng = random.Random(f"ifsynth {VERSION} pools {seed}")
     requests = _distinct(rng)
