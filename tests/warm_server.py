@@ -131,6 +131,7 @@ if __name__ == "__main__":
     connection.send(reason.encode() or b"ready")
     gc.collect()
     gc.freeze()  # the next collections have nothing of all this to go through
+    gc.set_threshold(10_000, 20, 20)  # what a command makes is soon gone, or stays to its end
     warm_process.ready(environment, sys.argv[2:], connection.fileno())
     if not reason and (asked := serve(connection)) is not None:
         command = warm_process.Command.parse(asked["words"], asked["environment"])

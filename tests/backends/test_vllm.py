@@ -23,7 +23,7 @@ from tuning.data import train_dataset
 from tuning.evaluation.config import PassAtKConfig
 from tuning.inference.beside import Beside
 from tuning.inference.generator import Generator, Messages, opened, token_ids
-from tuning.inference.vllm_engine import STEP_TOKENS
+from tuning.inference.vllm_start import STARTS, STEP_TOKENS
 from tuning.runs import interrupt
 from tuning.runs.errors import Interrupted, StageFailed
 from tuning.runs.rundir import RunDirectory
@@ -62,6 +62,12 @@ GREEDY = PassAtKConfig(
     prompts=64, n_samples=1, k_values=(1,), temperature=0.0, max_new_tokens=32, backend="vllm",
     merge_adapter=False,
 )  # fmt: skip
+GAVE_BACK = (
+    "Error in memory profiling. Initial free memory 96.48 GiB, current free memory 137.63 GiB. "
+    "This happens when other processes sharing the same container release GPU memory while vLLM is "
+    "profiling during initialization."
+)
+AGAIN = "another process gave memory of the GPU back; vLLM is started again"
 DRAWN = PassAtKConfig(
     prompts=12, n_samples=3, k_values=(1,), max_new_tokens=32, backend="vllm", merge_adapter=False
 )
@@ -296,6 +302,31 @@ def test_what_it_refuses_says_what_to_change(adapter, prompts):
         answered(generator, prompts[:1], replace(GREEDY, tensor_parallel_size=5))
     assert "--tensor_parallel_size" in str(refused.value)
     assert "--backend hf" in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("disturbed", [1, STARTS])
+def test_it_is_started_again_where_others_gave_memory_back(
+    adapter, prompts, said, monkeypatch, disturbed
+):
+    """What vLLM says there is said by its real worker, once the model is loaded."""
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    real, left = CPUWorker.determine_available_memory, [AssertionError(GAVE_BACK)] * disturbed
+
+    def measured(self: Any) -> int:
+        if left:
+            raise left.pop()
+        return int(real(self))
+
+    monkeypatch.setattr(CPUWorker, "determine_available_memory", measured)
+    with opened("vllm", adapter) as generator:
+        if disturbed == STARTS:
+            with pytest.raises(StageFailed, match="start it again: another process"):
+                answered(generator, prompts[:1], GREEDY)
+        else:
+            assert len(answered(generator, prompts[:1], GREEDY)) == 1
+    assert said == [f"warning: {AGAIN}"] * min(disturbed, STARTS - 1)
+    assert not left
 
 
 def test_heads_of_a_size_that_it_computes_wrongly_are_refused(prompts):

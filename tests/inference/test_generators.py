@@ -23,7 +23,7 @@ from tuning.evaluation.generators import GENERATORS, Backend
 from tuning.inference import ifeval_inference, k_beams, k_beams_hf
 from tuning.inference.generator import Generator, opened
 from tuning.inference.hf_engine import HFGenerator, _in_its_precision
-from tuning.inference.vllm_engine import _refused
+from tuning.inference.vllm_start import refused
 from tuning.runs import provenance
 from tuning.runs.errors import UserError
 from tuning.training.config_training import model_config
@@ -320,7 +320,7 @@ def test_a_backend_for_gpus_is_refused_without_enough_of_them(monkeypatch):
     ],
 )
 def test_a_refusal_of_vllm_is_one_line_with_what_to_change(said, todo):
-    line = str(_refused("m", ValueError(f"{said}\nand more")))
+    line = str(refused("m", ValueError(f"{said}\nand more")))
     assert todo in line.partition("To go on")[2]
     assert line.endswith("or give --backend hf.") and "\n" not in line
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuning import config as site
 from tuning.evaluation.config import PassAtKConfig
 from tuning.evaluation.generators import GENERATORS
 from tuning.inference.beams import BeamSearch
@@ -29,9 +27,18 @@ from tuning.inference.generator import (
     seed_of,
     token_ids,
 )
+from tuning.inference.vllm_start import (
+    DISTURBED,
+    STARTS,
+    environment,
+    memory,
+    refused,
+    whole_prompts,
+)
 from tuning.runs import interrupt
 from tuning.runs.atomic import read_object
-from tuning.runs.errors import Interrupted, StageFailed, UserError, cut
+from tuning.runs.errors import Interrupted, StageFailed, UserError
+from tuning.runs.log import logger
 from tuning.runs.progress import tell_part
 from tuning.weights.artifact import Artifact
 from tuning.weights.config import in_half
@@ -41,23 +48,6 @@ from tuning.weights.reading import read_config
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The largest ranks of adapters that vLLM 0.30 can be made for."""
-SHARE = 0.85
-"""Of a GPU's memory, unless another is given: a training in this process may have left some."""
-CPU_CACHE = 2 << 30
-"""Bytes of the cache of keys and values on a CPU."""
-STEP_TOKENS = 4096
-"""That a step may read on a CPU."""
-_ADVICE = (
-    ("kv cache", "give a larger --gpu_memory_utilization, or a smaller --max_new_tokens"),
-    ("memory profiling", "start it again: another process gave memory of the GPU back meanwhile"),
-    ("memory", "give another --gpu_memory_utilization, or end what else uses that memory"),
-    ("world size", "give a smaller --tensor_parallel_size, or the job more GPUs"),
-    ("tensor parallel", "give another --tensor_parallel_size"),
-    ("attention heads", "give another --tensor_parallel_size"),
-    ("lora", "give --merge_adapter true"),
-    ("compute capability", "give --dtype float32"),
-)
-"""What to do about a refusal in which these words are."""
 
 
 @contextlib.contextmanager
@@ -241,27 +231,38 @@ class VLLMGenerator:
         return LoRARequest(f"adapter-{number}", number, str(self._artifact.adapter))
 
     def _started(self, sampling: PassAtKConfig, longest: int) -> Any:
-        """The engine, for sequences of at most `longest` tokens."""
+        """The engine, for sequences of at most `longest` tokens; started again where what failed
+        was that others gave memory of the GPU back.
+        """
         import torch
 
         cuda = torch.cuda.is_available()
-        _environment(cuda=cuda)
-        gc.collect()
-        if cuda:
-            torch.cuda.empty_cache()  # what a training in this process left
-        try:
-            from vllm import LLM
+        environment(cuda=cuda)
+        for later in reversed(range(STARTS)):
+            gc.collect()
+            if cuda:
+                torch.cuda.empty_cache()  # what a training in this process left, or a start
+            try:
+                return self._start(sampling, longest, cuda=cuda)
+            except (UserError, StageFailed, MemoryError):
+                raise
+            except Exception as error:
+                with contextlib.suppress(Exception):
+                    _clean_up()
+                if not later or DISTURBED not in str(error):
+                    raise refused(self._model, error) from error
+            if interrupt.asked_to_stop():
+                raise Interrupted
+            logger.warning("another process gave memory of the GPU back; vLLM is started again")
+        raise AssertionError("the last start ends or raises")
 
-            self._artifact = served(self._artifact, sampling.merge_adapter)
-            if not cuda:
-                self._require_heads()
-            return LLM(**self._settings(sampling, longest, cuda=cuda))
-        except (UserError, StageFailed, MemoryError):
-            raise
-        except Exception as error:
-            with contextlib.suppress(Exception):
-                _clean_up()
-            raise _refused(self._model, error) from error
+    def _start(self, sampling: PassAtKConfig, longest: int, *, cuda: bool) -> Any:
+        from vllm import LLM
+
+        self._artifact = served(self._artifact, sampling.merge_adapter)
+        if not cuda:
+            self._require_heads()
+        return LLM(**self._settings(sampling, longest, cuda=cuda))
 
     def _require_heads(self) -> None:
         """Raise StageFailed for heads that vLLM's attention on a CPU takes and computes wrongly."""
@@ -291,8 +292,8 @@ class VLLMGenerator:
             "enforce_eager": sampling.enforce_eager or not cuda,
             "use_tqdm_on_load": False,
             "max_logprobs": max(20, self._search(sampling, 0).candidates),
-            **({} if cuda else _whole_prompts(longest)),
-            **_memory(sampling.gpu_memory_utilization, cuda=cuda),
+            **({} if cuda else whole_prompts(longest)),
+            **memory(sampling.gpu_memory_utilization, cuda=cuda),
             **lora,
         }
 
@@ -315,17 +316,6 @@ def _clean_up() -> None:
 def _log_probabilities(output: Any) -> dict[int, float]:
     """Of the likeliest tokens after a prompt, by token."""
     return {token: found.logprob for token, found in output.outputs[0].logprobs[0].items()}
-
-
-def _memory(share: float | None, *, cuda: bool) -> dict[str, Any]:
-    if share is None and not cuda:
-        return {"kv_cache_memory_bytes": CPU_CACHE}
-    return {"gpu_memory_utilization": SHARE if share is None else share}
-
-
-def _whole_prompts(longest: int) -> dict[str, Any]:
-    """Prompts that are never read in parts: on a CPU, vLLM 0.30 fails on one that has a seed."""
-    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(longest, STEP_TOKENS)}
 
 
 def _checked(artifact: Artifact) -> Artifact:
@@ -372,32 +362,3 @@ def _generation_defaults(base: str, config: Any) -> Any:
         return GenerationConfig.from_pretrained(base)
     except OSError:
         return GenerationConfig.from_model_config(config)
-
-
-def _environment(*, cuda: bool) -> None:
-    """Variables that vLLM reads when it is imported; those that are set already stay."""
-    wanted = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CACHE_ROOT": str(site.home() / "cache" / "vllm"),
-    }
-    if cuda:
-        # Workers cannot be forked from a process that has asked for its GPUs.
-        wanted["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        # FlashInfer's sampler takes no seeds, which prompts have here, and compiles when it starts.
-        wanted["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
-    else:
-        wanted["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
-
-
-def _refused(model: str, error: BaseException) -> StageFailed:
-    """Why vLLM does not start, in its words, and what to change."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    advice = next((todo for words, todo in _ADVICE if words in text.lower()), "see its message")
-    return StageFailed(
-        f"vLLM does not start on model '{model}': {cut(text, 300)} To go on, {advice}, or give "
-        "--backend hf."
-    )

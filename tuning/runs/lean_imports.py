@@ -1,14 +1,16 @@
-"""A shorter start of processes that train: modules of libraries import what is never used here.
+"""A shorter start of processes that train: modules of libraries import what is never used here, and
+Python looks for garbage among a million new objects that all stay.
 
 Of the CPU time in which a training imports torch, transformers and TRL, a quarter goes to
 scikit-learn (for a threshold of assisted generation), scipy (for a loss of object detection),
 chardet (which requests takes where a smaller package would do), and lists of all installed packages
-that several libraries make anew (benchmarks/startup.py).
+that several libraries make anew; of the rest, a tenth goes into garbage (benchmarks/startup.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -22,6 +24,8 @@ HIDDEN = {
     "requests": "chardet",
 }
 """Module -> the package that it imports if it is installed, and that is not there for it."""
+LARGE = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "wandb")
+"""Packages while whose modules are imported no garbage is collected."""
 
 
 def install() -> None:
@@ -31,26 +35,31 @@ def install() -> None:
 
 
 class _Finder:
-    """Finds the modules of HIDDEN, and notices the first of the large libraries."""
+    """Finds the modules of HIDDEN and of LARGE, and notices the first of transformers."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """As it would be found, to be executed without the package."""
+        """As it would be found, to be executed without a package or without collections."""
         if fullname == "transformers":
             _list_packages_once()
-        if fullname not in HIDDEN:
+        # What is imported by a module without collections is without them too.
+        large = gc.isenabled() and fullname.partition(".")[0] in LARGE
+        if fullname not in HIDDEN and not large:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Without(spec.loader, HIDDEN[fullname])  # type: ignore[assignment]
+            around = _Around(spec.loader, HIDDEN.get(fullname))
+            spec.loader = around  # type: ignore[assignment]
         return spec
 
 
-class _Without:
-    """Executes a module as if a package were not installed; all else as its own loader."""
+class _Around:
+    """Executes a module without collections of garbage, and as if a package were not installed;
+    all else as its own loader.
+    """
 
-    def __init__(self, loader: Any, package: str) -> None:
+    def __init__(self, loader: Any, package: str | None) -> None:
         self.loader, self.package = loader, package
 
     def __getattr__(self, name: str) -> Any:
@@ -63,16 +72,30 @@ class _Without:
 
     def exec_module(self, module: ModuleType) -> None:
         """With the package if the module cannot do without."""
-        try:
-            with _hidden(self.package):
+        with _without_collections():
+            try:
+                with _hidden(self.package):
+                    self.loader.exec_module(module)
+            except ImportError:
+                if self.package is None:
+                    raise
                 self.loader.exec_module(module)
-        except ImportError:
-            self.loader.exec_module(module)
 
 
 @contextlib.contextmanager
-def _hidden(package: str) -> Iterator[None]:
-    if package in sys.modules:
+def _without_collections() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _hidden(package: str | None) -> Iterator[None]:
+    if package is None or package in sys.modules:
         yield
         return
     sys.modules[package] = None  # type: ignore[assignment]  # how Python marks what is not there

@@ -101,7 +101,7 @@ def _missing() -> str | None:
 
 def _answers(url: str) -> bool:
     """Whether a server answers within PROBE_SECONDS; a connection alone says nothing of that."""
-    answered = threading.Event()
+    answers = []
 
     def ask() -> None:
         try:
@@ -110,10 +110,12 @@ def _answers(url: str) -> bool:
             pass
         except (OSError, ValueError, http.client.HTTPException):
             return
-        answered.set()
+        answers.append(True)
 
-    threading.Thread(target=ask, daemon=True).start()
-    return answered.wait(PROBE_SECONDS)
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PROBE_SECONDS)
+    return bool(answers)
 
 
 def _in_netrc(host: str) -> bool:
