@@ -6,6 +6,7 @@ real start is stopped, and forks end what it began.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from tests import warm
 from tests.conftest import check, copy_home, environment, run_entry, run_script
 from tests.warm_process import UNUSED
-from tuning.config import PACKAGE
+from tuning.config import CHECKOUT, PACKAGE
 
 DATA = ("--model", "tiny", "--dataset", "arith", "--task", "math")
 COMMANDS = {
@@ -245,3 +246,30 @@ def test_a_process_in_the_background_gets_signals(home: Path, number: int, code:
 @pytest.mark.unit
 def test_libraries_say_nothing_when_they_are_imported(home: Path) -> None:
     assert warm.said_by_libraries(environment(home)) == ""
+
+
+OTHER = """
+import os, sys
+from tests import warm
+process = warm.start(["-m", "tuning.cli", "--help"], dict(os.environ), os.getcwd())
+print(warm.parent_of(process.pid), process.wait(timeout=60))
+"""
+
+
+@pytest.mark.unit
+def test_processes_that_test_share_what_forks_and_one_ends_without_the_others(home: Path) -> None:
+    process = warm.start(["-m", "tuning.cli", "--help"], environment(home), home)
+    parent = warm.parent_of(process.pid)
+    if parent == os.getpid():
+        pytest.skip("where a fork is not as good as a start, nothing forks")
+    ours = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    shared = environment(home) | {"PYTEST_XDIST_TESTRUNUID": ours, "PYTHONPATH": str(CHECKOUT)}
+    other = subprocess.run(
+        [sys.executable, "-c", OTHER], env=shared, cwd=home, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert other.stdout == f"{parent} 0\n", other.stderr
+    assert process.wait(timeout=60) == 0
+    again = warm.start(["-m", "tuning.cli", "--help"], environment(home), home)
+    assert warm.parent_of(again.pid) == parent
+    assert again.wait(timeout=60) == 0

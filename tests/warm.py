@@ -1,9 +1,10 @@
 """Commands that start at once: forked from a process that has imported torch, transformers and TRL.
 
 A training at test size takes two seconds and the imports before it take five, so a process that has
-them done stands ready (warm_server.py) and forks one for each command. The fork gets its
-environment, folder, files and arguments, imports the project's code itself and runs the script as
-`__main__`: results, exit codes and signals are those of a real start (tests/test_warm.py).
+them done stands ready (warm_server.py) and forks one for each command of all processes that test.
+The fork gets its environment, folder, files and arguments, imports the project's code itself and
+runs the script as `__main__`: results, exit codes and signals are those of a real start
+(tests/test_warm.py).
 
 Where forks are not as good as real starts, as on a machine with a GPU or in another environment
 than the first, commands are started anew; with TUNING_REAL_STARTS=1 all are.
@@ -11,6 +12,7 @@ than the first, commands are started anew; with TUNING_REAL_STARTS=1 all are.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -76,26 +78,27 @@ Process = Forked | subprocess.Popen[bytes]
 
 
 class _Server:
-    """The process that forks, and the environment in which it has imported what it has."""
+    """A connection to the process that forks, which the first to connect has started."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = fixed(environment)
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # A name that no file has, and that is free again once the process is gone.
+        name = f"\0tuning-warm-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+        self.control = _socket()
         with tempfile.TemporaryFile() as told:
-            with theirs:
-                self.process = subprocess.Popen(
-                    [sys.executable, str(SERVER), str(theirs.fileno()), *QUIET],
-                    env={**QUIET, **environment, "PYTHONPATH": ""}, pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL, stdout=told, stderr=told, cwd="/",
-                )  # fmt: skip
-            ready = self.control.recv(4096).decode()
-            told.seek(0)
-            self.said = told.read().decode()
-            """What the libraries said when they were imported."""
-        self.fit = ready == "ready"
+            self._process = _start_server(name, environment, told)
+            try:
+                _connect(self.control, name)
+                about = json.loads(self.control.recv(1 << 20))
+            except (OSError, ValueError):
+                told.seek(0)
+                about = {"unfit": f"the server ended. {told.read().decode()}"}
+        self.environment: dict[str, str] = about.get("environment", {})
+        """That in which it has imported what it has."""
+        self.said: str = about.get("said", "")
+        """What the libraries said when they were imported."""
+        self.fit = not about["unfit"]
         if not self.fit:
-            why = ready or f"the server ended. {self.said}"
-            print(f"commands are started anew: {why}", file=sys.stderr)
+            print(f"commands are started anew: {about['unfit']}", file=sys.stderr)
 
     def fork(self, request: Mapping[str, Any], files: Sequence[int]) -> Forked:
         """A process with standard input, output and error."""
@@ -106,9 +109,43 @@ class _Server:
         return Forked(ours)
 
     def end(self) -> None:
-        """The process ends; what it has forked does not."""
+        """The process ends if no other is connected; what it has forked does not."""
         self.control.close()
-        self.process.wait()
+
+
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _connect(control: socket.socket, name: str) -> None:
+    """Connect to a socket that listens, or that another process is about to have listen."""
+    for later in reversed(range(20)):
+        try:
+            control.connect(name)
+            return
+        except ConnectionRefusedError:
+            if not later:
+                raise
+            time.sleep(0.01)
+
+
+def _start_server(
+    name: str, environment: Mapping[str, str], told: IO[bytes]
+) -> subprocess.Popen[bytes] | None:
+    """Start the process that forks; None if one of that name runs."""
+    with _socket() as listening:
+        try:
+            listening.bind(name)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return None
+        listening.listen()
+        return subprocess.Popen(
+            [sys.executable, str(SERVER), str(listening.fileno()), *QUIET],
+            env={**QUIET, **environment, "PYTHONPATH": ""}, pass_fds=[listening.fileno()],
+            stdin=subprocess.DEVNULL, stdout=told, stderr=told, cwd="/",
+        )  # fmt: skip
 
 
 _servers: list[_Server] = []
@@ -129,16 +166,18 @@ def end() -> None:
 
 
 def _server(environment: Mapping[str, str]) -> _Server | None:
-    """The server of this process, started when it is first asked for; None if it is not fit."""
+    """The server, started when it is first asked for; None if it is not fit."""
     if not hasattr(os, "pidfd_open") or os.environ.get("TUNING_REAL_STARTS") == "1":
         return None
     if not _servers:
         _servers.append(_Server(environment))
     (server,) = _servers
-    if changed := server.environment.items() ^ fixed(environment).items():
+    if not server.fit:
+        return None
+    if changed := server.environment.items() ^ fixed({**QUIET, **environment}).items():
         names = ", ".join(sorted({name for name, _ in changed}))
         warnings.warn(f"a command is started anew, for another {names}", stacklevel=2)
-    return server if server.fit and not changed else None
+    return None if changed else server
 
 
 def start(

@@ -1,9 +1,10 @@
 """The process behind tests/warm.py: it has imported what commands import and forks one for each.
 
-Run by warm.py as `python warm_server.py FD NAME ...`, where FD is its end of a connection and the
-names are those of variables that commands set themselves. It imports what the project depends on
-and nothing of the project, whose code every command imports anew, but for warm_process.KEPT. It
-trains nothing and starts no thread. Where that cannot be had it says so and ends.
+Run by warm.py as `python warm_server.py FD NAME ...`, where FD is a socket to which the processes
+that test connect and the names are those of variables that commands set themselves. It imports what
+the project depends on and nothing of the project, whose code every command imports anew, but for
+warm_process.KEPT. It trains nothing and starts no thread. Where that cannot be had, it tells so
+whoever connects. It ends with the last connection.
 
 A request is one JSON message with four files: standard input, output and error of the command, and
 where to tell its process number and, once it has ended, its exit code (-N for signal N).
@@ -67,28 +68,41 @@ def unfit() -> str:
     return f"threads run: {', '.join(sorted(names))}" if names else ""
 
 
-def serve(control: socket.socket) -> dict[str, Any] | None:
-    """Fork a process for each request until the other side is gone.
+def serve(listening: socket.socket, welcome: bytes) -> dict[str, Any] | None:
+    """Fork a process for each request until all that have connected are gone; `welcome` is what
+    each of them is told first.
 
     Returns None then; and in the forked process its request, with the files in place.
     """
     running: dict[int, tuple[int, int]] = {}
+    connected: dict[int, socket.socket] = {}
     poll = select.poll()
-    poll.register(control, select.POLLIN)
+    poll.register(listening, select.POLLIN)
     while True:
         for ready, _ in poll.poll():
             if ready in running:
                 poll.unregister(ready)
                 told(ready, *running.pop(ready))
                 continue
-            message, files, _, _ = socket.recv_fds(control, 1 << 20, 4)
+            if ready == listening.fileno():
+                connection, _ = listening.accept()
+                connection.send(welcome)
+                connected[connection.fileno()] = connection
+                poll.register(connection, select.POLLIN)
+                continue
+            message, files, _, _ = socket.recv_fds(connected[ready], 1 << 20, 4)
             if not message:
-                return None
+                poll.unregister(ready)
+                connected.pop(ready).close()
+                if not connected:
+                    return None
+                continue
             if (pid := os.fork()) == 0:
                 for watch, (_, reply) in running.items():
                     os.close(watch)
                     os.close(reply)
-                control.close()
+                for connection in (listening, *connected.values()):
+                    connection.close()
                 put(files)
                 return dict(json.loads(message))
             for file in files[:3]:
@@ -122,18 +136,23 @@ def put(files: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    listening = socket.socket(fileno=int(sys.argv[1]))
     environment = dict(os.environ)
+    gc.disable()  # what libraries consist of stays
     import_libraries()
     spare_names()
     warm_process.Kept(str(Path(__file__).resolve().parents[1]))
-    reason = unfit()
-    connection.send(reason.encode() or b"ready")
+    gc.enable()
     gc.collect()
     gc.freeze()  # the next collections have nothing of all this to go through
     gc.set_threshold(10_000, 20, 20)  # what a command makes is soon gone, or stays to its end
-    warm_process.ready(environment, sys.argv[2:], connection.fileno())
-    if not reason and (asked := serve(connection)) is not None:
+    warm_process.ready(environment, sys.argv[2:], listening.fileno())
+    about = {
+        "unfit": unfit(),
+        "environment": warm_process.fixed(environment),
+        "said": os.pread(sys.stdout.fileno(), 4096, 0).decode(),
+    }
+    if (asked := serve(listening, json.dumps(about).encode())) is not None:
         command = warm_process.Command.parse(asked["words"], asked["environment"])
         assert command is not None, asked["words"]
         warm_process.live(command, asked["environment"], asked["cwd"])

@@ -92,7 +92,7 @@ def test_result_and_metadata_are_those_of_sft_with_trl(straight: RunDirectory) -
         20, 320, 160
     )  # fmt: skip
     assert result["sweetspots"] == {
-        "ppl-4.0": {"state": "reached", "step": 4}, "ppl-3.0": {"state": "reached", "step": 16},
+        "ppl-4.0": {"state": "reached", "step": 4}, "ppl-3.0": {"state": "reached", "step": 12},
     }  # fmt: skip
     assert [step for step, *_ in measured(straight)] == [0, 4, 8, 12, 16, 20]
     told = metadata(straight, "4.0")

@@ -59,7 +59,7 @@ def together(home: Path, *flags: str) -> Process:
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    short = (*TINY, "--max_steps", "5", "--warmup_steps", "4")
+    short = (*TINY, "--max_steps", "5", "--warmup_steps", "4", "--total_batch_size", "2048")
     check(run_entry(tmp_path / "alone", "run_pretrain.py", *short))
     assert together(tmp_path / "two", *short).wait(timeout=120) == 0
     one, two = (
