@@ -17,7 +17,8 @@ from tuning.runs.rundir import RunDirectory
 EXPERIMENT = (
     "--model", "tiny", "--dataset", "arith", "--task", "math", "--total_data", "64",
     "--sft_data", "48", "--perplexity_thresholds", "5.0", "--pass_at_k_targets", "1.0",
-    "--pass_at_k_patience", "1:1.0", "--pass_at_k_every", "3", "--launcher", "local",
+    "--pass_at_k_patience", "1:1.0", "--pass_at_k_every", "3", "--pass_at_k_prompts", "64",
+    "--launcher", "local",
 )  # fmt: skip
 """The plateau is that after three steps; the target is never reached."""
 PLATEAU = "pass@1-1@1.00"
