@@ -4,7 +4,8 @@ Python looks for garbage among a million new objects that all stay.
 Of the CPU time in which a training imports torch, transformers and TRL, a quarter goes to
 scikit-learn (for a threshold of assisted generation), scipy (for a loss of object detection),
 chardet (which requests takes where a smaller package would do), and lists of all installed packages
-that several libraries make anew; of the rest, a tenth goes into garbage (benchmarks/startup.py).
+that several libraries make anew (benchmarks/startup.py). Of the rest, a seventh goes into looking
+for garbage, and half of that is spared.
 """
 
 from __future__ import annotations
